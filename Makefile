@@ -1,0 +1,33 @@
+# The commands for working on MAGI Agent. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint bench demo clean
+
+python := .venv/bin/python
+beside_systemd := $(python) packaging/workbench/private_systemd.py --
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Make .venv and fetch a llama-server and two sample models, once
+	@packaging/workbench/setup
+
+test: setup ## Run all tests on a real systemd and a real llama-server; choose with ARGS='-k name'
+	@$(beside_systemd) $(python) -m pytest $(ARGS)
+
+lint: setup ## Check style and types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/mypy --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls \
+		tests packaging/workbench
+
+bench: setup ## Measure, side by side; print tables and write build/bench.json
+	@$(beside_systemd) $(python) tests/bench/run.py $(ARGS)
+
+demo: setup ## Find two models, start one, ask it a question; stays up until Ctrl-C (DEMO_ONCE=1: only once)
+	@$(python) packaging/workbench/demo.py
+
+clean: ## Remove what builds and runs leave; .venv and the fetched parts stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,153 @@
+"""The real parts that tests share: a systemd manager, a llama-server, sample models, toy models, free ports."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import locations
+import pytest
+from surroundings import inside_private_systemd
+from toy_model import MetadataValue, write_toy_model
+
+_FIRST_TEST_PORT = 21000
+_LAST_TEST_PORT = 29999
+
+
+@dataclass(frozen=True, slots=True)
+class SampleModels:
+    """Two real models, as `make setup` brought them."""
+
+    folder: Path
+    smollm2: Path
+    gemma: Path
+
+
+@dataclass(frozen=True, slots=True)
+class SystemdUser:
+    """The user manager that the tests run beside."""
+
+    runtime: Path
+    bus_address: str
+    journal: Path
+
+
+class MakeToyModel(Protocol):
+    """Writes a toy model to a path and returns it; see toy_model.write_toy_model for the arguments."""
+
+    def __call__(
+        self,
+        path: Path,
+        *,
+        name: str = "toy",
+        architecture: str = "llama",
+        chat_template: str | None = None,
+        metadata: dict[str, MetadataValue] | None = None,
+        context_length: int = 512,
+        seed: int = 1,
+    ) -> Path: ...
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        pytest.fail(f"{path} is missing: run `make setup`")
+    return path
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Path:
+    """A real llama-server, by its own path (not the link in the cache)."""
+    return _existing(locations.LLAMA_SERVER).resolve()
+
+
+@pytest.fixture(scope="session")
+def sample_models() -> SampleModels:
+    return SampleModels(locations.SAMPLE_MODELS, _existing(locations.SMOLLM2), _existing(locations.GEMMA))
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> MakeToyModel:
+    """Makes toy models; each is a file of its own (no links: a link and its target are one model)."""
+    plain = write_toy_model(tmp_path_factory.mktemp("toy") / "plain.gguf")
+
+    def make(
+        path: Path,
+        *,
+        name: str = "toy",
+        architecture: str = "llama",
+        chat_template: str | None = None,
+        metadata: dict[str, MetadataValue] | None = None,
+        context_length: int = 512,
+        seed: int = 1,
+    ) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if (name, architecture, chat_template, metadata, context_length, seed) == ("toy", "llama", None, None, 512, 1):
+            shutil.copyfile(plain, path)
+            return path
+        return write_toy_model(
+            path,
+            name=name,
+            architecture=architecture,
+            chat_template=chat_template,
+            metadata=metadata,
+            context_length=context_length,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def systemd_user() -> SystemdUser:
+    """The private manager; a failure, not a skip, where the tests were started without one."""
+    if not inside_private_systemd():
+        pytest.fail("this test needs the private systemd manager: run it by `make test ARGS='...'`")
+    return SystemdUser(
+        Path(os.environ["XDG_RUNTIME_DIR"]),
+        os.environ["DBUS_SESSION_BUS_ADDRESS"],
+        Path(os.environ["MAGI_JOURNAL_DIRECTORY"]),
+    )
+
+
+class PortRanges(Protocol):
+    """Gives out ranges of consecutive ports that nothing listens on: `(first, last)`, both usable."""
+
+    def __call__(self, count: int = 1) -> tuple[int, int]: ...
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="session")
+def _ports() -> Iterator[int]:
+    # Starting where the process id says keeps two runs on one machine apart.
+    span = _LAST_TEST_PORT - _FIRST_TEST_PORT
+    return (_FIRST_TEST_PORT + (os.getpid() * 100 + step) % span for step in itertools.count())
+
+
+@pytest.fixture(scope="session")
+def unused_ports(_ports: Iterator[int]) -> PortRanges:
+    """Ranges of ports for the servers of one test; none is given out twice in a run."""
+
+    def take(count: int = 1) -> tuple[int, int]:
+        run: list[int] = []
+        for port in itertools.islice(_ports, 5000):
+            run = [*run, port] if _is_free(port) and (not run or port == run[-1] + 1) else []
+            if len(run) == count:
+                return run[0], run[-1]
+        raise AssertionError(f"no {count} free ports in a row")
+
+    return take
