@@ -1,0 +1,472 @@
+"""Configuration: defaults, then ``agent.toml``, then the environment, then the command line; one frozen object.
+
+``SETTINGS`` is the one table of what can be set. The file's sections and keys, the environment's names, the command
+line's options and the page that documents them all come from it.
+"""
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from magi_agent.errors import ConfigurationError
+from magi_agent.vocabulary import Scope, TcpAccess
+
+DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
+_MAX_CONFIG_BYTES: Final = 1 << 20
+_MAX_SECONDS: Final = 7 * 86_400.0
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Where the TCP listener binds."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything an operator can set. Times are in seconds."""
+
+    model_scan_path: tuple[Path, ...]
+    rescan_interval: float
+    powerful_min: float
+    fast_max: float
+    registry_path: Path
+    llama_server_path: Path
+    llama_server_host: str
+    llama_server_user: str
+    port_range: tuple[int, int]
+    max_startup_time: float
+    readiness_check_interval: float
+    stop_timeout: float
+    profiles_path: tuple[Path, ...]
+    active_profile: str
+    tcp: TcpAddress | None
+    tcp_access: TcpAccess
+    socket: Path | None
+    trusted_proxies: tuple[str, ...]
+    cors_origins: tuple[str, ...]
+    systemd_scope: Scope
+    journal_directory: Path | None
+    log_level: str
+
+    @property
+    def state_directory(self) -> Path:
+        """Where the agent keeps what it must not lose: the registry's folder."""
+        return self.registry_path.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One thing that can be set: its place in the file, its name in the environment, and what it may be."""
+
+    name: str
+    section: str
+    variable: str
+    default: str
+    parse: Callable[[object], object]
+    help: str
+
+    @property
+    def option(self) -> str:
+        """Its option on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or any(ord(character) < 32 for character in value):
+        raise ValueError("must be a string without control characters")
+    return value
+
+
+def _path(value: object) -> Path:
+    text = _text(value)
+    if not text:
+        raise ValueError("must be a path")
+    return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  # links stay as the operator wrote them
+
+
+def _optional_path(value: object) -> Path | None:
+    return _path(value) if _text(value) else None
+
+
+def _paths(value: object) -> tuple[Path, ...]:
+    parts = value if isinstance(value, list) else _text(value).split(":")
+    paths = tuple(dict.fromkeys(_path(part) for part in parts if part != ""))
+    if not paths:
+        raise ValueError("must be one or more folders, separated by ':' or as a list")
+    return paths
+
+
+def _words(value: object) -> tuple[str, ...]:
+    parts = value if isinstance(value, list) else _text(value).replace(",", " ").split()
+    return tuple(_text(part) for part in parts)
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("must be a number")
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("must be a number") from None
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = _number(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise ValueError(f"must be a number of seconds above 0, at most {_MAX_SECONDS:.0f}")
+    return seconds
+
+
+def _billions(value: object) -> float:
+    try:
+        size = _number(value)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 1e6:
+        raise ValueError("must be a size in billions of parameters, 0 or more")
+    return size
+
+
+def _port_range(value: object) -> tuple[int, int]:
+    hint = "must be two ports from 1 to 65535, the lower first, such as '8080-8099'"
+    if isinstance(value, list):
+        parts = [str(part) for part in value]
+    else:
+        parts = _text(value).split("-")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(hint)
+    low, high = int(parts[0]), int(parts[1])
+    if not 0 < low <= high < 65_536:
+        raise ValueError(hint)
+    return low, high
+
+
+def _address(value: object) -> str:
+    text = _text(value)
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        if text == "localhost":
+            return "127.0.0.1"
+        raise ValueError("must be an IP address, such as '127.0.0.1'") from None
+
+
+def _tcp(value: object) -> TcpAddress | None:
+    text = _text(value)
+    if text == "off":
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) < 65_536:
+        raise ValueError("must be 'off' or address and port, such as '127.0.0.1:8000'")
+    return TcpAddress(_address(host), int(port))
+
+
+def _socket(value: object) -> Path | None:
+    if value == "off":
+        return None
+    path = _path(value)
+    if len(os.fsencode(path)) > 107:
+        raise ValueError("must be 'off' or a path of at most 107 bytes (the kernel's limit for unix sockets)")
+    return path
+
+
+def _networks(value: object) -> tuple[str, ...]:
+    networks = _words(value)
+    for network in networks:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            if network != "unix":
+                raise ValueError("must be addresses or networks of reverse proxies, or the word 'unix'") from None
+    return networks
+
+
+def _choice(*words: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+def _scope(value: object) -> Scope:
+    return Scope(_choice(*Scope)(value))
+
+
+def _tcp_access(value: object) -> TcpAccess:
+    return TcpAccess(_choice(*TcpAccess)(value))
+
+
+SETTINGS: Final[tuple[Setting, ...]] = (
+    Setting(
+        "model_scan_path", "discovery", "MODEL_SCAN_PATH", "/models", _paths, "folder(s) to scan, separated by ':'"
+    ),
+    Setting("rescan_interval", "discovery", "MAGI_RESCAN_INTERVAL", "300", _seconds, "seconds between two whole scans"),
+    Setting(
+        "powerful_min",
+        "discovery",
+        "MAGI_POWERFUL_MIN",
+        "14",
+        _billions,
+        "billions of parameters from which a model is powerful",
+    ),
+    Setting(
+        "fast_max",
+        "discovery",
+        "MAGI_FAST_MAX",
+        "7",
+        _billions,
+        "billions of parameters below which a model of at most 4 bits is fast",
+    ),
+    Setting("registry_path", "registry", "REGISTRY_PATH", "data/model_registry.json", _path, "the registry file"),
+    Setting(
+        "llama_server_path",
+        "servers",
+        "LLAMA_SERVER_PATH",
+        "/usr/local/bin/llama-server",
+        _path,
+        "the llama-server binary",
+    ),
+    Setting(
+        "llama_server_host", "servers", "LLAMA_SERVER_HOST", "127.0.0.1", _address, "address the llama-servers bind"
+    ),
+    Setting(
+        "llama_server_user",
+        "servers",
+        "MAGI_LLAMA_SERVER_USER",
+        "",
+        _text,
+        "user the llama-servers run as in the system scope; empty for a dynamic one",
+    ),
+    Setting("port_range", "servers", "MAGI_PORT_RANGE", "8080-8099", _port_range, "ports given to models"),
+    Setting(
+        "max_startup_time",
+        "servers",
+        "MAX_STARTUP_TIME",
+        "120",
+        _seconds,
+        "seconds without progress until a server that is not ready counts as failed",
+    ),
+    Setting(
+        "readiness_check_interval",
+        "servers",
+        "READINESS_CHECK_INTERVAL",
+        "2",
+        _seconds,
+        "longest pause between readiness checks, seconds",
+    ),
+    Setting(
+        "stop_timeout", "servers", "MAGI_STOP_TIMEOUT", "20", _seconds, "seconds a server has to stop before SIGKILL"
+    ),
+    Setting(
+        "profiles_path",
+        "profiles",
+        "PROFILES_PATH",
+        "config/profiles",
+        _paths,
+        "folders of profiles, separated by ':'; the last is written to",
+    ),
+    Setting(
+        "active_profile",
+        "profiles",
+        "ACTIVE_PROFILE",
+        "development",
+        _text,
+        "profile applied at the first start and when this value changes",
+    ),
+    Setting("tcp", "api", "MAGI_TCP", "127.0.0.1:8000", _tcp, "TCP listener, or 'off'"),
+    Setting(
+        "tcp_access",
+        "api",
+        "MAGI_TCP_ACCESS",
+        "read",
+        _tcp_access,
+        "what a caller on loopback TCP may do: none, read or full",
+    ),
+    Setting("socket", "api", "MAGI_SOCKET", "/run/magi-agent/api.sock", _socket, "unix socket listener, or 'off'"),
+    Setting(
+        "trusted_proxies",
+        "api",
+        "MAGI_TRUSTED_PROXIES",
+        "",
+        _networks,
+        "addresses of reverse proxies whose X-Forwarded-* headers count; 'unix' for peers on the unix socket",
+    ),
+    Setting(
+        "cors_origins", "api", "MAGI_CORS_ORIGINS", "", _words, "origins that browsers may call from; none by default"
+    ),
+    Setting(
+        "systemd_scope",
+        "systemd",
+        "MAGI_SYSTEMD_SCOPE",
+        "system",
+        _scope,
+        "the systemd manager whose units the servers are: system or user",
+    ),
+    Setting(
+        "journal_directory",
+        "systemd",
+        "MAGI_JOURNAL_DIRECTORY",
+        "",
+        _optional_path,
+        "folder of the journal, where it is not the host's own",
+    ),
+    Setting("log_level", "agent", "MAGI_LOG_LEVEL", "info", _choice(*_LOG_LEVELS), "debug, info, warning or error"),
+)
+
+
+def load_settings(options: Mapping[str, str], environment: Mapping[str, str], config: Path | None = None) -> Settings:
+    """Join all sources into one object.
+
+    ``options`` are the command line's, by setting name. ``config`` is the file named on the command line; without it
+    ``MAGI_CONFIG`` names it, and without that the default file is read if it is there.
+
+    Raises ``ConfigurationError`` with one line that names the key, where it stands and what is allowed.
+    """
+    named = config or (Path(environment["MAGI_CONFIG"]) if environment.get("MAGI_CONFIG") else None)
+    path = named or DEFAULT_CONFIG
+    text = _read_config(path, required=named is not None)
+    in_file = _parse_config(path, text)
+    values: dict[str, object] = {}
+    for setting in SETTINGS:
+        if setting.name in options:
+            place = setting.option
+            raw: object = options[setting.name]
+        elif environment.get(setting.variable) is not None:
+            place, raw = f"environment variable {setting.variable}", environment[setting.variable]
+        elif setting.name in in_file:
+            place = f"{_place(path, text, setting.section, setting.name)}: {setting.section}.{setting.name}"
+            raw = in_file[setting.name]
+        else:
+            place, raw = f"default of {setting.name}", _default(setting, values, environment)
+        try:
+            values[setting.name] = setting.parse(raw)
+        except ValueError as error:
+            raise ConfigurationError(f"{place}: {error}, not {raw!r}") from None
+    settings = Settings(**values)  # type: ignore[arg-type]  # each parse function returns its field's type
+    _check_together(settings)
+    return settings
+
+
+def _default(setting: Setting, values: Mapping[str, object], environment: Mapping[str, str]) -> object:
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    if setting.name == "socket" and runtime and _scope_of(values, environment) == Scope.USER:
+        # /run belongs to root; a user's agent has a run-time folder of its own.
+        return f"{runtime}/magi-agent/api.sock"
+    return setting.default
+
+
+def _scope_of(values: Mapping[str, object], environment: Mapping[str, str]) -> object:
+    return values.get("systemd_scope", environment.get("MAGI_SYSTEMD_SCOPE"))
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.tcp is None and settings.socket is None:
+        raise ConfigurationError("api.tcp and api.socket are both 'off': nobody could reach the agent; set one of them")
+    if settings.tcp and not settings.tcp.is_loopback:
+        raise ConfigurationError(
+            f"api.tcp: {settings.tcp} is reachable from other hosts, which needs tokens, and there are none; "
+            "use a loopback address and a reverse proxy"
+        )
+    if settings.fast_max > settings.powerful_min:
+        raise ConfigurationError(
+            f"discovery.fast_max: must be at most discovery.powerful_min ({settings.powerful_min:g}), "
+            f"not {settings.fast_max:g}"
+        )
+
+
+def _read_config(path: Path, *, required: bool) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise ConfigurationError(f"{path}: larger than {_MAX_CONFIG_BYTES} bytes, which no configuration is")
+        return data.decode()
+    except FileNotFoundError:
+        if required:
+            raise ConfigurationError(f"{path}: no such file; name another with --config or MAGI_CONFIG") from None
+        return ""
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
+
+
+def _parse_config(path: Path, text: str) -> dict[str, object]:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    known: dict[str, dict[str, Setting]] = {}
+    for setting in SETTINGS:
+        known.setdefault(setting.section, {})[setting.name] = setting
+    found: dict[str, object] = {}
+    for section, entries in document.items():
+        if section not in known:
+            raise ConfigurationError(
+                f"{_place(path, text, section, None)}: {section}: unknown section; there are {', '.join(known)}"
+            )
+        if not isinstance(entries, dict):
+            raise ConfigurationError(f"{_place(path, text, section, None)}: {section}: must be a section, [{section}]")
+        for key, value in entries.items():
+            if key not in known[section]:
+                raise ConfigurationError(
+                    f"{_place(path, text, section, key)}: {section}.{key}: unknown key; "
+                    f"[{section}] has {', '.join(known[section])}"
+                )
+            found[key] = value
+    return found
+
+
+def _place(path: Path, text: str, section: str, key: str | None) -> str:
+    """Where a key stands, as ``file:line``; tomllib does not tell, so the line is looked for."""
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+            current = header[1].strip("\"'")
+            if key is None and current == section:
+                return f"{path}:{number}"
+        elif assignment := re.match(r"\s*([\w.\"'-]+)\s*=", line):
+            name = assignment[1].replace('"', "").replace("'", "")
+            full = f"{current}.{name}" if current else name
+            if full == (f"{section}.{key}" if key else section):
+                return f"{path}:{number}"
+    return str(path)
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Each setting's value as an operator would write it."""
+    shown: dict[str, str] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "port_range":
+            shown[field.name] = f"{value[0]}-{value[1]}"
+        elif isinstance(value, tuple):
+            shown[field.name] = (":" if field.name.endswith("_path") else " ").join(map(str, value))
+        elif value is None:
+            shown[field.name] = "off" if field.name in ("tcp", "socket") else ""
+        else:
+            shown[field.name] = f"{value:g}" if isinstance(value, float) else str(value)
+    return shown

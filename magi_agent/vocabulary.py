@@ -1,0 +1,76 @@
+"""The closed sets of words that files, the wire and the parts of the agent share.
+
+Every member's value is the word as it stands on the wire and on disk.
+"""
+
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """How heavy a model is, from a front end's point of view."""
+
+    FAST = "fast"
+    BALANCED = "balanced"
+    POWERFUL = "powerful"
+
+
+class ThinkingMode(StrEnum):
+    """Whether a model reasons before it answers."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    """The chat template lets the caller switch thinking on and off."""
+    ALWAYS = "always"
+
+
+class ModelStatus(StrEnum):
+    """Whether a model's files can be used."""
+
+    OK = "ok"
+    INCOMPLETE = "incomplete"
+    """Data or parts are not there yet: a copy or a download in progress, or a cut one."""
+    INVALID = "invalid"
+    """The files are damaged, unreadable, or of no kind that llama-server loads."""
+    MISSING = "missing"
+    """The files are gone."""
+
+
+class StartPolicy(StrEnum):
+    """When an enabled model is started."""
+
+    ALWAYS_ON = "alwaysOn"
+    ON_DEMAND = "onDemand"
+    MANUAL = "manual"
+
+
+class ServerState(StrEnum):
+    """The one state a model's server is in."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    """systemd is starting the unit; llama-server has not been executed yet."""
+    LOADING = "loading"
+    """llama-server runs and is not proven ready."""
+    READY = "ready"
+    DEGRADED = "degraded"
+    STOPPING = "stopping"
+    FAILED = "failed"
+    COOLDOWN = "cooldown"
+    """It failed, and the agent waits before it tries again."""
+    STUCK = "stuck"
+    """It outlived SIGKILL."""
+
+
+class Scope(StrEnum):
+    """Which systemd manager owns the servers' units."""
+
+    SYSTEM = "system"
+    USER = "user"
+
+
+class TcpAccess(StrEnum):
+    """What a caller on loopback TCP may do without a token."""
+
+    NONE = "none"
+    READ = "read"
+    FULL = "full"
