@@ -1,0 +1,1 @@
+"""Finding models in folders, and saying what each one is."""

@@ -1,0 +1,196 @@
+"""From the files of one folder to the models in it.
+
+Parts named ``-00001-of-00005`` are one model; a projector goes with its model; adapters and the like are left out.
+What has not changed since the last time is not made again.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from magi_agent.discovery.access import shown
+from magi_agent.discovery.description import describe
+from magi_agent.discovery.facts import ModelFacts, TierThresholds
+from magi_agent.discovery.files import FileRecord
+from magi_agent.discovery.kinds import Kind, kind_of, unusable
+from magi_agent.discovery.names import display_name, is_generic, name_facts, split_of
+from magi_agent.discovery.projectors import Named, choose, is_projector_name, named
+from magi_agent.discovery.split_sets import SplitSet, faults_of
+from magi_agent.gguf.facts import HeaderFacts
+from magi_agent.vocabulary import ModelStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something about a folder or a file that an operator should know, and that is no model of its own."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model found in a folder. The same files may be found in another folder too, by a link."""
+
+    facts: ModelFacts
+    via_link: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The files of one model, what it is called, and what was made of them."""
+
+    records: tuple[FileRecord, ...]
+    split: SplitSet | None
+    title: Named
+    candidate: Candidate  # without projector
+
+
+class FolderAssembly:
+    """The models of one folder, kept so that a change costs what changed."""
+
+    def __init__(self, folder: str, hints: Sequence[str], thresholds: TierThresholds) -> None:
+        """Stand for ``folder``; ``hints`` are the names of the folders from it upwards, nearest first."""
+        self._folder = folder
+        self._hints = tuple(hints)
+        self._thresholds = thresholds
+        self._groups: dict[object, _Group] = {}
+        self.candidates: tuple[Candidate, ...] = ()
+        self.problems: tuple[Problem, ...] = ()
+
+    def update(self, records: Iterable[FileRecord]) -> None:
+        """Assemble the folder from what its files are now."""
+        sorted_out = _sort_out(records)
+        groups: dict[object, _Group] = {}
+        for key, members in sorted_out.sets.items():
+            known = self._groups.get(key)
+            if known is None or len(known.records) != len(members) or any(map(_differ, known.records, members)):
+                known = self._group(key, tuple(members))
+            groups[key] = known
+        self._groups = groups
+        self.problems = tuple(sorted_out.problems)
+        if not sorted_out.projectors:
+            self.candidates = tuple(group.candidate for group in groups.values())
+            return
+        projectors = [(record, named(record.filename, record.header)) for record in sorted_out.projectors]
+        titles = [group.title for group in groups.values()]
+        self.candidates = tuple(_with_projector(group, projectors, titles) for group in groups.values())
+
+    def _group(self, key: object, records: tuple[FileRecord, ...]) -> _Group:
+        split = SplitSet.of(key[0], key[1], records, self._folder) if isinstance(key, tuple) else None
+        first = split.first if split else records[0]
+        header = first.header if first else None
+        filename = split.filename if split else records[0].filename
+        facts = self._facts(records, split, first, header, filename)
+        candidate = Candidate(facts, any(record.link_target for record in records))
+        return _Group(records, split, named(filename, header), candidate)
+
+    def _facts(
+        self,
+        records: tuple[FileRecord, ...],
+        split: SplitSet | None,
+        first: FileRecord | None,
+        header: HeaderFacts | None,
+        filename: str,
+    ) -> ModelFacts:
+        status, problem = faults_of(split) if split else (records[0].status, records[0].problem)
+        if status is ModelStatus.OK and header is not None:
+            problem = unusable(header) or (None if split else _fault_of_single(header))
+            status = ModelStatus.INVALID if problem else status
+        whole = all(record.header is not None for record in records) and (split is None or not split.missing)
+        count = sum(record.header.parameter_count for record in records if record.header) if whole else None
+        name = name_facts(filename, self._hints)
+        told = describe(name, header, count, self._thresholds, filename)
+        return ModelFacts(
+            file_path=split.path if split else records[0].path,
+            filename=filename,
+            display_name=display_name(self._title(filename, header), _shown_quantization(told.quantization)),
+            family=told.family,
+            version=told.version,
+            size_params=told.size_params,
+            quantization=told.quantization,
+            thinking_mode=told.thinking_mode,
+            is_instruct=told.is_instruct,
+            is_coder=told.is_coder,
+            assigned_tier=told.tier,
+            architecture=header.architecture if header else None,
+            context_length=header.context_length if header else None,
+            size_bytes=sum(record.identity.size for record in records if record.identity),
+            parts=tuple(record.path for record in records),
+            projector_path=None,
+            has_vision=False,
+            is_embedding=told.is_embedding,
+            has_chat_template=bool(header and header.has_chat_template),
+            status=status,
+            problem=problem,
+            parameter_count=count,
+            active_params=told.active_params,
+            identity=first.identity if first else None,
+            fingerprint=header.fingerprint if header else None,
+            header=header,
+        )
+
+    def _title(self, filename: str, header: HeaderFacts | None) -> str:
+        """Return what to make the display name from: the file's name, unless it says nothing."""
+        if not is_generic(filename):
+            return filename
+        if header is not None and header.name and not is_generic(header.name):
+            return header.name
+        return next((hint for hint in self._hints if not is_generic(hint)), filename)
+
+
+@dataclass(slots=True)
+class _SortedOut:
+    sets: dict[object, list[FileRecord]]  # by file name, or by (prefix, count) of a split set
+    projectors: list[FileRecord]
+    problems: list[Problem]
+
+
+def _sort_out(records: Iterable[FileRecord]) -> _SortedOut:
+    out = _SortedOut({}, [], [])
+    for record in records:
+        kind = kind_of(record.header) if record.header else None
+        if kind is Kind.OTHER:
+            continue
+        if kind is Kind.PROJECTOR or (kind is None and is_projector_name(record.filename)):
+            if record.status is ModelStatus.OK:
+                out.projectors.append(record)
+            else:
+                out.problems.append(Problem(record.path, f"the projector cannot be used: {record.problem}"))
+            continue
+        split = split_of(record.filename)
+        if split is None or split.count == 1:
+            out.sets[record.filename] = [record]
+        else:
+            out.sets.setdefault((split.prefix, split.count), []).append(record)
+    return out
+
+
+def _with_projector(
+    group: _Group, projectors: Sequence[tuple[FileRecord, Named]], titles: Sequence[Named]
+) -> Candidate:
+    facts = group.candidate.facts
+    chosen = None if facts.is_embedding else choose(group.title, projectors, titles)
+    if chosen is None or chosen.header is None:
+        return group.candidate
+    # Projectors made before audio existed say nothing of either, and are for images.
+    sees = chosen.header.has_vision_encoder or not chosen.header.has_audio_encoder
+    return replace(group.candidate, facts=replace(facts, projector_path=chosen.path, has_vision=sees))
+
+
+def _fault_of_single(header: HeaderFacts) -> str | None:
+    count = header.split_count or 1
+    if count < 2:
+        return None
+    number = (header.split_no or 0) + 1
+    return (
+        f"it is part {number} of {count} of a split model, and its name does not say so; "
+        f"llama-server finds the parts only as <name>-{number:05d}-of-{count:05d}.gguf"
+    )
+
+
+def _differ(one: FileRecord, other: FileRecord) -> bool:
+    return one is not other
+
+
+def _shown_quantization(quantization: str) -> str | None:
+    return None if quantization == "unknown" else shown(quantization)

@@ -1,0 +1,133 @@
+"""One model's facts, joined from its header and its file name. The header goes first where both speak."""
+
+from dataclasses import dataclass
+
+from magi_agent.discovery.facts import TierThresholds
+from magi_agent.discovery.families import UNKNOWN_FAMILY, families_in, family_of_architecture
+from magi_agent.discovery.kinds import is_embedding
+from magi_agent.discovery.names import NameFacts, facts_in
+from magi_agent.discovery.quantization import refined
+from magi_agent.discovery.sizes import size_in
+from magi_agent.discovery.tiers import tier_of
+from magi_agent.gguf.facts import HeaderFacts
+from magi_agent.vocabulary import ThinkingMode, Tier
+
+# Converters wrote this name into every model of the llama architecture for a long time, whoever made it.
+_LLAMA = "llama"
+# Expert sizes multiplied by their number ("256x20B") are taken as a size only this near to the truth.
+_PRODUCT_TOLERANCE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model is, apart from where its files are and how they fare."""
+
+    family: str
+    version: str | None
+    size_params: float  # billions
+    quantization: str
+    thinking_mode: ThinkingMode
+    is_instruct: bool
+    is_coder: bool
+    is_embedding: bool
+    tier: Tier
+    active_params: float | None  # billions
+
+
+def describe(
+    name: NameFacts, header: HeaderFacts | None, parameter_count: int | None, thresholds: TierThresholds, filename: str
+) -> Description:
+    """Describe a model. ``parameter_count`` is the exact sum over all parts; ``None`` while some are missing."""
+    titles = _titles(header)
+    size = _size_params(name, header, parameter_count)
+    quantization = refined(header.quantization if header else None, name.quantization) or "unknown"
+    embeds = name.is_embedding if header is None else is_embedding(header) or _names_embedding(name, header)
+    thinking = ThinkingMode.NONE if embeds else _thinking_mode(name, header, titles)
+    return Description(
+        family=_family(name, header, titles, filename),
+        version=_version(name, header, titles),
+        size_params=size,
+        quantization=quantization,
+        thinking_mode=thinking,
+        is_instruct=_is_instruct(name, header, titles),
+        is_coder=name.is_coder or any(title.is_coder for title in titles),
+        is_embedding=embeds,
+        tier=tier_of(size, quantization, thinking, thresholds),
+        active_params=_active_params(name, header, titles),
+    )
+
+
+def _titles(header: HeaderFacts | None) -> list[NameFacts]:
+    """Read the names in the header as file names are read, the most telling first."""
+    if header is None:
+        return []
+    return [facts_in(text) for text in (header.basename, header.name, header.finetune) if text]
+
+
+def _family(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts], filename: str) -> str:
+    if header is None:
+        return name.family or UNKNOWN_FAMILY
+    of_architecture = family_of_architecture(header.architecture)
+    titled = next((title.family for title in titles if title.family), None)
+    if titled == _LLAMA and of_architecture == _LLAMA and name.family:
+        return name.family
+    if titled:
+        return titled
+    # A file name may call one family by another's architecture only if it names both (DeepSeek-R1-Distill-Qwen).
+    fits = of_architecture in (None, _LLAMA, name.family) or of_architecture in families_in(filename)
+    if name.family and fits:
+        return name.family
+    return of_architecture or name.family or UNKNOWN_FAMILY
+
+
+def _version(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> str | None:
+    candidates = [title.version for title in titles if title.family] + [name.version]
+    if header is not None and header.version:
+        candidates += [facts_in(f"v{header.version.lower().lstrip('v')}").version]
+    return next((version for version in candidates if version), None)
+
+
+def _size_params(name: NameFacts, header: HeaderFacts | None, parameter_count: int | None) -> float:
+    exact = parameter_count / 1e9 if parameter_count else None
+    if header is not None and header.size_label:
+        label = size_in(header.size_label)
+        if label.total is not None and _is_credible(label.total, label.is_product, exact):
+            return label.total
+    if name.size_params is not None and _is_credible(name.size_params, name.size_is_product, exact):
+        return name.size_params
+    if exact is None:
+        return 0.0
+    return round(exact, 2 if exact >= 1 else 3)
+
+
+def _is_credible(size: float, is_product: bool, exact: float | None) -> bool:
+    return not is_product or exact is None or size <= exact * _PRODUCT_TOLERANCE
+
+
+def _active_params(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> float | None:
+    label = size_in(header.size_label).active if header is not None and header.size_label else None
+    named = [label, *(title.active_params for title in titles), name.active_params]
+    found = next((value for value in named if value is not None), None)
+    if found is None and header is not None and header.active_parameter_count:
+        return round(header.active_parameter_count / 1e9, 2)
+    return found
+
+
+def _thinking_mode(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> ThinkingMode:
+    # Names know what some templates leave out: early R1 and gpt-oss templates show no thought at all.
+    if name.thinks or any(title.thinks for title in titles):
+        return ThinkingMode.ALWAYS
+    return header.thinking_mode if header is not None else ThinkingMode.NONE
+
+
+def _is_instruct(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> bool:
+    if name.is_instruct or any(title.is_instruct for title in titles):
+        return True
+    if name.is_base or any(title.is_base for title in titles):
+        return False
+    return header is not None and header.has_chat_template and not is_embedding(header)
+
+
+def _names_embedding(name: NameFacts, header: HeaderFacts) -> bool:
+    """Believe a name that says "embedding" unless the header knows better: a chat template makes a chat model."""
+    return name.is_embedding and (not header.has_chat_template or header.pooling_type is not None)

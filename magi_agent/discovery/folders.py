@@ -1,0 +1,166 @@
+"""Walking folders: which files may be models, and which folders there are. Nothing is opened here but folders."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from magi_agent.discovery.access import shown
+from magi_agent.discovery.assembly import Problem
+from magi_agent.discovery.files import sentence_of
+from magi_agent.discovery.names import is_model_filename
+
+MAX_DEPTH = 32
+"""Folders below a configured one."""
+MAX_FILES = 100_000
+"""Model files in one scan."""
+_CONTROL_SUFFIX = ".gguf.aria2"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file whose name may be a model's, as its folder lists it."""
+
+    name: str
+    is_link: bool
+    status: os.stat_result | None  # of the file itself; of a link, only whether and what it is comes later
+
+
+@dataclass(slots=True)
+class Listing:
+    """One folder's contents, as far as they matter."""
+
+    path: str
+    depth: int
+    identity: tuple[int, int]  # device and inode
+    entries: list[Entry] = field(default_factory=list)
+    downloading: set[str] = field(default_factory=set)  # names with a download program's control file beside them
+    folders: list[str] = field(default_factory=list)
+    linked_folders: list[str] = field(default_factory=list)
+
+
+class Walk:
+    """One walk over the configured folders or a part of them. Each folder is listed once, however often it is linked.
+
+    ``problems`` is filled on the way; nothing stops the walk.
+    """
+
+    def __init__(self, roots: Sequence[str], visited: set[tuple[int, int]] | None = None) -> None:
+        """``visited``: folders (device, inode) that are known and not to be listed again."""
+        self.problems: list[Problem] = []
+        self.visited = visited if visited is not None else set()
+        self._real_roots = [os.path.realpath(root) for root in roots]
+        self._left = MAX_FILES
+
+    def within_roots(self, real_path: str) -> bool:
+        """Tell whether a resolved path lies in one of the configured folders."""
+        return any(is_within(real_path, root) for root in self._real_roots)
+
+    def listings(self, start: str, depth: int, *, is_root: bool) -> Iterator[Listing]:
+        """List a folder and all below it.
+
+        Links to folders are followed last, and only where they lead to a folder inside the configured ones that the
+        walk did not come by: so a file's path is the same on every walk.
+        """
+        pending = [(start, depth)]
+        links: list[tuple[str, int]] = []
+        while pending or links:
+            if not pending:
+                link, link_depth = links.pop(0)
+                if not self._leads_inside(link):
+                    continue
+                pending.append((link, link_depth))
+            path, depth = pending.pop()
+            listing = self._list(path, depth, is_root=is_root and path == start)
+            if listing is None:
+                continue
+            yield listing
+            if depth >= MAX_DEPTH:
+                if listing.folders:
+                    self.problems.append(Problem(path, f"folders deeper than {MAX_DEPTH} levels are not scanned"))
+                continue
+            pending += [(join(path, name), depth + 1) for name in sorted(listing.folders, reverse=True)]
+            links += [(join(path, name), depth + 1) for name in sorted(listing.linked_folders)]
+
+    def _list(self, path: str, depth: int, *, is_root: bool) -> Listing | None:
+        listing: Listing | None = None
+        try:
+            status = Path(path).stat()
+            if not stat.S_ISDIR(status.st_mode):
+                self.problems.append(Problem(path, "it is not a folder"))
+                return None
+            identity = (status.st_dev, status.st_ino)
+            if identity in self.visited:
+                return None
+            self.visited.add(identity)
+            listing = Listing(path, depth, identity)
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    self._take(listing, entry)
+        except FileNotFoundError:
+            if is_root:
+                self.problems.append(Problem(path, "the folder does not exist"))
+            return None
+        except OSError as error:
+            self.problems.append(Problem(path, f"the folder cannot be read: {sentence_of(error, path)}"))
+        return listing
+
+    def _take(self, listing: Listing, entry: os.DirEntry[str]) -> None:
+        name = entry.name
+        if name.startswith("."):
+            return
+        try:
+            if is_model_filename(name) and not entry.is_dir():
+                self._take_file(listing, entry)
+            elif entry.is_dir():
+                (listing.linked_folders if entry.is_symlink() else listing.folders).append(name)
+            elif name.lower().endswith(_CONTROL_SUFFIX):
+                listing.downloading.add(name[: -len(".aria2")])
+        except FileNotFoundError:
+            return  # it was removed while the folder was read
+        except OSError as error:
+            path = join(listing.path, name)
+            self.problems.append(Problem(path, sentence_of(error, path)))
+
+    def _take_file(self, listing: Listing, entry: os.DirEntry[str]) -> None:
+        if self._left <= 0:
+            if self._left == 0:
+                self.problems.append(Problem(listing.path, f"more than {MAX_FILES} model files; the rest is left out"))
+            self._left = -1
+            return
+        if entry.is_symlink():
+            listing.entries.append(Entry(entry.name, is_link=True, status=None))
+        else:
+            status = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                return
+            listing.entries.append(Entry(entry.name, is_link=False, status=status))
+        self._left -= 1
+
+    def _leads_inside(self, link: str) -> bool:
+        try:
+            status = Path(link).stat()
+        except OSError:
+            return False
+        if (status.st_dev, status.st_ino) in self.visited:
+            return False
+        target = os.path.realpath(link)
+        if self.within_roots(target):
+            return True
+        self.problems.append(
+            Problem(
+                link, f"the link leads out of the configured folders; to scan it, add {shown(target)} to the scan path"
+            )
+        )
+        return False
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Tell whether a path is a folder or lies in it; both absolute and normalised."""
+    return path == folder or path.startswith(folder if folder.endswith("/") else f"{folder}/")
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of a name in a folder."""
+    return f"{folder}{name}" if folder.endswith("/") else f"{folder}/{name}"
