@@ -1,0 +1,1 @@
+"""Named sets of enabled models with their settings."""

@@ -1,0 +1,229 @@
+"""The profiles: owner of the folders they lie in.
+
+The last folder is the agent's, and written to; those before it are the operator's. Where two folders have a profile of
+the same name, the one in the later folder counts. The files are the truth: they are read when they are asked for, so a
+profile that an operator edits needs no reload.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from magi_agent.atomic_file import sync_folder, write_atomically
+from magi_agent.errors import (
+    ProfileActive,
+    ProfileCreationFailed,
+    ProfileExists,
+    ProfileInvalid,
+    ProfileNotFound,
+    ProfileReadOnly,
+    ProfileSaveFailed,
+    ValidationFailed,
+)
+from magi_agent.events import EventStream, ProfilesChanged
+from magi_agent.profiles.profile import Profile
+from magi_agent.profiles.stored import MAX_PROFILE_BYTES, InvalidProfile, read_profile, write_profile
+from magi_agent.registry.registry import Registry
+
+_LOG: Final = logging.getLogger(__name__)
+_SUFFIXES: Final = (".yaml", ".yml")
+_MAX_SLUG: Final = 100
+_RESERVED: Final = frozenset({"active"})
+_SLUG: Final = re.compile(r"[^\W_]([^\W_]|[.-])*")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileProblem:
+    """A profile file that cannot be read as one."""
+
+    name: str
+    path: str
+    message: str
+
+
+def slug_of(name: str) -> str:
+    """The file stem for a profile's name: lower case, spaces and underscores as ``-``.
+
+    Raises ``ValidationFailed`` for a name that is empty, would leave the folder, hide the file, or is reserved.
+    """
+    slug = re.sub(r"[\s_]+", "-", name.strip().lower())
+    if not slug:
+        raise _bad_name("must not be empty")
+    if len(slug) > _MAX_SLUG or len(slug.encode()) > 200:
+        raise _bad_name(f"must be at most {_MAX_SLUG} characters long")
+    if slug in _RESERVED:
+        raise _bad_name(f"{slug!r} is reserved")
+    if not _SLUG.fullmatch(slug) or slug.endswith("."):
+        raise _bad_name("may have letters, digits, spaces, '-', '_' and '.', and begins with a letter or digit")
+    return slug
+
+
+def _bad_name(message: str) -> ValidationFailed:
+    return ValidationFailed([{"field": "name", "message": message}])
+
+
+class Profiles:
+    """All profiles there are."""
+
+    def __init__(self, folders: Sequence[Path], registry: Registry, events: EventStream) -> None:
+        self._folders = tuple(folders)
+        self._registry = registry
+        self._events = events
+        self._changing = asyncio.Lock()
+        self._said: frozenset[ProfileProblem] = frozenset()
+
+    async def names(self) -> list[str]:
+        """The slugs of all profiles that can be read, sorted."""
+        return (await self.survey())[0]
+
+    async def survey(self) -> tuple[list[str], list[ProfileProblem]]:
+        """The slugs of all profiles that can be read, and what is wrong with the others."""
+        names, problems = await asyncio.to_thread(self._survey)
+        for problem in set(problems) - self._said:
+            _LOG.error("profile %s: %s: %s", problem.name, problem.path, problem.message)
+        self._said = frozenset(problems)
+        return names, problems
+
+    async def profile(self, name: str) -> Profile:
+        """One profile. Raises ``ProfileNotFound``, ``ProfileInvalid``."""
+        path = await asyncio.to_thread(self._path_of, name)
+        if path is None:
+            raise ProfileNotFound(name, await self.names())
+        try:
+            return await asyncio.to_thread(self._load, path)
+        except FileNotFoundError:
+            raise ProfileNotFound(name, await self.names()) from None
+        except (InvalidProfile, OSError) as error:
+            line = error.line if isinstance(error, InvalidProfile) else None
+            raise ProfileInvalid(
+                f"the profile {name!r} cannot be read: {path}: {_reason(error)}",
+                {"path": str(path), "line": line, "reason": _reason(error)},
+            ) from None
+
+    async def create(self, profile: Profile) -> tuple[str, Path]:
+        """Write a new profile; its slug and file.
+
+        Raises ``ValidationFailed``, ``ProfileExists``, ``ProfileCreationFailed``.
+        """
+        slug = slug_of(profile.name)
+        async with self._changing:
+            there = await asyncio.to_thread(self._path_of, slug)
+            if there is not None:
+                raise ProfileExists(
+                    f"a profile called {slug!r} is there already, in {there}; PUT replaces it", {"profileName": slug}
+                )
+            path = self._folders[-1] / f"{slug}.yaml"
+            try:
+                await asyncio.shield(asyncio.to_thread(write_atomically, path, write_profile(profile)))
+            except OSError as error:
+                raise ProfileCreationFailed(
+                    f"the profile could not be written to {path}: {error.strerror}",
+                    {"path": str(path), "reason": error.strerror or str(error)},
+                ) from None
+        self._events.publish(ProfilesChanged(name=slug))
+        return slug, path
+
+    async def replace(self, name: str, profile: Profile) -> Path:
+        """Put ``profile`` in the place of the one called ``name``.
+
+        Raises ``ProfileNotFound``, ``ProfileReadOnly``, ``ProfileSaveFailed``.
+        """
+        async with self._changing:
+            path = await self._own_path(name)
+            try:
+                await asyncio.shield(asyncio.to_thread(write_atomically, path, write_profile(profile)))
+            except OSError as error:
+                raise _save_failed(path, error) from None
+        self._events.publish(ProfilesChanged(name=name))
+        return path
+
+    async def delete(self, name: str) -> None:
+        """Remove a profile's file.
+
+        Raises ``ProfileNotFound``, ``ProfileReadOnly``, ``ProfileActive``, ``ProfileSaveFailed``.
+        """
+        async with self._changing:
+            path = await self._own_path(name)
+            if name == self._registry.active_profile:
+                raise ProfileActive(
+                    f"the profile {name!r} is active; activate another one before deleting it", {"profileName": name}
+                )
+            try:
+                await asyncio.shield(asyncio.to_thread(_remove, path))
+            except OSError as error:
+                raise _save_failed(path, error) from None
+        self._events.publish(ProfilesChanged(name=name))
+
+    async def _own_path(self, name: str) -> Path:
+        path = await asyncio.to_thread(self._path_of, name)
+        if path is None:
+            raise ProfileNotFound(name, await self.names())
+        if path.parent != self._folders[-1]:
+            raise ProfileReadOnly(
+                f"the profile {name!r} belongs to the operator: change {path} by hand, or make one of another name",
+                {"profileName": name, "path": str(path)},
+            )
+        return path
+
+    def _path_of(self, slug: str) -> Path | None:
+        if not _SLUG.fullmatch(slug):
+            return None
+        for folder in reversed(self._folders):
+            for suffix in _SUFFIXES:
+                path = folder / f"{slug}{suffix}"
+                if path.is_file():
+                    return path
+        return None
+
+    def _survey(self) -> tuple[list[str], list[ProfileProblem]]:
+        paths: dict[str, Path] = {}
+        problems = []
+        for folder in self._folders:
+            try:
+                entries = sorted(folder.iterdir(), reverse=True)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                problems.append(ProfileProblem(folder.name, str(folder), f"cannot be listed: {error.strerror}"))
+                continue
+            for path in entries:
+                if path.suffix in _SUFFIXES and not path.name.startswith("."):
+                    if path.stem in _RESERVED or not _SLUG.fullmatch(path.stem):
+                        problems.append(ProfileProblem(path.stem, str(path), "no profile can have this name"))
+                    else:
+                        paths[path.stem] = path
+        names = []
+        for slug, path in sorted(paths.items()):
+            try:
+                self._load(path)
+            except (InvalidProfile, OSError) as error:
+                problems.append(ProfileProblem(slug, str(path), _reason(error)))
+            else:
+                names.append(slug)
+        return names, problems
+
+    def _load(self, path: Path) -> Profile:
+        with path.open("rb") as file:
+            data = file.read(MAX_PROFILE_BYTES + 1)
+        if len(data) > MAX_PROFILE_BYTES:
+            raise InvalidProfile(f"larger than {MAX_PROFILE_BYTES} bytes", None)
+        return read_profile(data, path.stem)
+
+
+def _reason(error: InvalidProfile | OSError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _save_failed(path: Path, error: OSError) -> ProfileSaveFailed:
+    return ProfileSaveFailed(
+        f"{path} could not be changed: {error.strerror}", {"path": str(path), "reason": error.strerror or str(error)}
+    )
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    sync_folder(path.parent)

@@ -1,0 +1,193 @@
+"""Profile files: YAML, nested (``profile: {name, description}`` with the rest beside it) or flat.
+
+A number YAML or JSON cannot carry, the infinite ``max_score`` of the last tier, is ``null`` in the file.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from magi_agent.profiles.profile import (
+    DEFAULT_TIERS,
+    LoadBalancing,
+    LoadBalancingStrategy,
+    Profile,
+    TierConfig,
+    TwoStage,
+)
+from magi_agent.registry.model import RuntimeSettings
+from magi_agent.vocabulary import Tier
+
+MAX_PROFILE_BYTES: Final = 1 << 20
+_MAX_ALIASES: Final = 0
+
+
+class InvalidProfile(ValueError):
+    """A file is no profile; ``line`` counts from 1 where it is known."""
+
+    def __init__(self, reason: str, line: int | None) -> None:
+        super().__init__(f"line {line}: {reason}" if line else reason)
+        self.reason = reason
+        self.line = line
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(extra="ignore", use_enum_values=False)
+
+
+class _TierConfig(_Stored):
+    name: str = Field(max_length=100)
+    max_score: float | None = None
+    expected_time_seconds: float = Field(5.0, ge=0, le=86_400)
+    description: str = Field("", max_length=2_000)
+
+
+class _TwoStage(_Stored):
+    enabled: bool = False
+    stage1_tier: Tier = Tier.BALANCED
+    stage2_tier: Tier = Tier.POWERFUL
+    stage1_max_tokens: int = Field(500, ge=1, le=1_000_000)
+
+
+class _LoadBalancing(_Stored):
+    enabled: bool = True
+    strategy: LoadBalancingStrategy = LoadBalancingStrategy.ROUND_ROBIN
+    health_check_interval: float = Field(30.0, gt=0, le=86_400)
+
+
+class _RuntimeSettings(_Stored):
+    n_gpu_layers: int | None = None
+    ctx_size: int | None = None
+    n_threads: int | None = None
+    batch_size: int | None = None
+
+
+class _Profile(_Stored):
+    name: str = Field(min_length=1, max_length=200)
+    description: str = Field("", max_length=10_000)
+    enabled_models: tuple[str, ...] = Field((), max_length=10_000)
+    tier_config: tuple[_TierConfig, ...] | None = Field(None, validation_alias=AliasChoices("tier_config", "tiers"))
+    two_stage: _TwoStage = Field(default_factory=_TwoStage)
+    load_balancing: _LoadBalancing = Field(default_factory=_LoadBalancing)
+    runtime_settings: dict[str, _RuntimeSettings] = Field(default_factory=dict)
+
+    @field_validator("description", "enabled_models", "two_stage", "load_balancing", "runtime_settings", mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: object, info: Any) -> object:
+        # In YAML, a key with nothing after it is null; a person means "nothing here".
+        return cls.model_fields[info.field_name].get_default(call_default_factory=True) if value is None else value
+
+
+def read_profile(data: bytes, slug: str) -> Profile:
+    """A profile file's content; ``slug`` is its name where it gives none. Raises ``InvalidProfile``."""
+    try:
+        text = data.decode()
+        node = yaml.compose(text, Loader=yaml.CSafeLoader)
+        if node is None:
+            raise InvalidProfile("the file is empty", None)
+        _refuse_aliases(text)
+        document = yaml.load(text, Loader=yaml.CSafeLoader)  # the safe loader, in C
+    except UnicodeDecodeError:
+        raise InvalidProfile("the file is not UTF-8 text", None) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise InvalidProfile(error.problem or "the file is not YAML", mark.line + 1 if mark else None) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, InvalidProfile):
+            raise
+        raise InvalidProfile(f"the file is not YAML: {str(error).partition(chr(10))[0]}", None) from None
+    if not isinstance(document, dict):
+        raise InvalidProfile("a profile is a mapping, with 'profile:' and 'enabled_models:'", 1)
+    nested = document.get("profile")
+    flat = {**document, **nested} if isinstance(nested, dict) else document
+    flat.setdefault("name", slug)
+    try:
+        stored = _Profile.model_validate(flat)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = tuple(first["loc"])
+        line = _line_of(node, place) or _line_of(node, ("profile", *place))
+        raise InvalidProfile(f"{'.'.join(map(str, place))}: {first['msg']}", line) from None
+    return Profile(
+        stored.name,
+        stored.description,
+        stored.enabled_models,
+        DEFAULT_TIERS
+        if stored.tier_config is None
+        else tuple(
+            TierConfig(
+                tier.name,
+                math.inf if tier.max_score is None else tier.max_score,
+                tier.expected_time_seconds,
+                tier.description,
+            )
+            for tier in stored.tier_config
+        ),
+        TwoStage(**stored.two_stage.model_dump()),
+        LoadBalancing(**stored.load_balancing.model_dump()),
+        {model_id: RuntimeSettings(**settings.model_dump()) for model_id, settings in stored.runtime_settings.items()},
+    )
+
+
+def write_profile(profile: Profile) -> bytes:
+    """The nested form of a profile."""
+    document = {
+        "profile": {"name": profile.name, "description": profile.description},
+        "enabled_models": list(profile.enabled_models),
+        "tier_config": [
+            {
+                "name": tier.name,
+                "max_score": tier.max_score if math.isfinite(tier.max_score) else None,
+                "expected_time_seconds": tier.expected_time_seconds,
+                "description": tier.description,
+            }
+            for tier in profile.tier_config
+        ],
+        "two_stage": {
+            "enabled": profile.two_stage.enabled,
+            "stage1_tier": str(profile.two_stage.stage1_tier),
+            "stage2_tier": str(profile.two_stage.stage2_tier),
+            "stage1_max_tokens": profile.two_stage.stage1_max_tokens,
+        },
+        "load_balancing": {
+            "enabled": profile.load_balancing.enabled,
+            "strategy": str(profile.load_balancing.strategy),
+            "health_check_interval": profile.load_balancing.health_check_interval,
+        },
+        "runtime_settings": {
+            model_id: {
+                name: getattr(settings, name)
+                for name in RuntimeSettings.__slots__
+                if getattr(settings, name) is not None
+            }
+            for model_id, settings in profile.runtime_settings.items()
+        },
+    }
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode()
+
+
+def _refuse_aliases(text: str) -> None:
+    # A few nested aliases expand to gigabytes; a profile needs none.
+    for token in yaml.scan(text, Loader=yaml.CSafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            raise InvalidProfile("a profile has no use for YAML aliases", token.start_mark.line + 1)
+
+
+def _line_of(node: yaml.Node | None, place: Sequence[object]) -> int | None:
+    """The line where the value at ``place`` stands, or the nearest thing around it."""
+    line: int | None = None
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == step), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = node.value[step]
+        else:
+            found = None
+        if found is None:
+            return line
+        node = found
+        line = node.start_mark.line + 1
+    return line

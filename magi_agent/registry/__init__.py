@@ -1,0 +1,1 @@
+"""Every model the agent knows: the facts discovery found, and the choices people made."""

@@ -1,0 +1,117 @@
+"""Joining what a scan found with what the registry knows: a pure function.
+
+A model that was found is the one the registry knows
+
+1. if it lies at the same path; else
+2. if it is the same file (device, inode and size) and nothing was found at the known one's path; else
+3. if size and header fingerprint are the same, likewise.
+
+Otherwise it is new. A model that was not found stays listed as missing while its server runs; else it is remembered
+unlisted, so that its id and its choices come back with it.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from magi_agent.discovery.facts import ModelFacts
+from magi_agent.registry.ids import id_for
+from magi_agent.registry.model import Choices, Model
+from magi_agent.vocabulary import ModelStatus
+
+MAX_REMEMBERED: Final = 10_000
+"""How many models without any choice are remembered after they went."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The registry's models after a scan, and how they differ from those before."""
+
+    models: dict[str, Model]
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def is_news(self) -> bool:
+        """Whether anything differs."""
+        return bool(self.added or self.changed or self.removed)
+
+
+def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Collection[str]) -> Merge:
+    """Join ``found`` with ``known``; ``running`` are the ids of models whose servers run."""
+    found = sorted(found, key=lambda facts: facts.file_path)
+    assigned = _recognise(known, found)
+    taken = set(known)
+    merged: dict[str, Model] = {}
+    added, changed = [], []
+    for facts in found:
+        before = assigned.get(facts.file_path)
+        if before is None:
+            model = Model(id_for(facts.file_path, taken), facts)
+            taken.add(model.model_id)
+        elif before.present and before.facts == facts:
+            model = before
+        else:
+            model = replace(before, facts=facts, present=True)
+        merged[model.model_id] = model
+        if before is None or not before.present:
+            added.append(model.model_id)
+        elif model is not before:
+            changed.append(model.model_id)
+    removed = []
+    for model_id, before in known.items():
+        if model_id in merged:
+            continue
+        model = before
+        if before.present and model_id in running:
+            if before.facts.status is not ModelStatus.MISSING:
+                problem = "its file is gone, and its server still runs with it"
+                model = replace(before, facts=replace(before.facts, status=ModelStatus.MISSING, problem=problem))
+                changed.append(model_id)
+        elif before.present:
+            model = replace(before, present=False)
+            removed.append(model_id)
+        merged[model_id] = model
+    return Merge(_within_bounds(merged), tuple(added), tuple(changed), tuple(removed))
+
+
+def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str, Model]:
+    """The known model for each path found, where there is one."""
+    by_path = {model.facts.file_path: model for model in known.values()}
+    assigned = {facts.file_path: by_path[facts.file_path] for facts in found if facts.file_path in by_path}
+    used = {model.model_id for model in assigned.values()}
+    by_file: dict[tuple[int, int, int], Model] = {}
+    by_content: dict[tuple[int, str], Model] = {}
+    for model in known.values():
+        if model.model_id in used:
+            continue
+        if identity := model.facts.identity:
+            by_file.setdefault((identity.device, identity.inode, identity.size), model)
+        if model.facts.fingerprint and model.facts.status is ModelStatus.OK:
+            by_content.setdefault((model.facts.size_bytes, model.facts.fingerprint), model)
+    for facts in found:
+        if facts.file_path in assigned:
+            continue
+        candidates: list[Model | None] = []
+        if identity := facts.identity:
+            candidates.append(by_file.get((identity.device, identity.inode, identity.size)))
+        if facts.fingerprint:
+            candidates.append(by_content.get((facts.size_bytes, facts.fingerprint)))
+        for candidate in candidates:
+            if candidate and candidate.model_id not in used:
+                assigned[facts.file_path] = candidate
+                used.add(candidate.model_id)
+                break
+    return assigned
+
+
+def _within_bounds(models: dict[str, Model]) -> dict[str, Model]:
+    """Forget the longest-gone models nobody chose anything for, past the bound."""
+    nothing_chosen = Choices()
+    forgettable = [
+        model_id for model_id, model in models.items() if not model.present and model.choices == nothing_chosen
+    ]
+    for model_id in forgettable[: max(0, len(forgettable) - MAX_REMEMBERED)]:
+        del models[model_id]
+    return models

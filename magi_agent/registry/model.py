@@ -1,0 +1,71 @@
+"""A model as the registry knows it: the facts of its files joined with the choices people made for it."""
+
+from dataclasses import dataclass, field
+
+from magi_agent.discovery.facts import ModelFacts
+from magi_agent.vocabulary import ModelStatus, StartPolicy, ThinkingMode, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """How a model's llama-server is started; ``None`` leaves it to llama-server."""
+
+    n_gpu_layers: int | None = None
+    ctx_size: int | None = None  # tokens
+    n_threads: int | None = None
+    batch_size: int | None = None  # tokens
+
+    def over(self, under: "RuntimeSettings") -> "RuntimeSettings":
+        """These settings, and where they are silent, those of ``under``."""
+        return RuntimeSettings(
+            **{
+                name: getattr(self, name) if getattr(self, name) is not None else getattr(under, name)
+                for name in self.__slots__
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What people decided for one model; discovery never touches it."""
+
+    tier_override: Tier | None = None
+    thinking_override: bool | None = None
+    enabled: bool = False
+    port: int | None = None
+    start_policy: StartPolicy = StartPolicy.ALWAYS_ON
+    runtime_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model. ``model_id`` stays with it for ever, wherever its files move."""
+
+    model_id: str
+    facts: ModelFacts
+    choices: Choices = field(default_factory=Choices)
+    present: bool = True
+    """Whether it is listed. One that went is remembered, with its id and choices, in case it comes back."""
+    former_id: str | None = None
+    """The id it had in a registry of an earlier MAGI, by which profiles may still call it."""
+
+    @property
+    def effective_tier(self) -> Tier:
+        """The person's tier, else discovery's."""
+        return self.choices.tier_override or self.facts.assigned_tier
+
+    @property
+    def is_thinking_model(self) -> bool:
+        """Whether discovery found that it can think."""
+        return self.facts.thinking_mode is not ThinkingMode.NONE
+
+    @property
+    def effective_thinking(self) -> bool:
+        """The person's word on thinking, else discovery's."""
+        override = self.choices.thinking_override
+        return self.is_thinking_model if override is None else override
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its files are whole."""
+        return self.facts.status is ModelStatus.OK
