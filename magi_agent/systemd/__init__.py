@@ -1,0 +1,1 @@
+"""The edge to systemd: its manager over D-Bus, transient units, the notify protocol, the journal."""

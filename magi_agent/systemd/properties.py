@@ -1,0 +1,202 @@
+"""From a description of a service to the properties that ``StartTransientUnit`` takes.
+
+Names and signatures are those of systemd's D-Bus interface (org.freedesktop.systemd1(5)), which are not always the
+names in unit files: times end in ``USec`` and are microseconds.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+from magi_agent.systemd.sandbox import sandbox_entries
+from magi_agent.systemd.transient import Sandbox, TransientService
+from magi_agent.vocabulary import Scope
+
+_RECURSIVE: Final = 0x4000
+"""``MS_REC`` of mount(2): a bind mount takes the mounts below it along."""
+
+HIDDEN: Final[Mapping[Scope, frozenset[PurePosixPath]]] = {
+    Scope.SYSTEM: frozenset(map(PurePosixPath, ("/tmp", "/var/tmp", "/home", "/root", "/run/user"))),  # noqa: S108
+    Scope.USER: frozenset(map(PurePosixPath, ("/tmp", "/var/tmp"))),  # noqa: S108
+}
+"""What a sandbox replaces by an empty folder (``PrivateTmp``, ``ProtectHome=tmpfs``)."""
+
+_NOT_BINDABLE: Final = re.compile(r"[\s:'\"\\]")
+
+SIGNATURES: Final[Mapping[str, str]] = {
+    "AmbientCapabilities": "t",
+    "BindReadOnlyPaths": "a(ssbt)",
+    "CPUAccounting": "b",
+    "CPUQuotaPerSecUSec": "t",
+    "CPUWeight": "t",
+    "CapabilityBoundingSet": "t",
+    "Description": "s",
+    "DeviceAllow": "a(ss)",
+    "DevicePolicy": "s",
+    "DynamicUser": "b",
+    "Environment": "as",
+    "EnvironmentFiles": "a(sb)",
+    "ExecStart": "a(sasb)",
+    "IOWeight": "t",
+    "KeyringMode": "s",
+    "KillMode": "s",
+    "LockPersonality": "b",
+    "LogExtraFields": "aay",
+    "MemoryAccounting": "b",
+    "MemoryDenyWriteExecute": "b",
+    "MemoryHigh": "t",
+    "MemoryMax": "t",
+    "Nice": "i",
+    "NoNewPrivileges": "b",
+    "OOMPolicy": "s",
+    "OOMScoreAdjust": "i",
+    "PrivateDevices": "b",
+    "PrivateTmp": "b",
+    "PrivateUsers": "b",
+    "ProtectClock": "b",
+    "ProtectControlGroups": "b",
+    "ProtectHome": "s",
+    "ProtectHostname": "b",
+    "ProtectKernelLogs": "b",
+    "ProtectKernelModules": "b",
+    "ProtectKernelTunables": "b",
+    "ProtectProc": "s",
+    "ProtectSystem": "s",
+    "RemoveIPC": "b",
+    "RequiresMountsFor": "as",
+    "Restart": "s",
+    "RestartUSec": "t",
+    "RestrictAddressFamilies": "(bas)",
+    "RestrictNamespaces": "t",
+    "RestrictRealtime": "b",
+    "RestrictSUIDSGID": "b",
+    "Slice": "s",
+    "StartLimitBurst": "u",
+    "StartLimitIntervalUSec": "t",
+    "SupplementaryGroups": "as",
+    "SyslogIdentifier": "s",
+    "SystemCallArchitectures": "as",
+    "SystemCallErrorNumber": "i",
+    "SystemCallFilter": "(bas)",
+    "TasksAccounting": "b",
+    "TasksMax": "t",
+    "TimeoutStartUSec": "t",
+    "TimeoutStopUSec": "t",
+    "Type": "s",
+    "UMask": "u",
+    "User": "s",
+    "WorkingDirectory": "s",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One property for ``StartTransientUnit``, with its D-Bus signature."""
+
+    name: str
+    signature: str
+    value: object
+
+
+def properties_of(unit: TransientService, *, scope: Scope, systemd_version: int) -> tuple[Property, ...]:
+    """Return the properties that make ``unit`` on a manager of this scope and version.
+
+    Raises ``ValueError`` for what such a manager cannot do: another user than its own in the user scope.
+    """
+    if scope is Scope.USER and (unit.user or unit.dynamic_user or unit.supplementary_groups):
+        raise ValueError("a user's systemd manager runs services as that user only")
+    pairs = [*_program(unit), *_belonging(unit), *_lifetime(unit), *_limits(unit)]
+    pairs += [(entry.name, entry.value) for entry in sandbox_entries(unit.sandbox, scope, systemd_version)]
+    if unit.sandbox is not Sandbox.NONE:
+        shown = sorted({_shown_by(folder) for folder in unit.read_only_paths if _is_hidden(folder, scope)})
+        if shown:
+            pairs.append(("BindReadOnlyPaths", [(str(folder), str(folder), False, _RECURSIVE) for folder in shown]))
+    return tuple(Property(name, SIGNATURES[name], value) for name, value in pairs)
+
+
+def _program(unit: TransientService) -> Iterator[tuple[str, object]]:
+    yield "Description", unit.description
+    # The job then fails when the program cannot be executed; with "simple" it would succeed.
+    yield "Type", "exec"
+    # Not ExecStartEx: up to systemd 253 a daemon-reload loses it.
+    yield "ExecStart", [(unit.argv[0], list(unit.argv), False)]
+    if unit.environment:
+        yield "Environment", [f"{key}={value}" for key, value in unit.environment.items()]
+    if unit.environment_files:
+        yield "EnvironmentFiles", [(str(file), False) for file in unit.environment_files]
+    if unit.working_directory is not None:
+        yield "WorkingDirectory", str(unit.working_directory)
+    if unit.requires_mounts_for:
+        yield "RequiresMountsFor", [str(folder) for folder in unit.requires_mounts_for]
+
+
+def _belonging(unit: TransientService) -> Iterator[tuple[str, object]]:
+    if unit.slice is not None:
+        yield "Slice", unit.slice
+    if unit.syslog_identifier is not None:
+        yield "SyslogIdentifier", unit.syslog_identifier
+    if unit.log_extra_fields:
+        yield "LogExtraFields", [f"{key}={value}".encode() for key, value in unit.log_extra_fields.items()]
+    if unit.user is not None:
+        yield "User", unit.user
+    if unit.dynamic_user:
+        yield "DynamicUser", True
+    if unit.supplementary_groups:
+        yield "SupplementaryGroups", list(unit.supplementary_groups)
+
+
+def _lifetime(unit: TransientService) -> Iterator[tuple[str, object]]:
+    yield "Restart", unit.restart.value
+    yield "RestartUSec", _microseconds(unit.restart_sec)
+    yield "StartLimitIntervalUSec", _microseconds(unit.start_limit_interval_sec)
+    yield "StartLimitBurst", unit.start_limit_burst
+    yield "TimeoutStartUSec", _microseconds(unit.timeout_start_sec)
+    yield "TimeoutStopUSec", _microseconds(unit.timeout_stop_sec)
+    yield "KillMode", unit.kill_mode.value
+    yield "OOMPolicy", unit.oom_policy.value
+
+
+def _limits(unit: TransientService) -> Iterator[tuple[str, object]]:
+    yield "CPUAccounting", True
+    yield "MemoryAccounting", True
+    yield "TasksAccounting", True
+    limits = {
+        "MemoryHigh": unit.memory_high,
+        "MemoryMax": unit.memory_max,
+        "CPUQuotaPerSecUSec": None if unit.cpu_quota is None else _microseconds(unit.cpu_quota),
+        "CPUWeight": unit.cpu_weight,
+        "IOWeight": unit.io_weight,
+        "TasksMax": unit.tasks_max,
+        "Nice": unit.nice,
+        "OOMScoreAdjust": unit.oom_score_adjust,
+    }
+    for name, value in limits.items():
+        if value is not None:
+            yield name, value
+
+
+def _is_hidden(folder: PurePosixPath, scope: Scope) -> bool:
+    return any(folder.is_relative_to(top) for top in HIDDEN[scope])
+
+
+def _shown_by(folder: PurePosixPath) -> PurePosixPath:
+    """Return the folder to bind so that ``folder`` can be seen: itself, or the first one above it that can be bound.
+
+    systemd 252 writes bind mounts down without quotes, so with some characters in the path the unit fails, or runs
+    without its model, at the first automatic restart after a daemon-reload.
+    """
+    for candidate in (folder, *folder.parents):
+        if any(candidate in tops or candidate.parent == PurePosixPath("/") for tops in HIDDEN.values()):
+            break
+        if not _NOT_BINDABLE.search(str(candidate)):
+            return candidate
+    raise ValueError(
+        f"systemd cannot show {str(folder)!r} to a sandboxed unit: a folder right below {folder.parents[-3]} "
+        "has a space, a colon, a quote or a backslash in its name; rename it, or use another place"
+    )
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
