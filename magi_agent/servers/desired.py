@@ -1,0 +1,120 @@
+"""What is desired of each model: run or stop, for this boot, and who said so.
+
+Desired is less than a choice: it begins anew with each boot, as what ``enabled`` and ``startPolicy`` ask for. It
+outlives the agent in a file that names the boot it belongs to. For the agent, a boot is the life of the systemd manager
+whose units the servers are: with it they all end.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from magi_agent.atomic_file import remove_leftovers, write_atomically
+from magi_agent.errors import RegistrySaveFailed
+
+_LOG: Final = logging.getLogger(__name__)
+_MAX_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody wants of one model's server."""
+
+    run: bool
+    by: str
+    """Who said so: a person, a profile, ``systemctl``, the agent's own reasons."""
+    at: datetime
+
+
+class _StoredWish(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    run: bool
+    by: str
+    at: datetime
+
+
+class _StoredDesired(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    boot: str
+    models: dict[str, _StoredWish]
+
+
+class Desired:
+    """The wishes for all models, persisted for one boot."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._boot = ""
+        self._wishes: dict[str, Wish] = {}
+        self._changing = asyncio.Lock()
+
+    async def load(self, boot: str) -> bool:
+        """Take up the wishes of this boot; whether there were any. Those of another boot are void."""
+        self._boot = boot
+        stored = await asyncio.to_thread(self._read)
+        if stored is None or stored.boot != boot:
+            return False
+        self._wishes = {model_id: Wish(wish.run, wish.by, wish.at) for model_id, wish in stored.models.items()}
+        return True
+
+    def __getitem__(self, model_id: str) -> Wish | None:
+        return self._wishes.get(model_id)
+
+    def wants(self, model_id: str) -> bool:
+        """Whether this model's server should run."""
+        wish = self._wishes.get(model_id)
+        return wish is not None and wish.run
+
+    @property
+    def wishes(self) -> Mapping[str, Wish]:
+        """All wishes, by model id."""
+        return self._wishes
+
+    async def wish(self, model_ids: Iterable[str], *, run: bool, by: str) -> None:
+        """Say what is wanted of some models; on disk when this returns. Raises ``RegistrySaveFailed``."""
+        await self.wish_each(dict.fromkeys(model_ids, run), by=by)
+
+    async def wish_each(self, runs: Mapping[str, bool], *, by: str) -> None:
+        """Say for each model whether it should run; on disk when this returns. Raises ``RegistrySaveFailed``."""
+        async with self._changing:
+            now = datetime.now(UTC)
+            wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}
+            await asyncio.shield(asyncio.to_thread(self._write, wishes))
+            self._wishes = wishes
+
+    def _write(self, wishes: Mapping[str, Wish]) -> None:
+        document = {
+            "boot": self._boot,
+            "models": {
+                model_id: {"run": wish.run, "by": wish.by, "at": wish.at.isoformat()}
+                for model_id, wish in wishes.items()
+            },
+        }
+        try:
+            write_atomically(self._path, json.dumps(document, indent=1).encode())
+        except OSError as error:
+            raise RegistrySaveFailed(
+                f"what should run could not be saved to {self._path}: {error.strerror}; nothing was changed",
+                {"path": str(self._path), "reason": error.strerror or str(error)},
+            ) from None
+
+    def _read(self) -> _StoredDesired | None:
+        remove_leftovers(self._path)
+        try:
+            with self._path.open("rb") as file:
+                return _StoredDesired.model_validate_json(file.read(_MAX_BYTES))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            # No choice is lost with it: it is made anew from the choices and from what runs.
+            _LOG.warning("%s cannot be read and is made anew: %s", self._path, str(error).partition("\n")[0])
+            return None

@@ -1,0 +1,77 @@
+"""Why a server failed, as a person and a program want to know it."""
+
+import signal
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from magi_agent.systemd.status import UnitStatus
+
+LOG_LINES: Final = 20
+_EXITED: Final = 1  # CLD_EXITED of siginfo: the status is an exit status; otherwise it is a signal's number.
+# Exit statuses that systemd itself gives a process it could not execute: systemd.exec(5), "Process exit codes".
+_SYSTEMD_STATUS: Final = {
+    200: "systemd could not enter its working directory",
+    203: "systemd could not execute llama-server: is the path right, and is it a program for this machine?",
+    216: "systemd could not set its group: is there such a group?",
+    217: "systemd could not set its user: is there such a user?",
+    226: "systemd could not set up its mount namespace: is there a folder in the settings that does not exist?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed run, or one start that could not be made."""
+
+    at: datetime
+    result: str
+    """systemd's ``Result`` of the unit, or the agent's own word: ``start-timeout``, ``port-in-use``, ``not-usable``,
+    ``start-error``.
+    """
+    message: str
+    """One sentence."""
+    exit_status: int | None = None
+    signal: str | None = None
+    """Its name: ``SIGKILL``."""
+    invocation_id: str | None = None
+    restarts: int = 0
+    """How often systemd tried again by itself before it gave up."""
+    log_lines: tuple[str, ...] = ()
+
+
+def failure_of(unit: UnitStatus) -> Failure:
+    """What systemd says of a failed unit; the log lines come from elsewhere."""
+    exit_status = signal_name = None
+    if unit.exec_main_status is not None:
+        if unit.exec_main_code == _EXITED:
+            exit_status = unit.exec_main_status
+        else:
+            signal_name = _signal_name(unit.exec_main_status)
+    if unit.result == "oom-kill":
+        message = "it was killed because memory ran out"
+    elif unit.result == "timeout":
+        message = "it did not stop, or not start, in the time it had"
+    elif exit_status is not None and unit.result == "exit-code":
+        message = _SYSTEMD_STATUS.get(exit_status, f"it exited with status {exit_status}")
+    elif signal_name:
+        message = f"it was ended by {signal_name}"
+    else:
+        message = f"systemd says {unit.result!r}"
+    return Failure(
+        at=datetime.fromtimestamp(unit.state_change_timestamp, UTC)
+        if unit.state_change_timestamp
+        else datetime.now(UTC),
+        result=unit.result,
+        message=message,
+        exit_status=exit_status,
+        signal=signal_name,
+        invocation_id=unit.invocation_id or None,
+        restarts=unit.n_restarts,
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,84 @@
+"""From what is desired and what is observed to a plan: a pure function.
+
+A plan can be shown without being carried out, and is made anew from the whole situation every time: nothing in it
+depends on how the situation came about.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class UnitCondition(StrEnum):
+    """What matters of a unit for what to do next."""
+
+    ABSENT = "absent"
+    """Not loaded, or inactive: nothing runs."""
+    UP = "up"
+    """Active, starting, or waiting for systemd's own restart."""
+    GOING = "going"
+    """Being stopped."""
+    FAILED = "failed"
+    """It ended badly; its name is taken until that is cleared."""
+
+
+class Verb(StrEnum):
+    """What can be done about a model's server."""
+
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    CLEAR = "clear"
+    """Forget a failure, so that the unit's name is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing to do."""
+
+    verb: Verb
+    model_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, and when to look again."""
+
+    steps: tuple[Step, ...]
+    wake_at: float | None
+    """When the first cool-down ends, on the clock of ``now``."""
+
+
+def make_plan(
+    wanted: Mapping[str, bool],
+    units: Mapping[str, UnitCondition],
+    *,
+    restarts: Collection[str],
+    retry_at: Mapping[str, float],
+    now: float,
+) -> Plan:
+    """What leads from ``units`` to ``wanted``.
+
+    ``wanted`` says run or stop for each model somebody spoke about; a unit nobody spoke about is left alone.
+    ``restarts`` are models whose running server is to be replaced; ``retry_at`` says when a model that failed may be
+    tried again.
+    """
+    steps = []
+    wake_at: float | None = None
+    for model_id in sorted(wanted):
+        condition = units.get(model_id, UnitCondition.ABSENT)
+        if condition is UnitCondition.GOING:
+            continue
+        if not wanted[model_id]:
+            if condition is UnitCondition.UP:
+                steps.append(Step(Verb.STOP, model_id))
+            elif condition is UnitCondition.FAILED:
+                steps.append(Step(Verb.CLEAR, model_id))
+        elif condition is UnitCondition.UP:
+            if model_id in restarts:
+                steps.append(Step(Verb.RESTART, model_id))
+        elif (due := retry_at.get(model_id, now)) <= now:
+            steps.append(Step(Verb.START, model_id))
+        else:
+            wake_at = due if wake_at is None else min(wake_at, due)
+    return Plan(tuple(steps), wake_at)

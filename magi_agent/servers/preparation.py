@@ -1,0 +1,132 @@
+"""What must be settled before a model's server is started: usable files, a port of its own, the settings that hold."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from magi_agent.errors import ModelNotUsable, PortInUse
+from magi_agent.host.listeners import listeners
+from magi_agent.registry.model import Choices, Model, RuntimeSettings
+from magi_agent.registry.registry import Registry
+from magi_agent.servers.launch import LaunchSpecification
+from magi_agent.servers.ports import free_port
+from magi_agent.settings import Settings
+
+_PORT_WAIT: Final = 2.0
+"""Seconds a port may take to come free after its last holder ended."""
+_PORT_PAUSE: Final = 0.05
+
+
+class StartPreparation:
+    """Makes launch specifications from the registry, the settings and the active profile."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        profile_settings: Callable[[], Mapping[str, RuntimeSettings]],
+    ) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._profile_settings = profile_settings
+
+    def launch_of(self, model: Model, port: int) -> LaunchSpecification:
+        """How ``model`` would be started on ``port``, as things stand."""
+        settings = self._settings
+        in_profile = self._profile_settings().get(model.model_id, RuntimeSettings())
+        return LaunchSpecification(
+            model_id=model.model_id,
+            display_name=model.facts.display_name or model.facts.filename,
+            binary=settings.llama_server_path,
+            model_path=model.facts.file_path,
+            projector_path=model.facts.projector_path,
+            host=settings.llama_server_host,
+            port=port,
+            runtime_settings=in_profile.over(model.choices.runtime_settings),
+            readable_folders=settings.model_scan_path,
+            user=settings.llama_server_user or None,
+            stop_timeout=settings.stop_timeout,
+        )
+
+    async def launch_for(self, model_id: str) -> LaunchSpecification:
+        """How a model is to be started now; it has a port when this returns.
+
+        Raises ``ModelNotFound``, ``ModelNotUsable``, ``NoFreePort``, ``PortInUse``, ``RegistrySaveFailed``.
+        """
+        model = self._registry.model(model_id)
+        if not model.is_usable:
+            raise not_usable(model)
+        if model.choices.port is None:
+            model = await self.give_port(model_id)
+        port = model.choices.port
+        assert port is not None  # noqa: S101  # given above
+        if not await self._came_free(port):
+            holder = await asyncio.to_thread(_holder, port)
+            raise PortInUse(
+                f"port {port} of {model_id} is held by {holder}; stop that, or give the model another port",
+                {"modelId": model_id, "port": port, "holder": holder},
+            )
+        return self.launch_of(model, port)
+
+    async def give_port(self, model_id: str) -> Model:
+        """Give a model a port, if it has none. Raises ``NoFreePort``, ``RegistrySaveFailed``."""
+        return await self._registry.choose(model_id, self.with_port)
+
+    def with_port(self, choices: Choices) -> Choices:
+        """The same choices with a port. Raises ``NoFreePort``."""
+        if choices.port is not None:
+            return choices
+        given = self._registry.given_ports()
+        avoid = {self._settings.tcp.port} if self._settings.tcp else set()
+        return replace(
+            choices, port=free_port(self._settings.port_range, given, lambda port: bool(listeners(port)), avoid)
+        )
+
+    async def _came_free(self, port: int) -> bool:
+        """Whether nobody listens on the port; an earlier run of the same model may be on its way out."""
+        deadline = asyncio.get_running_loop().time() + _PORT_WAIT
+        while listeners(port):
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(_PORT_PAUSE)
+        return True
+
+
+def not_usable(model: Model) -> ModelNotUsable:
+    """Why a model cannot be started or enabled."""
+    return ModelNotUsable(
+        f"model {model.model_id} cannot be used: {model.facts.problem or model.facts.status}",
+        {"modelId": model.model_id, "status": str(model.facts.status), "problem": model.facts.problem},
+    )
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as well as this process may know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and connection.pid
+                and connection.laddr
+                and connection.laddr.port == port
+            ):
+                process = psutil.Process(connection.pid)
+                unit = _unit_of(connection.pid)
+                return f"{process.name()} (process {connection.pid}{f', unit {unit}' if unit else ''})"
+    except psutil.Error:
+        pass
+    owners = {listener.uid for listener in listeners(port)}
+    return f"a process of user {', '.join(map(str, sorted(owners)))}" if owners else "another process"
+
+
+def _unit_of(pid: int) -> str | None:
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    names = (line.rpartition("/")[2] for line in lines)
+    return next((name for name in names if name.endswith((".service", ".scope"))), None)

@@ -1,0 +1,351 @@
+"""The servers as the API sees them: each one's picture, and the verbs that change what is desired.
+
+Nothing here starts or stops anything. A verb writes a wish and wakes the reconciler; who wants the outcome waits for
+the events that tell of it.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import psutil
+
+from magi_agent.errors import MagiError, StartFailed
+from magi_agent.events import EventStream, OperationFinished
+from magi_agent.registry.model import Model
+from magi_agent.registry.registry import Registry
+from magi_agent.servers.desired import Desired
+from magi_agent.servers.failure import Failure
+from magi_agent.servers.launch import model_id_of, unit_name
+from magi_agent.servers.llama_server import differences, host_of, port_of
+from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
+from magi_agent.servers.plan import UnitCondition
+from magi_agent.servers.preparation import StartPreparation, not_usable
+from magi_agent.servers.reconciler import OUTCOMES, Reconciler, condition_of, reachable
+from magi_agent.systemd.errors import BusError
+from magi_agent.systemd.manager import SystemdManager
+from magi_agent.systemd.status import UnitStatus
+from magi_agent.vocabulary import ServerState, StartPolicy, Tier
+
+_LOG: Final = logging.getLogger(__name__)
+UP: Final = frozenset({ServerState.READY, ServerState.DEGRADED})
+RUNNING: Final = frozenset({*UP, ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STUCK})
+DOWN: Final = frozenset({ServerState.STOPPED, ServerState.FAILED})
+_OPERATION_WAIT: Final = 3600.0
+_Accept = Callable[[ServerState], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One model's server at one moment."""
+
+    model_id: str
+    display_name: str
+    unit: str
+    state: ServerState
+    port: int | None
+    url: str | None
+    pid: int | None
+    uptime_seconds: int
+    restarts: int
+    tier: Tier
+    is_thinking: bool
+    memory_bytes: int | None
+    """Of the unit's cgroup where that is accounted for, else resident memory of the main process."""
+    cpu_seconds: float | None
+    failure: Failure | None
+    retry_in: float | None
+    restart_reasons: tuple[str, ...]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has processes, or is about to."""
+        return self.state in RUNNING
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.state in UP
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a verb on one model came to."""
+
+    message: str
+    changed: bool
+    """Whether anything had to be done."""
+    settled: bool
+    """Whether it is done already."""
+    server: Server
+
+
+class Servers:
+    """Every model's server."""
+
+    def __init__(
+        self,
+        manager: SystemdManager,
+        registry: Registry,
+        desired: Desired,
+        reconciler: Reconciler,
+        preparation: StartPreparation,
+        events: EventStream,
+    ) -> None:
+        self._manager = manager
+        self._registry = registry
+        self._desired = desired
+        self._reconciler = reconciler
+        self._preparation = preparation
+        self._events = events
+        self._operations = Operations()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """End the operations that are under way; what they wished for stays wished for."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def list(self) -> list[Server]:
+        """Every model that should run or has a loaded unit, by id."""
+        ids = {model_id for model_id, wish in self._desired.wishes.items() if wish.run}
+        ids |= {model_id_of(name) for name, unit in self._manager.units.items() if unit.load_state != "not-found"}
+        known = [self._registry.models[model_id] for model_id in sorted(ids) if model_id in self._registry.models]
+        return list(await asyncio.gather(*(self._picture(model) for model in known)))
+
+    async def server(self, model_id: str) -> Server:
+        """One model's server, running or not. Raises ``ModelNotFound``."""
+        return await self._picture(self._registry.model(model_id))
+
+    def unknown_units(self) -> Collection[str]:
+        """Units of ours, by name, that belong to no model the registry knows; they are left alone."""
+        return sorted(name for name in self._manager.units if model_id_of(name) not in self._registry.models)
+
+    def wanted(self) -> dict[str, ServerState]:
+        """The state of each model that should run."""
+        return {
+            model_id: self._reconciler.state(model_id) for model_id, wish in self._desired.wishes.items() if wish.run
+        }
+
+    def operation(self, operation_id: str) -> Operation:
+        """An action on several models. Raises ``OperationNotFound``."""
+        return self._operations.operation(operation_id)
+
+    def differs_from_choice(self, model: Model) -> bool:
+        """Whether what runs now is other than what ``enabled`` says."""
+        runs = self._reconciler.state(model.model_id) in RUNNING - {ServerState.STOPPING}
+        if not model.choices.enabled:
+            return runs
+        return not runs and model.choices.start_policy is StartPolicy.ALWAYS_ON
+
+    async def start(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
+        """Want a model's server to run; wait up to ``wait`` seconds until it is ready.
+
+        Raises ``ModelNotFound``, ``ModelNotUsable``, ``NoFreePort``, ``RegistrySaveFailed`` and, if the wait saw it
+        fail, ``StartFailed``.
+        """
+        model = self._registry.model(model_id)
+        model_id = model.model_id
+        if self._reconciler.state(model_id) in UP and self._desired.wants(model_id):
+            return await self._outcome(model_id, f"Model {model_id} is running already", changed=False, settled=True)
+        if not model.is_usable:
+            raise not_usable(model)
+        changed = not (self._desired.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
+        if model.choices.port is None:
+            await self._preparation.give_port(model_id)
+        async with self._following(model_id) as settled:
+            await self._desired.wish([model_id], run=True, by=by)
+            self._reconciler.forgive(model_id)
+            self._reconciler.wake()
+            done = await settled(lambda state: state in OUTCOMES, wait)
+        if done and self._reconciler.state(model_id) not in UP:
+            raise self._start_failed(model_id)
+        message = f"Model {model_id} is ready" if done else f"Model {model_id} is starting"
+        return await self._outcome(model_id, message, changed=changed, settled=done)
+
+    async def stop(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
+        """Want a model's server stopped; wait up to ``wait`` seconds until it is.
+
+        Raises ``ModelNotFound``, ``RegistrySaveFailed``.
+        """
+        model_id = self._registry.model(model_id).model_id
+        if (
+            self._reconciler.state(model_id) in DOWN
+            and not self._desired.wants(model_id)
+            and not self._has_unit(model_id)
+        ):
+            return await self._outcome(model_id, f"Model {model_id} is stopped already", changed=False, settled=True)
+        async with self._following(model_id) as settled:
+            await self._desired.wish([model_id], run=False, by=by)
+            self._reconciler.forgive(model_id)
+            self._reconciler.wake()
+            done = await settled(lambda state: state in DOWN and not self._has_unit(model_id), wait)
+        message = f"Model {model_id} is stopped" if done else f"Model {model_id} is stopping"
+        return await self._outcome(model_id, message, changed=True, settled=done)
+
+    async def restart(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
+        """Replace a model's running server by a new one; start it where none runs. As ``start`` otherwise."""
+        model_id = self._registry.model(model_id).model_id
+        if self._reconciler.state(model_id) not in RUNNING:
+            return await self.start(model_id, by=by, wait=wait)
+        if not self._registry.model(model_id).is_usable:
+            raise not_usable(self._registry.model(model_id))
+        async with self._following(model_id) as settled:
+            await self._desired.wish([model_id], run=True, by=by)
+            self._reconciler.ask_restart(model_id)
+            done = await settled(
+                lambda state: state in OUTCOMES and not self._reconciler.restart_pending(model_id), wait
+            )
+        if done and self._reconciler.state(model_id) not in UP:
+            raise self._start_failed(model_id)
+        message = f"Model {model_id} is ready again" if done else f"Model {model_id} is restarting"
+        return await self._outcome(model_id, message, changed=True, settled=done)
+
+    def start_all(self, *, by: str) -> Operation:
+        """Want every enabled model to run."""
+        ids = [model_id for model_id, model in self._registry.models.items() if model.choices.enabled]
+        return self._on_several("start-all", ids, lambda model_id, wait: self.start(model_id, by=by, wait=wait))
+
+    def stop_all(self, *, by: str) -> Operation:
+        """Want no model to run."""
+        ids = {model_id for model_id, wish in self._desired.wishes.items() if wish.run} | set(
+            self._reconciler.running()
+        )
+        known = sorted(model_id for model_id in ids if model_id in self._registry.models)
+        return self._on_several("stop-all", known, lambda model_id, wait: self.stop(model_id, by=by, wait=wait))
+
+    async def finished(self, operation: Operation, wait: float) -> bool:
+        """Wait up to ``wait`` seconds for an operation to end."""
+        deadline = asyncio.get_running_loop().time() + wait
+        with self._events.subscribe() as changes:
+            while operation.finished_at is None and (left := deadline - asyncio.get_running_loop().time()) > 0:
+                try:
+                    async with asyncio.timeout(left):
+                        await changes.next()
+                except TimeoutError:
+                    break
+        return operation.finished_at is not None
+
+    def _on_several(self, kind: str, ids: Iterable[str], verb: Callable[[str, float], Awaitable[Outcome]]) -> Operation:
+        operation = Operation(kind, {model_id: Part() for model_id in ids})
+        self._operations.add(operation)
+        task = asyncio.create_task(self._carry_out(operation, verb), name=f"{kind} {operation.operation_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return operation
+
+    async def _carry_out(self, operation: Operation, verb: Callable[[str, float], Awaitable[Outcome]]) -> None:
+        async def one(model_id: str, part: Part) -> None:
+            part.status = OperationStatus.RUNNING
+            try:
+                outcome = await verb(model_id, _OPERATION_WAIT)
+            except MagiError as error:
+                part.status, part.message = OperationStatus.FAILED, error.message
+            else:
+                part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
+                part.message = outcome.message
+
+        try:
+            await asyncio.gather(*(one(model_id, part) for model_id, part in operation.parts.items()))
+        finally:
+            operation.finished_at = datetime.now(UTC)
+            self._events.publish(OperationFinished(operation_id=operation.operation_id))
+
+    def _has_unit(self, model_id: str) -> bool:
+        return condition_of(self._manager.units.get(unit_name(model_id))) is not UnitCondition.ABSENT
+
+    def _start_failed(self, model_id: str) -> StartFailed:
+        failure = self._reconciler.failure(model_id)
+        if failure is None:
+            return StartFailed(f"model {model_id} did not start", {"modelId": model_id})
+        return StartFailed(
+            f"model {model_id} did not start: {failure.message}",
+            {
+                "modelId": model_id,
+                "result": failure.result,
+                "exitStatus": failure.exit_status,
+                "signal": failure.signal,
+                "logLines": list(failure.log_lines),
+            },
+        )
+
+    async def _outcome(self, model_id: str, message: str, *, changed: bool, settled: bool) -> Outcome:
+        return Outcome(message, changed, settled, await self.server(model_id))
+
+    @asynccontextmanager
+    async def _following(self, model_id: str) -> AsyncIterator[Callable[[_Accept, float], Awaitable[bool]]]:
+        """Listen from before a change is made, so that none of its effects is missed."""
+        with self._events.subscribe() as changes:
+
+            async def settled(accept: _Accept, wait: float) -> bool:
+                deadline = asyncio.get_running_loop().time() + wait
+                while not accept(self._reconciler.state(model_id)):
+                    left = deadline - asyncio.get_running_loop().time()
+                    if left <= 0:
+                        return False
+                    try:
+                        async with asyncio.timeout(left):
+                            await changes.next()
+                    except TimeoutError:
+                        return accept(self._reconciler.state(model_id))
+                return True
+
+            yield settled
+
+    async def _picture(self, model: Model) -> Server:
+        model_id = model.model_id
+        unit = self._manager.units.get(unit_name(model_id))
+        runs = unit is not None and condition_of(unit) in (UnitCondition.UP, UnitCondition.GOING)
+        port = (port_of(unit.argv) if unit and runs else None) or model.choices.port
+        host = host_of(unit.argv) if unit and runs else None
+        memory, cpu = await self._usage(unit) if unit and runs else (None, None)
+        since = unit.exec_main_start_timestamp if unit and runs and unit.main_pid else None
+        return Server(
+            model_id=model_id,
+            display_name=model.facts.display_name or model.facts.filename,
+            unit=unit_name(model_id),
+            state=self._reconciler.state(model_id),
+            port=port,
+            url=f"http://{reachable(host)}:{port}" if port and runs else None,
+            pid=unit.main_pid if unit and runs else None,
+            uptime_seconds=max(0, int(time.time() - since)) if since else 0,
+            restarts=unit.n_restarts if unit else 0,
+            tier=model.effective_tier,
+            is_thinking=model.effective_thinking,
+            memory_bytes=memory,
+            cpu_seconds=cpu,
+            failure=self._reconciler.failure(model_id),
+            retry_in=self._reconciler.retry_in(model_id),
+            restart_reasons=self._restart_reasons(model, unit) if unit and runs else (),
+        )
+
+    def _restart_reasons(self, model: Model, unit: UnitStatus) -> tuple[str, ...]:
+        port = model.choices.port or port_of(unit.argv) or 0
+        return differences(self._preparation.launch_of(model, port), unit.argv, unit.environment)
+
+    async def _usage(self, unit: UnitStatus) -> tuple[int | None, float | None]:
+        """Memory in bytes and CPU time in seconds, as well as they can be known."""
+        memory = cpu = None
+        try:
+            accounting = await self._manager.read_accounting(unit.name)
+        except BusError as error:
+            _LOG.debug("no accounting of %s: %s", unit.name, error)
+        else:
+            memory = accounting.memory_current
+            cpu = accounting.cpu_usage_nsec / 1e9 if accounting.cpu_usage_nsec is not None else None
+        if unit.main_pid and (memory is None or cpu is None):
+            try:
+                process = psutil.Process(unit.main_pid)
+                times = process.cpu_times()
+                memory = process.memory_info().rss if memory is None else memory
+                cpu = times.user + times.system if cpu is None else cpu
+            except psutil.Error:
+                return memory, cpu
+        return memory, cpu
