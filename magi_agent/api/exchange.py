@@ -1,0 +1,102 @@
+"""One request and its answer: reading bodies and queries, writing JSON."""
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeVar
+
+import pydantic_core
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from magi_agent.api.routes import MAX_WAIT
+from magi_agent.errors import InvalidRequest, ValidationFailed
+
+JSON: Final = "application/json"
+_Body = TypeVar("_Body", bound=BaseModel)
+_JSON_TYPE: Final = re.compile(r"application/(?:[\w.+-]+\+)?json")
+
+
+class InvalidJson(InvalidRequest):
+    """The body is not JSON."""
+
+    error = "InvalidJson"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is said to be something else than JSON."""
+
+    error = "UnsupportedMediaType"
+    status = 415
+
+
+class PayloadTooLarge(InvalidRequest):
+    """The body is larger than any request needs."""
+
+    error = "PayloadTooLarge"
+    status = 413
+
+
+async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
+    """Return the request's body, validated.
+
+    Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``InvalidJson`` and ``ValidationFailed``.
+    """
+    if not _JSON_TYPE.fullmatch(request.content_type):
+        raise UnsupportedMediaType(
+            f"the body must be JSON: send 'Content-Type: {JSON}', not {request.content_type!r}",
+            {"contentType": request.content_type},
+        )
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise PayloadTooLarge(error.text or "the body is too large") from None
+    try:
+        document = pydantic_core.from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJson(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ValidationFailed([{"field": "", "message": "the body must be a JSON object"}])
+    try:
+        # From the text, not from the parsed document: only so are words taken for enumerations in strict mode.
+        return schema.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise ValidationFailed(
+            [
+                {"field": ".".join(map(str, problem["loc"])), "message": problem["msg"]}
+                for problem in error.errors(include_url=False, include_input=False, include_context=False)
+            ]
+        ) from None
+
+
+def wait_of(request: web.Request) -> float:
+    """Return the seconds the caller wants to wait for an outcome. Raises ``ValidationFailed``."""
+    text = request.query.get("wait", "0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_WAIT:
+        raise ValidationFailed(
+            [{"field": "wait", "message": f"must be seconds from 0 to {MAX_WAIT:.0f}, not {text!r}"}]
+        )
+    return seconds
+
+
+def flag_of(request: web.Request, name: str) -> bool:
+    """Return a true-or-false key of the query string; absent is false. Raises ``ValidationFailed``."""
+    text = request.query.get(name, "false").lower()
+    if text not in ("true", "false", "1", "0", ""):
+        raise ValidationFailed([{"field": name, "message": f"must be true or false, not {text!r}"}])
+    return text in ("true", "1", "")
+
+
+def answer(content: BaseModel | bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """Return a JSON answer."""
+    if isinstance(content, BaseModel):
+        content = content.model_dump_json(by_alias=True).encode()
+    return web.Response(body=content, status=status, headers=headers, content_type=JSON, charset="utf-8")
+
+
+def array(items: list[bytes]) -> bytes:
+    """Return a JSON array of what is JSON already."""
+    return b"[" + b",".join(items) + b"]"

@@ -1,0 +1,202 @@
+"""From the agent's values to what goes over the wire, and back."""
+
+import math
+from datetime import UTC, datetime
+
+from magi_agent.api.schemas import (
+    FailureAnswer,
+    LoadBalancingBody,
+    ModelAnswer,
+    OperationAnswer,
+    OperationPartAnswer,
+    ProfileAnswer,
+    ProfileRequest,
+    RuntimeSettingsBody,
+    ServerAnswer,
+    TierConfigBody,
+    TwoStageBody,
+)
+from magi_agent.profiles.profile import DEFAULT_TIERS, LoadBalancing, Profile, TierConfig, TwoStage
+from magi_agent.registry.model import Model, RuntimeSettings
+from magi_agent.servers.failure import Failure
+from magi_agent.servers.operations import Operation
+from magi_agent.servers.servers import Server
+from magi_agent.vocabulary import ServerState
+
+
+def readable(path: str) -> str:
+    """A path as JSON can carry it: bytes that are no UTF-8 are shown as the replacement character."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def utc(moment: datetime | None) -> str | None:
+    """A time as it stands on the wire: UTC, ISO 8601, with ``Z``."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
+
+
+def runtime_settings_body(settings: RuntimeSettings) -> RuntimeSettingsBody:
+    """Settings as they stand on the wire."""
+    return RuntimeSettingsBody(
+        n_gpu_layers=settings.n_gpu_layers,
+        ctx_size=settings.ctx_size,
+        n_threads=settings.n_threads,
+        batch_size=settings.batch_size,
+    )
+
+
+def runtime_settings(body: RuntimeSettingsBody) -> RuntimeSettings:
+    """Settings from the wire."""
+    return RuntimeSettings(body.n_gpu_layers, body.ctx_size, body.n_threads, body.batch_size)
+
+
+def model_answer(model: Model) -> ModelAnswer:
+    """A model as it stands on the wire."""
+    facts, choices = model.facts, model.choices
+    return ModelAnswer(
+        file_path=readable(facts.file_path),
+        filename=readable(facts.filename),
+        family=facts.family,
+        version=facts.version,
+        size_params=facts.size_params,
+        quantization=facts.quantization,
+        is_thinking_model=model.is_thinking_model,
+        thinking_override=choices.thinking_override,
+        is_instruct=facts.is_instruct,
+        is_coder=facts.is_coder,
+        assigned_tier=facts.assigned_tier,
+        tier_override=choices.tier_override,
+        port=choices.port,
+        enabled=choices.enabled,
+        n_gpu_layers=choices.runtime_settings.n_gpu_layers,
+        ctx_size=choices.runtime_settings.ctx_size,
+        n_threads=choices.runtime_settings.n_threads,
+        batch_size=choices.runtime_settings.batch_size,
+        model_id=model.model_id,
+        display_name=readable(facts.display_name or facts.filename),
+        effective_tier=model.effective_tier,
+        effective_thinking=model.effective_thinking,
+        architecture=facts.architecture,
+        context_length=facts.context_length,
+        size_bytes=facts.size_bytes,
+        parts=[readable(part) for part in facts.parts],
+        projector_path=readable(facts.projector_path) if facts.projector_path else None,
+        has_vision=facts.has_vision,
+        is_embedding=facts.is_embedding,
+        chat_template=facts.has_chat_template,
+        status=facts.status,
+        problem=readable(facts.problem) if facts.problem else None,
+        parameter_count=facts.parameter_count,
+        active_params=facts.active_params,
+        thinking_mode=facts.thinking_mode,
+        start_policy=choices.start_policy,
+        runtime_settings=runtime_settings_body(choices.runtime_settings),
+    )
+
+
+def server_answer(server: Server) -> ServerAnswer:
+    """A server as it stands on the wire."""
+    return ServerAnswer(
+        model_id=server.model_id,
+        display_name=readable(server.display_name),
+        port=server.port,
+        pid=server.pid,
+        is_ready=server.is_ready,
+        is_running=server.is_running,
+        uptime_seconds=server.uptime_seconds,
+        tier=server.tier,
+        is_thinking=server.is_thinking,
+        unit=server.unit,
+        state=server.state,
+        url=server.url,
+        restarts=server.restarts,
+        memory_bytes=server.memory_bytes,
+        cpu_seconds=server.cpu_seconds,
+        failure=_failure_answer(server.failure) if server.failure else None,
+        retry_in_seconds=round(server.retry_in, 1) if server.retry_in is not None else None,
+        restart_required=bool(server.restart_reasons),
+        restart_reasons=list(server.restart_reasons),
+    )
+
+
+def _failure_answer(failure: Failure) -> FailureAnswer:
+    return FailureAnswer(
+        at=failure.at,
+        result=failure.result,
+        message=failure.message,
+        exit_status=failure.exit_status,
+        signal=failure.signal,
+        restarts=failure.restarts,
+        invocation_id=failure.invocation_id,
+        log_lines=list(failure.log_lines),
+    )
+
+
+def operation_answer(operation: Operation, states: dict[str, ServerState]) -> OperationAnswer:
+    """An operation as it stands on the wire; ``states`` are the models' servers' of this moment."""
+    return OperationAnswer(
+        id=operation.operation_id,
+        kind=operation.kind,
+        status=operation.status,
+        started_at=operation.started_at,
+        finished_at=operation.finished_at,
+        models={
+            model_id: OperationPartAnswer(status=part.status, state=states[model_id], message=part.message)
+            for model_id, part in operation.parts.items()
+        },
+    )
+
+
+def profile_answer(profile: Profile) -> ProfileAnswer:
+    """A profile as it stands on the wire."""
+    return ProfileAnswer(
+        name=profile.name,
+        description=profile.description,
+        enabled_models=list(profile.enabled_models),
+        tier_config=[
+            TierConfigBody(
+                name=tier.name,
+                max_score=tier.max_score if math.isfinite(tier.max_score) else None,
+                expected_time_seconds=tier.expected_time_seconds,
+                description=tier.description,
+            )
+            for tier in profile.tier_config
+        ],
+        two_stage=TwoStageBody(
+            enabled=profile.two_stage.enabled,
+            stage1_tier=profile.two_stage.stage1_tier,
+            stage2_tier=profile.two_stage.stage2_tier,
+            stage1_max_tokens=profile.two_stage.stage1_max_tokens,
+        ),
+        load_balancing=LoadBalancingBody(
+            enabled=profile.load_balancing.enabled,
+            strategy=profile.load_balancing.strategy,
+            health_check_interval=profile.load_balancing.health_check_interval,
+        ),
+        runtime_settings={
+            model_id: runtime_settings_body(settings) for model_id, settings in profile.runtime_settings.items()
+        },
+    )
+
+
+def profile_of(request: ProfileRequest) -> Profile:
+    """A profile from the wire."""
+    tiers = DEFAULT_TIERS
+    if request.tier_config is not None:
+        tiers = tuple(
+            TierConfig(
+                tier.name,
+                math.inf if tier.max_score is None else tier.max_score,
+                tier.expected_time_seconds,
+                tier.description,
+            )
+            for tier in request.tier_config
+        )
+    return Profile(
+        request.name,
+        request.description,
+        tuple(request.enabled_models),
+        tiers,
+        TwoStage(**request.two_stage.model_dump()),
+        LoadBalancing(**request.load_balancing.model_dump()),
+        {model_id: runtime_settings(settings) for model_id, settings in request.runtime_settings.items()},
+    )

@@ -1,0 +1,340 @@
+"""What goes over the wire: one pydantic model for each body, in the wire's own order of fields.
+
+Keys are camelCase on the wire; requests may also use snake_case. These models validate requests, shape answers, and
+are what the OpenAPI document is generated from.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from magi_agent.profiles.profile import LoadBalancingStrategy
+from magi_agent.servers.operations import OperationStatus
+from magi_agent.vocabulary import ModelStatus, ServerState, StartPolicy, ThinkingMode, Tier
+
+ModelId = Annotated[str, Field(max_length=300)]
+
+
+class Answer(BaseModel):
+    """A body the agent sends."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, protected_namespaces=())
+
+
+class Request(BaseModel):
+    """A body the agent receives: nothing unknown in it, nothing of another type."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid", protected_namespaces=()
+    )
+
+
+class ErrorAnswer(Answer):
+    """Every error, on every path."""
+
+    error: str = Field(description="a stable word")
+    message: str = Field(description="one sentence a person can act on")
+    details: dict[str, Any] = Field(description="what a program can use; always an object")
+
+
+class RootAnswer(Answer):
+    """What answers here."""
+
+    name: str
+    version: str
+    docs: str
+    status: str
+
+
+class RuntimeSettingsBody(Request):
+    """How a model's llama-server is started; null leaves it to llama-server."""
+
+    n_gpu_layers: int | None = Field(None, ge=-1, le=100_000)
+    ctx_size: int | None = Field(None, ge=0, le=100_000_000, description="tokens")
+    n_threads: int | None = Field(None, ge=-1, le=4096)
+    batch_size: int | None = Field(None, ge=1, le=1_000_000, description="tokens")
+
+
+class ModelAnswer(Answer):
+    """One model: facts and choices."""
+
+    file_path: str
+    filename: str
+    family: str
+    version: str | None
+    size_params: float = Field(description="billions of parameters, as people call it")
+    quantization: str
+    is_thinking_model: bool
+    thinking_override: bool | None
+    is_instruct: bool
+    is_coder: bool
+    assigned_tier: Tier
+    tier_override: Tier | None
+    port: int | None
+    enabled: bool
+    n_gpu_layers: int | None
+    ctx_size: int | None
+    n_threads: int | None
+    batch_size: int | None
+    model_id: str
+    display_name: str
+    effective_tier: Tier
+    effective_thinking: bool
+    architecture: str | None
+    context_length: int | None = Field(description="tokens")
+    size_bytes: int
+    parts: list[str] = Field(description="paths of all files of a split set; one for a plain file")
+    projector_path: str | None
+    has_vision: bool
+    is_embedding: bool
+    chat_template: bool
+    status: ModelStatus
+    problem: str | None
+    parameter_count: int | None = Field(description="the exact sum over the tensors")
+    active_params: float | None = Field(description="billions, of a mixture of experts")
+    thinking_mode: ThinkingMode
+    start_policy: StartPolicy
+    runtime_settings: RuntimeSettingsBody
+
+
+class TierThresholdsAnswer(BaseModel):
+    """Sizes, in billions of parameters, at which tiers change. These two keys are snake_case on the wire."""
+
+    powerful_min: float
+    fast_max: float
+
+
+class RegistryAnswer(Answer):
+    """Every model the agent knows."""
+
+    models: dict[str, ModelAnswer]
+    scan_path: str
+    last_scan: datetime | None
+    port_range: tuple[int, int]
+    tier_thresholds: TierThresholdsAnswer
+    scan_paths: list[str]
+
+
+class RescanAnswer(Answer):
+    """What a scan found."""
+
+    message: str
+    models_found: int
+    models_added: int
+    models_removed: int
+    timestamp: datetime
+
+
+class TierRequest(Request):
+    """A tier for a model; null clears the override."""
+
+    tier: str | None = Field(json_schema_extra={"enum": [*Tier, None]})
+
+
+class TierAnswer(Answer):
+    """The tier override is set."""
+
+    message: str
+    model_id: str
+    tier: Tier | None
+    override: bool
+
+
+class ThinkingRequest(Request):
+    """Whether a model thinks; null clears the override."""
+
+    thinking: bool | None
+
+
+class ThinkingAnswer(Answer):
+    """The thinking override is set."""
+
+    message: str
+    model_id: str
+    thinking: bool | None
+    override: bool
+    tier_changed: bool
+
+
+class EnabledRequest(Request):
+    """Whether a model is in use."""
+
+    enabled: bool
+
+
+class EnabledAnswer(Answer):
+    """The choice is made."""
+
+    message: str
+    model_id: str
+    enabled: bool
+    restart_required: bool = Field(description="whether what runs now differs from the choice")
+
+
+class FailureAnswer(Answer):
+    """Why a server failed last."""
+
+    at: datetime
+    result: str
+    message: str
+    exit_status: int | None
+    signal: str | None
+    restarts: int
+    invocation_id: str | None
+    log_lines: list[str]
+
+
+class ServerAnswer(Answer):
+    """One model's server."""
+
+    model_id: str
+    display_name: str
+    port: int | None
+    pid: int | None
+    is_ready: bool
+    is_running: bool
+    uptime_seconds: int
+    tier: Tier
+    is_thinking: bool
+    unit: str
+    state: ServerState
+    url: str | None
+    restarts: int
+    memory_bytes: int | None
+    cpu_seconds: float | None
+    failure: FailureAnswer | None
+    retry_in_seconds: float | None = Field(description="until a server that failed is tried again")
+    restart_required: bool
+    restart_reasons: list[str]
+
+
+class ServersAnswer(Answer):
+    """Every model that should run or has a loaded unit."""
+
+    total_servers: int
+    ready_servers: int
+    servers: list[ServerAnswer]
+
+
+class ModelWithServerAnswer(ModelAnswer):
+    """One model with its server."""
+
+    server: ServerAnswer
+
+
+class ServerActionAnswer(Answer):
+    """What a verb on one server came to."""
+
+    message: str
+    model_id: str
+    changed: bool = Field(description="whether anything had to be done")
+    server: ServerAnswer
+
+
+class OperationPartAnswer(Answer):
+    """What an operation does for one model."""
+
+    status: OperationStatus
+    state: ServerState
+    message: str
+
+
+class OperationAnswer(Answer):
+    """An action on several models."""
+
+    id: str
+    kind: str
+    status: OperationStatus
+    started_at: datetime
+    finished_at: datetime | None
+    models: dict[str, OperationPartAnswer]
+
+
+class TierConfigBody(Request):
+    """Up to which complexity score a request goes to a tier; null for no limit."""
+
+    name: str = Field(min_length=1, max_length=100)
+    max_score: float | None = Field(None, allow_inf_nan=False)
+    expected_time_seconds: float = Field(5.0, ge=0, le=86_400, allow_inf_nan=False)
+    description: str = Field("", max_length=2000)
+
+
+class TwoStageBody(Request):
+    """A draft by one tier, refined by another."""
+
+    enabled: bool = False
+    stage1_tier: Tier = Tier.BALANCED
+    stage2_tier: Tier = Tier.POWERFUL
+    stage1_max_tokens: int = Field(500, ge=1, le=1_000_000)
+
+
+class LoadBalancingBody(Request):
+    """How the servers of one tier share its requests."""
+
+    enabled: bool = True
+    strategy: LoadBalancingStrategy = LoadBalancingStrategy.ROUND_ROBIN
+    health_check_interval: float = Field(30.0, gt=0, le=86_400, allow_inf_nan=False, description="seconds")
+
+
+class ProfileRequest(Request):
+    """A new profile, or what replaces one."""
+
+    name: str = Field(max_length=200)
+    description: str = Field("", max_length=10_000)
+    enabled_models: list[ModelId] = Field(default_factory=list, max_length=10_000)
+    tier_config: list[TierConfigBody] | None = Field(None, max_length=100)
+    two_stage: TwoStageBody = Field(default_factory=TwoStageBody)
+    load_balancing: LoadBalancingBody = Field(default_factory=LoadBalancingBody)
+    runtime_settings: dict[ModelId, RuntimeSettingsBody] = Field(default_factory=dict, max_length=10_000)
+
+
+class ProfileAnswer(Answer):
+    """A named set of enabled models with their settings."""
+
+    name: str
+    description: str
+    enabled_models: list[str]
+    tier_config: list[TierConfigBody]
+    two_stage: TwoStageBody
+    load_balancing: LoadBalancingBody
+    runtime_settings: dict[str, RuntimeSettingsBody]
+
+
+class ProfileCreatedAnswer(Answer):
+    """The profile is on disk."""
+
+    message: str
+    profile_name: str
+    path: str
+
+
+class MessageAnswer(Answer):
+    """It is done."""
+
+    message: str
+
+
+class LiveAnswer(Answer):
+    """The agent's loop turns."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ReadyAnswer(Answer):
+    """Whether each server that should be up is ready."""
+
+    status: Literal["ready", "not_ready"]
+    version: str
+    systemd_scope: str
+    systemd_connected: bool
+    models: int
+    enabled_models: int
+    servers_wanted: int
+    servers_ready: int
+    missing: dict[str, ServerState] = Field(description="models whose server should be up and is not, and its state")
+    scanning: bool = Field(description="whether the first scan is still under way")
+    active_profile: str | None
+    problems: list[str] = Field(description="what is wrong, in sentences")
+    unknown_units: list[str] = Field(description="units of ours that belong to no known model")
