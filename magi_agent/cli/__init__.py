@@ -1,0 +1,1 @@
+"""The two commands: ``magi-agent``, the service, and ``magictl``, its client."""

@@ -1,0 +1,133 @@
+"""``magictl``: the command line that talks to the agent.
+
+Only the group is here. Each command lives in a module of its own, imported when it is called, so that no command pays
+for another's imports.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from magi_agent import __version__
+from magi_agent.cli.command import write_block
+from magi_agent.cli.exits import CommandError, Exit
+from magi_agent.cli.options import Session, options_everywhere
+
+_COMMANDS = {
+    "status": "status",
+    "models": "listing",
+    "servers": "listing",
+    "start": "power",
+    "stop": "power",
+    "restart": "power",
+    "enable": "choices",
+    "disable": "choices",
+    "rescan": "choices",
+    "scan": "scan",
+    "logs": "logs",
+    "check": "check",
+}
+"""Each command, in the order of the help text, and the module of this package that has a function of its name."""
+
+
+_EXAMPLES = (
+    "magictl status                   what runs, what is missing, and why",
+    "magictl models                   what could run",
+    "magictl start ID                 start one, and watch it load",
+    "magictl servers --json | jq .    for scripts",
+)
+_STATUSES = ("0 done   1 failed   2 wrong usage   3 agent not reachable   4 no such model or profile",)
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write examples and exit statuses."""
+        super().format_epilog(ctx, formatter)
+        write_block(formatter, "Examples", _EXAMPLES)
+        write_block(formatter, "Exit status", _STATUSES)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # the base class says so
+        """Return the names in the order in which people need them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
+        """Return the command of this name."""
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command = getattr(import_module(f"magi_agent.cli.{module}"), cmd_name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"magi_agent.cli.{module}.{cmd_name} is no command")
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    params=options_everywhere(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="magictl", message="%(prog)s %(version)s")
+def command_line() -> None:
+    """Run local language models through the MAGI agent.
+
+    Looks for the agent at --socket or --url; else at $MAGI_URL or $MAGI_SOCKET; else at the system's socket
+    /run/magi-agent/api.sock, at your own $XDG_RUNTIME_DIR/magi-agent/api.sock, or at http://127.0.0.1:8000.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``magictl`` with ``arguments`` (default: this process's) and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A mark or a name that the terminal's character set lacks must not end the command.
+            stream.reconfigure(errors="replace")
+    session = Session()
+    try:
+        outcome = command_line.main(words, prog_name="magictl", standalone_mode=False, obj=session)
+    except CommandError as error:
+        explained = _explained(session, error)
+        session.screen.failure(explained)
+        return explained.exit_status
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return Exit.USAGE
+    except click.ClickException as error:
+        session.as_json = session.as_json or "--json" in words
+        session.screen.failure(_usage_failure(error))
+        return error.exit_code
+    except click.Abort:
+        session.screen.failure(CommandError("Interrupted", "interrupted"))
+        return Exit.FAILED
+    return int(outcome) if isinstance(outcome, int) else Exit.OK
+
+
+def _explained(session: Session, error: CommandError) -> CommandError:
+    if error.exit_status != Exit.NOT_FOUND:
+        return error
+    from magi_agent.cli.names import with_suggestion
+
+    return with_suggestion(session.client, error)
+
+
+def _usage_failure(error: click.ClickException) -> CommandError:
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is not None:
+        message = f"{message}; see: {context.command_path} --help"
+    return CommandError("UsageError", message)
+
+
+def run() -> NoReturn:
+    """Run ``magictl`` as a process."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

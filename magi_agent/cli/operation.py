@@ -1,0 +1,87 @@
+"""Actions on several models: an operation in the agent, followed until it ends."""
+
+import time
+from collections.abc import Mapping
+
+from magi_agent.cli.answers import record, text
+from magi_agent.cli.client import Client, Reply
+from magi_agent.cli.exits import CommandError, Exit
+from magi_agent.cli.grid import Cell
+from magi_agent.cli.live import LiveLines, live_lines
+from magi_agent.cli.options import Session
+from magi_agent.cli.phrasing import counted
+from magi_agent.cli.screen import Screen
+from magi_agent.cli.tables import failure_sentence, state_cell
+
+_ENDED = frozenset({"succeeded", "failed"})
+_LOOK_SECONDS = 0.3
+
+
+def follow(session: Session, action: str, seconds: int) -> int:
+    """Ask for ``start-all`` or ``stop-all``, follow it for at most ``seconds``, and return the exit status."""
+    client, screen = session.client, session.screen
+    reply = client.request("POST", f"/api/models/servers/{action}")
+    operation = record(reply.body)
+    try:
+        with live_lines(screen) as live:
+            operation = _followed(client, _where(reply), operation, seconds, live)
+    except KeyboardInterrupt:
+        screen.note(Cell("… ", "yellow"), f"{action} goes on in the agent; see how: magictl servers")
+        return Exit.FAILED
+    if screen.as_json:
+        screen.json(operation)
+    else:
+        _show(screen, action, operation)
+    return Exit.FAILED if text(operation.get("status")) == "failed" else Exit.OK
+
+
+def _where(reply: Reply) -> str:
+    """Return the operation's path: the answer's Location, as a path of this API whatever proxy stands between."""
+    operation_id = text(record(reply.body).get("id")) or reply.headers.get("location", "").rsplit("/", 1)[-1]
+    return f"/api/operations/{operation_id}"
+
+
+def _followed(
+    client: Client, path: str, operation: Mapping[str, object], seconds: int, live: LiveLines | None
+) -> Mapping[str, object]:
+    begun = time.monotonic()
+    while text(operation.get("status")) not in _ENDED:
+        elapsed = time.monotonic() - begun
+        if elapsed >= seconds:
+            break
+        if live is not None:
+            models = record(operation.get("models"))
+            live.show(
+                [
+                    (model_id, state_cell(text(record(step).get("state")) or "waiting"), elapsed)
+                    for model_id, step in models.items()
+                    if text(record(step).get("status")) not in _ENDED
+                ]
+            )
+        time.sleep(min(_LOOK_SECONDS, seconds - elapsed))
+        operation = record(client.get(path))
+    return operation
+
+
+def _show(screen: Screen, action: str, operation: Mapping[str, object]) -> None:
+    models = {model_id: record(step) for model_id, step in record(operation.get("models")).items()}
+    if not models:
+        screen.line(f"there is nothing to {action.removesuffix('-all')}")
+        return
+    for model_id, step in models.items():
+        status = text(step.get("status"))
+        mark = {"succeeded": Cell("✓ ", "green"), "failed": Cell("✗ ", "red")}.get(status, Cell("… ", "yellow"))
+        message = text(step.get("message")) or failure_sentence(step)
+        screen.line(
+            mark,
+            Cell(model_id, "bold"),
+            " ",
+            state_cell(text(step.get("state")) or status),
+            Cell(f"  {message}" if message and status == "failed" else "", ""),
+        )
+    failed = sum(text(step.get("status")) == "failed" for step in models.values())
+    if text(operation.get("status")) not in _ENDED:
+        screen.note(f"{action} goes on in the agent; see how: magictl servers")
+    elif failed:
+        error = f"{counted(failed, 'model')} of {len(models)} did not do it; why: magictl servers"
+        screen.failure(CommandError("OperationFailed", error))

@@ -1,0 +1,189 @@
+"""``magictl start``, ``stop`` and ``restart``: told to the agent, and watched until done."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import click
+
+from magi_agent.cli.answers import record, records, text
+from magi_agent.cli.client import Client, Reply, segment
+from magi_agent.cli.command import command
+from magi_agent.cli.exits import CommandError, Exit
+from magi_agent.cli.grid import Cell
+from magi_agent.cli.live import LiveLines, live_lines
+from magi_agent.cli.names import with_suggestion
+from magi_agent.cli.operation import follow
+from magi_agent.cli.options import Session
+from magi_agent.cli.phrasing import number, seconds_taken
+from magi_agent.cli.screen import Screen
+from magi_agent.cli.tables import failure_facts, log_lines, state_cell
+from magi_agent.cli.waiting import Errand, Errands
+
+WAIT_SECONDS = 600
+"""How long an outcome is waited for where ``--wait`` says nothing else."""
+
+_ANSWER_SECONDS = 15.0
+_LOOK_SECONDS = 0.5
+"""How often the state is asked for while the outcome is awaited."""
+_LOOK_UP_SECONDS = 5.0
+_ACCEPTED = 202
+_UNDER_WAY: Mapping[str, str] = {"start": "starting", "stop": "stopping", "restart": "restarting"}
+_GOES_ON: Mapping[str, str] = {"start": "goes on loading", "stop": "goes on stopping", "restart": "goes on restarting"}
+_DONE: Mapping[str, str] = {"start": "started", "stop": "stopped", "restart": "restarted"}
+
+_ids = click.argument("ids", nargs=-1, metavar="ID...")
+_all = click.option("--all", "everything", is_flag=True, help="All models that are in use.")
+_no_wait = click.option("--no-wait", is_flag=True, help="Tell the agent, and do not wait for the outcome.")
+_wait = click.option(
+    "--wait",
+    "seconds",
+    type=click.IntRange(1, 12000),
+    default=WAIT_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the outcome.",
+)
+
+
+@command("magictl start smollm2-135m-instruct.q4_1", "magictl start --all", "magictl start big-model --no-wait")
+@_ids
+@_all
+@_no_wait
+@_wait
+def start(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
+    """Start models, and watch them load.
+
+    Ctrl-C ends the watching only: the agent goes on loading.
+    """
+    return _act(session, "start", ids, everything, 0 if no_wait else seconds)
+
+
+@command("magictl stop smollm2-135m-instruct.q4_1", "magictl stop --all")
+@_ids
+@_all
+@_no_wait
+@_wait
+def stop(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
+    """Stop models that run. They stay stopped until they are started, or the host is."""
+    return _act(session, "stop", ids, everything, 0 if no_wait else seconds)
+
+
+@command("magictl restart smollm2-135m-instruct.q4_1")
+@_ids
+@_no_wait
+@_wait
+def restart(session: Session, ids: tuple[str, ...], no_wait: bool, seconds: int) -> int:
+    """Stop models and start them again, with their settings as they are now."""
+    return _act(session, "restart", ids, False, 0 if no_wait else seconds)
+
+
+def _act(session: Session, verb: str, ids: tuple[str, ...], everything: bool, seconds: int) -> int:
+    if bool(ids) == everything:
+        alternative = ", or --all" if verb != "restart" else ""
+        raise click.UsageError(f"name the models to {verb}{alternative}", click.get_current_context())
+    if everything:
+        return follow(session, f"{verb}-all", seconds)
+    return _each(session, verb, tuple(dict.fromkeys(ids)), seconds)
+
+
+def _each(session: Session, verb: str, ids: tuple[str, ...], seconds: int) -> int:
+    client = session.client
+    errands = Errands([Errand(name, partial(_ask, client, verb, name, seconds)) for name in ids])
+    try:
+        with live_lines(session.screen) as live:
+            errands.begin()
+            _watch(client, verb, errands, live)
+    except KeyboardInterrupt:
+        return _left_alone(session, verb, errands)
+    return max(_report(session, verb, errand) for errand in errands.all)
+
+
+def _ask(client: Client, verb: str, model_id: str, seconds: int) -> Reply:
+    query = f"?wait={seconds}" if seconds else ""
+    path = f"/api/models/servers/{segment(model_id)}/{verb}{query}"
+    return client.request("POST", path, timeout=seconds + _ANSWER_SECONDS)
+
+
+def _watch(client: Client, verb: str, errands: Errands, live: LiveLines | None) -> None:
+    """Wait until all have ended; show the state of those under way meanwhile, where somebody looks."""
+    states: Mapping[str, str] = {}
+    while not errands.wait(_LOOK_SECONDS):
+        if live is None:
+            continue
+        states = _states(client) or states
+        live.show(
+            [
+                (errand.model_id, state_cell(states.get(errand.model_id, _UNDER_WAY[verb])), errand.seconds)
+                for errand in errands.all
+                if not errand.ended
+            ]
+        )
+
+
+def _states(client: Client) -> Mapping[str, str]:
+    """Return each server's state; nothing where the agent is too busy to say."""
+    try:
+        answer = client.get("/api/models/servers", timeout=_LOOK_UP_SECONDS)
+    except CommandError:
+        return {}
+    return {text(server.get("modelId")): text(server.get("state")) for server in records(record(answer).get("servers"))}
+
+
+def _left_alone(session: Session, verb: str, errands: Errands) -> int:
+    """Say what goes on after Ctrl-C, and which had ended before it."""
+    status = max((_report(session, verb, errand) for errand in errands.all if errand.ended), default=Exit.OK)
+    waiting = [errand.model_id for errand in errands.all if not errand.ended]
+    if waiting:
+        session.screen.note(
+            Cell("… ", "yellow"), f"{', '.join(waiting)}: {_GOES_ON[verb]} in the agent; see how: magictl servers"
+        )
+    return max(status, Exit.FAILED)
+
+
+def _report(session: Session, verb: str, errand: Errand) -> int:
+    """Write what came of one errand, and return its exit status."""
+    screen = session.screen
+    try:
+        reply = errand.result()
+    except CommandError as error:
+        explained = with_suggestion(session.client, error)
+        screen.failure(explained)
+        if not screen.as_json:
+            show_failure_details(screen, explained.details, explained.message)
+        return explained.exit_status
+    if screen.as_json:
+        screen.json(reply.body)
+    else:
+        _show_success(screen, verb, errand, reply)
+    return Exit.OK
+
+
+def _show_success(screen: Screen, verb: str, errand: Errand, reply: Reply) -> None:
+    body = record(reply.body)
+    server = record(body.get("server"))
+    state = text(server.get("state"))
+    if reply.status == _ACCEPTED:
+        screen.line(
+            Cell("… ", "yellow"), Cell(errand.model_id, "bold"), f": {_GOES_ON[verb]}; see how: magictl servers"
+        )
+        return
+    done = state or _DONE[verb]
+    said: list[Cell | str] = [Cell("✓ ", "green"), Cell(errand.model_id, "bold"), " ", state_cell(done)]
+    port = number(server.get("port"))
+    if state == "ready" and port is not None:
+        said.append(f" on port {port:.0f}")
+    said.append(
+        Cell(" (was already)" if body.get("changed") is False else f" ({seconds_taken(errand.seconds)})", "dim")
+    )
+    screen.line(*said)
+
+
+def show_failure_details(screen: Screen, failure: Mapping[str, object], said: str) -> None:
+    """Write what an error carries beyond its sentence ``said``: how the server ended, a hint, its last log lines."""
+    facts = failure_facts(failure)
+    if facts and any(fact not in said for fact in facts):
+        screen.note("  ", ", ".join(facts))
+    hint = text(failure.get("hint"))
+    if hint and hint not in said:
+        screen.note("  ", Cell(hint, "bold"))
+    screen.log_lines(log_lines(failure))

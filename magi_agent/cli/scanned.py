@@ -1,0 +1,47 @@
+"""A model found by ``magictl scan``, with the keys that the API's Model has, in their order."""
+
+from magi_agent.registry.model import Model
+
+
+def model_json(model: Model) -> dict[str, object]:
+    """Return ``model`` as GET /api/models/registry would show it while nobody has made a choice for it."""
+    facts, choices = model.facts, model.choices
+    settings = choices.runtime_settings
+    return {
+        "filePath": facts.file_path,
+        "filename": facts.filename,
+        "family": facts.family,
+        "version": facts.version,
+        "sizeParams": facts.size_params,
+        "quantization": facts.quantization,
+        "isThinkingModel": model.is_thinking_model,
+        "thinkingOverride": choices.thinking_override,
+        "isInstruct": facts.is_instruct,
+        "isCoder": facts.is_coder,
+        "assignedTier": facts.assigned_tier.value,
+        "tierOverride": choices.tier_override,
+        "port": choices.port,
+        "enabled": choices.enabled,
+        "nGpuLayers": settings.n_gpu_layers,
+        "ctxSize": settings.ctx_size,
+        "nThreads": settings.n_threads,
+        "batchSize": settings.batch_size,
+        "modelId": model.model_id,
+        "displayName": facts.display_name,
+        "effectiveTier": model.effective_tier.value,
+        "effectiveThinking": model.effective_thinking,
+        "architecture": facts.architecture,
+        "contextLength": facts.context_length,
+        "sizeBytes": facts.size_bytes,
+        "parts": list(facts.parts),
+        "hasVision": facts.has_vision,
+        "isEmbedding": facts.is_embedding,
+        "chatTemplate": facts.has_chat_template,
+        "status": facts.status.value,
+        "problem": facts.problem,
+        "parameterCount": facts.parameter_count,
+        "activeParams": facts.active_params,
+        "thinkingMode": facts.thinking_mode.value,
+        "startPolicy": choices.start_policy.value,
+        "runtimeSettings": {},
+    }

@@ -1,0 +1,116 @@
+"""``magictl status``: the agent, its health, and what runs, on one screen."""
+
+from collections.abc import Iterable, Mapping
+
+from magi_agent.cli.answers import models_of, record, records, text, texts
+from magi_agent.cli.client import Client, Json
+from magi_agent.cli.command import command
+from magi_agent.cli.grid import Cell
+from magi_agent.cli.options import Session
+from magi_agent.cli.phrasing import counted, moment, number
+from magi_agent.cli.screen import Screen
+from magi_agent.cli.tables import servers_grid
+
+_NOT_READY = frozenset({503})
+_LABEL_WIDTH = 9
+_NAMING_KEYS = ("modelId", "name", "profileName", "path", "service", "id")
+_EXPLAINING_KEYS = ("state", "error", "reason", "problem", "message")
+
+
+@command("magictl status", "magictl status --json | jq .health.status")
+def status(session: Session) -> None:
+    """Show the agent, whether it is healthy, what is missing and why, and what runs.
+
+    With --json: the answers of GET / (agent), /health/ready (health), /api/models/servers (servers), and of
+    /api/models/registry without its models (registry).
+    """
+    client, screen = session.client, session.screen
+    agent = record(client.get("/"))
+    health = record(_health(client))
+    registry = client.get("/api/models/registry")
+    servers = client.get("/api/models/servers")
+    if screen.as_json:
+        summary = {key: value for key, value in record(registry).items() if key != "models"}
+        screen.json({"agent": agent, "health": health, "registry": summary, "servers": servers})
+        return
+    _show_agent(screen, agent, str(client.address))
+    _show_health(screen, health)
+    models = [model for _, model in models_of(registry)]
+    _show_models(screen, models)
+    _show_folders(screen, record(registry))
+    profile = text(health.get("activeProfile")) or text(agent.get("activeProfile"))
+    if profile:
+        _row(screen, "profile", profile)
+    listed = records(record(servers).get("servers"))
+    if listed:
+        screen.line("")
+        screen.grid(servers_grid(listed))
+
+
+def _health(client: Client) -> Json:
+    """Return the health, which the agent answers with status 503 where it is not ready."""
+    return client.request("GET", "/health/ready", also_accept=_NOT_READY).body
+
+
+def _row(screen: Screen, label: str, *cells: Cell | str) -> None:
+    screen.line(Cell(label.ljust(_LABEL_WIDTH), "dim"), *cells)
+
+
+def _show_agent(screen: Screen, agent: Mapping[str, object], address: str) -> None:
+    name = " ".join(part for part in (text(agent.get("name")), text(agent.get("version"))) if part)
+    state = text(agent.get("status"))
+    _row(screen, "agent", Cell(name or "the agent", "bold"), f", {state}" if state else "", Cell(f"  {address}", "dim"))
+
+
+def _show_health(screen: Screen, health: Mapping[str, object]) -> None:
+    ready = text(health.get("status")) == "ready"
+    _row(screen, "health", Cell("ready", "green") if ready else Cell("not ready", "bold red"))
+    for key, value in health.items():
+        if not isinstance(value, list | dict) or key == "counts":
+            continue
+        for line in _findings(value):
+            screen.line(" " * _LABEL_WIDTH, Cell(f"{_spaced(key)}: ", "yellow"), line)
+
+
+def _findings(value: list[object] | dict[str, object]) -> Iterable[str]:
+    """Yield one line for each thing that health names, with its reason where it has one."""
+    if isinstance(value, dict):
+        for name, reason in value.items():
+            if isinstance(reason, str):
+                yield f"{name}: {reason}"
+        return
+    for item in value:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            name = next((text(item[key]) for key in _NAMING_KEYS if text(item.get(key))), "")
+            reasons = [text(item[key]) for key in _EXPLAINING_KEYS if text(item.get(key))]
+            yield ": ".join(part for part in (name, ", ".join(reasons)) if part)
+
+
+def _spaced(key: str) -> str:
+    """Return a camelCase key as words."""
+    return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in key)
+
+
+def _show_models(screen: Screen, models: list[Mapping[str, object]]) -> None:
+    enabled = sum(model.get("enabled") is True for model in models)
+    unusable = sum(text(model.get("status")) not in {"", "ok"} for model in models)
+    said = [f"{len(models)} found, {enabled} enabled"]
+    if unusable:
+        said.append(f"{unusable} not usable (see: magictl models)")
+    _row(screen, "models", ", ".join(said))
+
+
+def _show_folders(screen: Screen, registry: Mapping[str, object]) -> None:
+    folders = texts(registry.get("scanPaths")) or text(registry.get("scanPath")).split(":")
+    _row(screen, "folders" if len(folders) > 1 else "folder", ", ".join(folders))
+    _row(screen, "scanned", moment(registry.get("lastScan")))
+    ports = registry.get("portRange")
+    if isinstance(ports, list) and len(ports) == 2 and all(number(port) is not None for port in ports):
+        free = int(ports[1]) - int(ports[0]) + 1 - len(_ports_given(registry))
+        _row(screen, "ports", f"{ports[0]} to {ports[1]}, {counted(max(free, 0), 'of them is', 'of them are')} free")
+
+
+def _ports_given(registry: Mapping[str, object]) -> set[object]:
+    return {model.get("port") for _, model in models_of(registry)} - {None}
