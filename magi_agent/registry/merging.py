@@ -3,7 +3,8 @@
 A model that was found is the one the registry knows
 
 1. if it lies at the same path; else
-2. if it is the same file (device, inode and size) and nothing was found at the known one's path; else
+2. if it is the same file (device, inode and size), its header is no other, and nothing was found at the known one's
+   path (file systems give the inode of a file that went to the next new one); else
 3. if size and header fingerprint are the same, likewise.
 
 Otherwise it is new. A model that was not found stays listed as missing while its server runs; else it is remembered
@@ -95,7 +96,8 @@ def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str,
             continue
         candidates: list[Model | None] = []
         if identity := facts.identity:
-            candidates.append(by_file.get((identity.device, identity.inode, identity.size)))
+            same_file = by_file.get((identity.device, identity.inode, identity.size))
+            candidates.append(same_file if same_file and _may_be_the_same(facts, same_file.facts) else None)
         if facts.fingerprint:
             candidates.append(by_content.get((facts.size_bytes, facts.fingerprint)))
         for candidate in candidates:
@@ -104,6 +106,10 @@ def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str,
                 used.add(candidate.model_id)
                 break
     return assigned
+
+
+def _may_be_the_same(one: ModelFacts, other: ModelFacts) -> bool:
+    return one.fingerprint == other.fingerprint or None in (one.fingerprint, other.fingerprint)
 
 
 def _within_bounds(models: dict[str, Model]) -> dict[str, Model]:

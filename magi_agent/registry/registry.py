@@ -47,6 +47,7 @@ class Registry:
         self._writer = RegistryWriter()
         self._changing = asyncio.Lock()
         self._loaded = False
+        self._unsaved = False
         self._present: dict[str, Model] = {}
         self._by_former_id: dict[str, str] = {}
         self.revision = 0
@@ -112,8 +113,10 @@ class Registry:
             merged = await asyncio.to_thread(merge, self._content.models, found, running)
             content = replace(self._content, models=merged.models, last_scan=datetime.now(UTC))
             try:
-                if merged.is_news or not self._path.exists():
+                if merged.is_news or self._unsaved or not self._path.exists():
+                    self._unsaved = True
                     await self._save(content)
+                    self._unsaved = False
             finally:
                 self._show(content)
         if merged.is_news:

@@ -17,7 +17,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magi_agent.atomic_file import remove_leftovers, write_atomically
-from magi_agent.errors import RegistrySaveFailed
+from magi_agent.errors import RegistrySaveFailed, ServiceUnavailable
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 16 << 20
@@ -60,6 +60,7 @@ class Desired:
     async def load(self, boot: str) -> bool:
         """Take up the wishes of this boot; whether there were any. Those of another boot are void."""
         self._boot = boot
+        self._wishes = {}
         stored = await asyncio.to_thread(self._read)
         if stored is None or stored.boot != boot:
             return False
@@ -80,11 +81,16 @@ class Desired:
         return self._wishes
 
     async def wish(self, model_ids: Iterable[str], *, run: bool, by: str) -> None:
-        """Say what is wanted of some models; on disk when this returns. Raises ``RegistrySaveFailed``."""
+        """Say what is wanted of some models; on disk when this returns. As ``wish_each`` otherwise."""
         await self.wish_each(dict.fromkeys(model_ids, run), by=by)
 
     async def wish_each(self, runs: Mapping[str, bool], *, by: str) -> None:
-        """Say for each model whether it should run; on disk when this returns. Raises ``RegistrySaveFailed``."""
+        """Say for each model whether it should run; on disk when this returns.
+
+        Raises ``RegistrySaveFailed``, and ``ServiceUnavailable`` while it is not known which boot this is.
+        """
+        if not self._boot:
+            raise ServiceUnavailable("systemd", "systemd has not been reached yet; try again in a moment")
         async with self._changing:
             now = datetime.now(UTC)
             wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}

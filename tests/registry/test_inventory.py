@@ -1,0 +1,237 @@
+"""Keeping the registry in step with real folders, by real inotify."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from magi_agent.discovery.scanner import Scanner, ScanResult
+from magi_agent.errors import RescanFailed
+from magi_agent.events import EventStream
+from magi_agent.registry.inventory import Inventory
+from magi_agent.registry.registry import Registry
+from magi_agent.vocabulary import ModelStatus
+from tests.conftest import MakeToyModel
+
+LONG = 3600.0
+
+
+async def eventually(condition: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    while not condition():
+        assert loop.time() < deadline, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(0.01)
+
+
+class CountingScanner(Scanner):
+    """A scanner that counts its looks; it looks as ever."""
+
+    scans = 0
+    refreshes = 0
+
+    def scan(self) -> ScanResult:
+        self.scans += 1
+        return super().scan()
+
+    def refresh(self, paths: Iterable[str]) -> ScanResult:
+        self.refreshes += 1
+        return super().refresh(paths)
+
+
+class Kept:
+    """An inventory, with its registry and scanner."""
+
+    def __init__(self, folders: list[Path], state: Path, interval: float) -> None:
+        self.running: set[str] = set()
+        self.scanner = CountingScanner(folders)
+        self.registry = Registry(state / "registry.json", EventStream())
+        self.inventory = Inventory(self.scanner, self.registry, lambda: self.running, interval)
+
+    @property
+    def ids(self) -> list[str]:
+        return sorted(self.registry.models)
+
+    def status(self, model_id: str) -> ModelStatus | None:
+        model = self.registry.models.get(model_id)
+        return model.facts.status if model else None
+
+
+@asynccontextmanager
+async def keeping(folders: list[Path], state: Path, *, interval: float = LONG) -> AsyncIterator[Kept]:
+    """Run an inventory until the block is left; it watches when the block begins."""
+    kept = Kept(folders, state, interval)
+    await kept.registry.load()
+    with contextlib.suppress(RescanFailed):
+        await kept.inventory.rescan()
+    task = asyncio.create_task(kept.inventory.run())
+    try:
+        if any(folder.is_dir() for folder in folders):
+            await eventually(lambda: kept.scanner.scans >= 2, "the scan after the watch has begun")
+        yield kept
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_copied_file_comes_and_a_removed_one_goes(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    first = toy_model(models / "one.gguf")
+    async with keeping([models], tmp_path) as kept:
+        assert kept.ids == ["one"]
+        scans = kept.scanner.scans
+        shutil.copyfile(first, models / "two.gguf")
+        await eventually(lambda: kept.status("two") is ModelStatus.OK, "the copy is listed and whole")
+        first.unlink()
+        await eventually(lambda: kept.ids == ["two"], "the removed one is gone")
+
+        assert kept.scanner.scans == scans
+
+
+async def test_a_file_written_slowly_costs_a_few_looks(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    content = toy_model(tmp_path / "whole.gguf").read_bytes()
+    models.mkdir()
+    async with keeping([models], tmp_path) as kept:
+        step = len(content) // 40
+        with (models / "slow.gguf").open("wb") as file:
+            for begin in range(0, len(content), step):
+                file.write(content[begin : begin + step])
+                file.flush()
+                await asyncio.sleep(0.05)
+        await eventually(lambda: kept.status("slow") is ModelStatus.OK, "it is whole")
+
+        # 41 writes over two seconds and more.
+        assert kept.scanner.refreshes <= 12
+
+
+async def test_a_folder_that_is_moved_in_brings_its_models(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    toy_model(tmp_path / "elsewhere" / "deep" / "inside.gguf")
+    async with keeping([models], tmp_path) as kept:
+        (tmp_path / "elsewhere").rename(models / "moved")
+        await eventually(lambda: kept.ids == ["inside"], "what is in the folder is listed")
+
+
+async def test_a_folder_removed_and_made_anew_is_watched_again(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    toy_model(models / "before.gguf")
+    always = tmp_path / "always"
+    always.mkdir()
+    async with keeping([models, always], tmp_path) as kept:
+        shutil.rmtree(models)
+        await eventually(lambda: kept.ids == [], "the folder's model is gone")
+        toy_model(models / "after.gguf", name="after")
+        await eventually(lambda: kept.ids == ["after"], "the new folder's model is listed")
+        toy_model(models / "later.gguf", name="later")
+        await eventually(lambda: kept.ids == ["after", "later"], "the new folder is watched")
+
+
+async def test_a_folder_that_appears_late_is_found(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    async with keeping([models], tmp_path) as kept:
+        assert kept.ids == []
+        toy_model(models / "late.gguf")
+        await eventually(lambda: kept.ids == ["late"], "the late folder's model is listed")
+
+
+async def test_a_name_that_is_not_utf8_does_not_end_the_watch(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    plain = toy_model(models / "one.gguf")
+    async with keeping([models], tmp_path) as kept:
+        shutil.copyfile(plain, os.fsencode(models) + b"/odd-\xff.gguf")
+        await eventually(lambda: len(kept.ids) == 2, "the odd one is listed")
+        shutil.copyfile(plain, models / "three.gguf")
+        await eventually(lambda: "three" in kept.ids, "the next one is listed too", 30)
+
+
+async def test_the_periodic_scan_finds_what_no_event_told(
+    tmp_path: Path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    toy_model(models / "one.gguf")
+    monkeypatch.setattr("magi_agent.discovery.watching._may_matter", lambda *_: False)
+    async with keeping([models], tmp_path, interval=0.5) as kept:
+        toy_model(models / "silent.gguf")
+        await eventually(lambda: kept.ids == ["one", "silent"], "a scan finds it")
+
+
+async def test_a_preallocated_download_becomes_whole_in_place(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    content = toy_model(tmp_path / "whole.gguf").read_bytes()
+    async with keeping([models], tmp_path) as kept:
+        with (models / "download.gguf").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, len(content))
+            await eventually(lambda: kept.status("download") is ModelStatus.INCOMPLETE, "it is listed as incomplete")
+            file.write(content)
+        await eventually(lambda: kept.status("download") is ModelStatus.OK, "it is whole")
+
+
+async def test_a_rescan_counts_what_came_and_went(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    gone = toy_model(models / "gone.gguf")
+    toy_model(models / "stays.gguf", name="another", seed=2)
+    kept = Kept([models], tmp_path, LONG)
+    await kept.registry.load()
+    first = await kept.inventory.rescan()
+    gone.unlink()
+    toy_model(models / "comes.gguf", name="third", seed=3)
+    second = await kept.inventory.rescan()
+
+    assert (first.models_found, first.models_added, first.models_removed) == (2, 2, 0)
+    assert (second.models_found, second.models_added, second.models_removed) == (2, 1, 1)
+    assert not kept.inventory.scanning
+
+
+async def test_a_rescan_of_nothing_but_missing_folders_fails_and_changes_nothing(
+    tmp_path: Path, toy_model: MakeToyModel
+) -> None:
+    models = tmp_path / "models"
+    toy_model(models / "one.gguf")
+    kept = Kept([models], tmp_path, LONG)
+    await kept.registry.load()
+    await kept.inventory.rescan()
+    models.rename(tmp_path / "unmounted")
+
+    with pytest.raises(RescanFailed) as failed:
+        await kept.inventory.rescan()
+
+    assert str(models) in failed.value.message
+    assert list(failed.value.details["folders"]) == [str(models)]  # type: ignore[call-overload]
+    assert kept.ids == ["one"]
+
+
+async def test_a_model_without_file_stays_listed_as_missing_while_its_server_runs(
+    tmp_path: Path, toy_model: MakeToyModel
+) -> None:
+    models = tmp_path / "models"
+    file = toy_model(models / "one.gguf")
+    async with keeping([models], tmp_path) as kept:
+        kept.running = {"one"}
+        file.unlink()
+        await eventually(lambda: kept.status("one") is ModelStatus.MISSING, "it is missing")
+        kept.running = set()
+        kept.inventory.look_again()
+        await eventually(lambda: kept.ids == [], "it goes with its server")
+
+
+async def test_the_watch_ends_with_the_inventory(tmp_path: Path) -> None:
+    def watches() -> bool:
+        return any(thread.name.startswith("folder-watch") for thread in threading.enumerate())
+
+    models = tmp_path / "models"
+    models.mkdir()
+    async with keeping([models], tmp_path):
+        assert watches()
+    await eventually(lambda: not watches(), "the thread ends")
