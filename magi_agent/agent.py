@@ -1,0 +1,303 @@
+"""The composition root: builds the agent's parts, wires them, and knows the order in which they start and stop.
+
+Start: lock the state, load the registry, reach systemd, listen, say READY; then, in the background, take up what is
+desired in this boot and adopt what runs, scan, resolve the active profile, and want what the choices ask for. Stop:
+no new requests, let those under way end, let go of everything. No server is touched by either.
+
+Nothing here decides anything but order. A background task that dies ends the agent: systemd starts it anew, and the
+models live on.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Coroutine, MutableMapping
+from typing import Final
+
+from magi_agent import __version__
+from magi_agent.api.application import make_application
+from magi_agent.api.listeners import Listeners
+from magi_agent.api.services import Services
+from magi_agent.discovery.facts import TierThresholds
+from magi_agent.discovery.scanner import Scanner
+from magi_agent.errors import MagiError, RescanFailed
+from magi_agent.events import EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.profiles.active import ActiveProfile
+from magi_agent.profiles.profiles import Profiles
+from magi_agent.registry.inventory import Inventory
+from magi_agent.registry.registry import Registry
+from magi_agent.servers.desired import Desired
+from magi_agent.servers.evidence import UnitEvidence
+from magi_agent.servers.launch import UNIT_PATTERN, model_id_of
+from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.readiness import Patience
+from magi_agent.servers.reconciler import Reconciler
+from magi_agent.servers.servers import DOWN, UP, Servers
+from magi_agent.settings import Settings
+from magi_agent.state_lock import StateLock
+from magi_agent.systemd.errors import BusError
+from magi_agent.systemd.journal import Journal
+from magi_agent.systemd.manager import SystemdManager
+from magi_agent.systemd.notify import Notifier, Watchdog
+from magi_agent.vocabulary import ModelStatus, StartPolicy
+
+_LOG: Final = logging.getLogger(__name__)
+_SYSTEMD_WAIT: Final = 5.0
+"""Seconds that the start waits for systemd; after that the agent is up without it, and says so."""
+_SYSTEMD_RETRY: Final = 0.5
+_STILL_LOOKING: Final = 120.0
+"""Seconds without a look of the reconciler after which the agent is no longer alive; it looks every 30."""
+
+
+class Agent:
+    """One agent: its parts, and its life from start to stop."""
+
+    def __init__(self, settings: Settings, environment: MutableMapping[str, str] | None = None) -> None:
+        """``environment`` holds what systemd hands over; its variables are taken out once they are used."""
+        self.settings = settings
+        environment = os.environ if environment is None else environment
+        self._notifier = Notifier()
+        self._lock = StateLock(settings.state_directory)
+        self._events = EventStream()
+        self._registry = Registry(settings.registry_path, self._events)
+        self._profiles = Profiles(settings.profiles_path, self._registry, self._events)
+        self._desired = Desired(settings.state_directory / "desired.json")
+        self._active_profile = ActiveProfile(self._profiles, self._registry, self._desired, self._events)
+        self._manager = SystemdManager(
+            settings.systemd_scope,
+            pattern=UNIT_PATTERN,
+            on_change=lambda change: self._reconciler.unit_changed(change),
+            on_connection=self._connection_changed,
+        )
+        self._preparation = StartPreparation(self._registry, settings, lambda: self._active_profile.runtime_settings)
+        self._reconciler = Reconciler(
+            self._manager,
+            DirectLauncher(self._manager),
+            self._desired,
+            self._preparation,
+            UnitEvidence(self._manager, Journal(settings.journal_directory)),
+            self._events,
+            Patience(settings.max_startup_time, settings.readiness_check_interval),
+            settings.stop_timeout,
+        )
+        self._servers = Servers(
+            self._manager, self._registry, self._desired, self._reconciler, self._preparation, self._events
+        )
+        scanner = Scanner(
+            settings.model_scan_path,
+            TierThresholds(settings.powerful_min, settings.fast_max),
+            settings.state_directory / "headers.json",
+        )
+        self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
+        self.services = Services(
+            settings=settings,
+            registry=self._registry,
+            inventory=self._inventory,
+            profiles=self._profiles,
+            active_profile=self._active_profile,
+            servers=self._servers,
+            preparation=self._preparation,
+            manager=self._manager,
+            events=self._events,
+        )
+        self._listeners = Listeners(make_application(self.services), settings, environment)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._boot: str | None = None
+        self._connected = asyncio.Event()
+        self._reconciling = False
+        self._end = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def start(self) -> None:
+        """Come up; when this returns, the API answers and READY is said.
+
+        Raises ``AlreadyRunning`` and ``ConfigurationError``; nothing is left running then.
+        """
+        await asyncio.to_thread(self._lock.acquire)
+        try:
+            await self._registry.load()
+            self._manager.start()
+            try:
+                await self._manager.wait_connected(_SYSTEMD_WAIT)
+            except BusError as error:
+                _LOG.error("%s; nothing can be started until it is reached", error)
+            await self._listeners.start()
+        except BaseException:
+            await self.stop()
+            raise
+        self._spawn(self._settle(), "settling")
+        self._spawn(self._follow_events(), "events")
+        self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
+        self._notifier.ready()
+        _LOG.info("MAGI Agent %s is up on %s", __version__, ", ".join(self._listeners.addresses))
+
+    async def stop(self) -> None:
+        """Let go of everything. The servers run on."""
+        self._notifier.stopping()
+        await self._listeners.stop()
+        await self._servers.close()
+        await self._reconciler.stop()
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._manager.close()
+        self._lock.release()
+
+    async def run(self) -> bool:
+        """Start, serve until a signal says stop or a part dies, and stop; whether it ended as it should."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end.set)
+        await self.start()
+        try:
+            await self._end.wait()
+        finally:
+            _LOG.info("stopping; the servers run on")
+            await self.stop()
+        return self._failure is None
+
+    def _liveness(self) -> bool | str:
+        """Whether the loop turns that the agent is there for; that this is asked at all says that asyncio's does."""
+        if not self._reconciling:
+            return True
+        silence = asyncio.get_running_loop().time() - self._reconciler.last_look
+        return silence < _STILL_LOOKING or f"the reconciler has not looked for {silence:.0f} s"
+
+    async def _settle(self) -> None:
+        """From "the API answers" to "everything that should run is wanted"."""
+        await self._take_up_boot()
+        await self._reconciler.start()
+        self._reconciling = True
+        await self._adopt()
+        await self._first_scan()
+        self._spawn(self._inventory.run(), "inventory")
+        await self._active_profile.resolve(self.settings.active_profile)
+        await self._want_what_is_chosen()
+
+    async def _first_scan(self) -> None:
+        try:
+            await self._inventory.rescan()
+        except RescanFailed as error:
+            _LOG.error("%s", error)
+
+    async def _take_up_boot(self) -> None:
+        """Load what is desired in this boot, once systemd can be asked which boot it is."""
+        while True:
+            await self._connected.wait()
+            try:
+                boot = await self._manager.boot_id()
+            except BusError as error:
+                _LOG.warning("%s", error)
+                await asyncio.sleep(_SYSTEMD_RETRY)
+                continue
+            if boot != self._boot:
+                await self._desired.load(boot)
+                self._boot = boot
+            return
+
+    async def _adopt(self) -> None:
+        """What runs and nobody spoke about in this boot is wanted: somebody started it, and their word got lost."""
+        for name in self._servers.unknown_units():
+            _LOG.warning("%s belongs to no model of the registry and is left alone", name)
+        unspoken = [
+            model_id
+            for model_id in self._reconciler.running()
+            if model_id in self._registry.models and self._desired[model_id] is None
+        ]
+        await self._wish(unspoken, by="adoption")
+        adopted = [model_id for model_id in self._reconciler.running() if model_id in self._registry.models]
+        if adopted:
+            _LOG.info("adopted what runs: %s", ", ".join(sorted(adopted)))
+
+    async def _want_what_is_chosen(self) -> None:
+        """Want every enabled model that is to be up whenever the host is, but where somebody spoke in this boot."""
+        await self._wish(
+            [
+                model_id
+                for model_id, model in self._registry.models.items()
+                if model.choices.enabled
+                and model.choices.start_policy is StartPolicy.ALWAYS_ON
+                and self._desired[model_id] is None
+            ],
+            by="enabled",
+        )
+
+    async def _wish(self, model_ids: list[str], *, by: str) -> None:
+        if not model_ids:
+            return
+        try:
+            await self._desired.wish(model_ids, run=True, by=by)
+        except MagiError as error:
+            _LOG.error("%s", error)
+        self._reconciler.wake()
+
+    async def _follow_events(self) -> None:
+        """Do what one part's change means for another."""
+        with self._events.subscribe() as changes:
+            self._say_status()
+            async for event in changes:
+                match event:
+                    case ServerChanged(model_id=model_id, after=after):
+                        model = self._registry.models.get(model_id)
+                        if after in DOWN and model and model.facts.status is ModelStatus.MISSING:
+                            self._inventory.look_again()
+                    case ModelsChanged(added=added) if added and not self._inventory.scanning:
+                        await self._want_what_is_chosen()
+                    case ProfilesChanged(name=name) if name == self._active_profile.slug:
+                        await self._reload_profile()
+                    case _:
+                        pass
+                self._say_status()
+
+    async def _reload_profile(self) -> None:
+        try:
+            await self._active_profile.reload()
+        except MagiError as error:
+            _LOG.warning("the active profile could not be read again, its settings stay as they were: %s", error)
+
+    def _say_status(self) -> None:
+        if not self._manager.connected:
+            self._notifier.status("systemd is not reachable; trying again")
+            return
+        states = self._servers.wanted()
+        ready = sum(state in UP for state in states.values())
+        self._notifier.status(f"{len(self._registry.models)} models; {ready} of {len(states)} servers ready")
+
+    def _connection_changed(self, connected: bool) -> None:
+        if not connected:
+            self._connected.clear()
+        else:
+            self._connected.set()
+            if self._reconciling:
+                self._reconciler.look_at_all()
+                self._spawn(self._check_boot(), "boot")
+        self._say_status()
+
+    async def _check_boot(self) -> None:
+        """Find out, after a connection came back, whether it is still the manager whose units we knew."""
+        before = self._boot
+        await self._take_up_boot()
+        if self._boot != before:
+            _LOG.warning("systemd's manager began anew, and all servers ended with the old one")
+            await self._want_what_is_chosen()
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, BusError):
+            # The connection went while it was used; it is followed, and everything is looked at again when it is back.
+            _LOG.warning("%s: %s", task.get_name(), error)
+        elif error is not None:
+            _LOG.critical("%s died, and the agent ends with it", task.get_name(), exc_info=error)
+            self._failure = error
+            self._end.set()

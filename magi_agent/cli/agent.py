@@ -1,0 +1,104 @@
+"""``magi-agent``: the service. Started by systemd, or by hand on a terminal.
+
+Exit status: 0 stopped as it was told, 1 a part of it died, 2 wrong usage, 73 another agent uses the same state,
+78 the configuration is wrong (the last two as in sysexits.h).
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+import click
+
+from magi_agent import __version__
+from magi_agent.errors import AlreadyRunning, ConfigurationError
+from magi_agent.settings import SETTINGS, Settings, load_settings, shown
+
+_LONGEST_NAME: Final = max(len(f"{setting.section}.{setting.name}") for setting in SETTINGS)
+
+
+class AgentExit(IntEnum):
+    """The exit statuses of ``magi-agent``."""
+
+    OK = 0
+    DIED = 1
+    USAGE = 2
+    STATE_IN_USE = 73
+    CONFIGURATION = 78
+
+
+def _options() -> list[click.Parameter]:
+    options: list[click.Parameter] = [
+        click.Option(
+            ["--config"],
+            metavar="FILE",
+            help="Configuration file. [default: $MAGI_CONFIG or /etc/magi-agent/agent.toml]",
+        ),
+        click.Option(["--check"], is_flag=True, help="Check the configuration, show what holds, and exit."),
+    ]
+    for setting in SETTINGS:
+        default = f" [default: {setting.default}]" if setting.default else ""
+        text = f"{setting.help[:1].upper()}{setting.help[1:]}. ${setting.variable}{default}"
+        options.append(click.Option([setting.option, setting.name], metavar="VALUE", help=text))
+    return options
+
+
+@click.command(params=_options(), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="magi-agent", message="%(prog)s %(version)s")
+def command_line(config: str | None, check: bool, **given: str | None) -> int:
+    """Run local language models, each in a systemd unit of its own.
+
+    Finds the models in MODEL_SCAN_PATH and serves its API on a unix socket and on TCP. Stopping it stops no model.
+    Every option is a key of the configuration file and an environment variable too; an option wins over the
+    environment, and that over the file.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    try:
+        settings = load_settings(options, os.environ, Path(config) if config else None)
+        if check:
+            _show(settings)
+            return AgentExit.OK
+        return asyncio.run(_serve(settings))
+    except ConfigurationError as error:
+        click.echo(f"magi-agent: {error}", err=True)
+        return AgentExit.CONFIGURATION
+    except AlreadyRunning as error:
+        click.echo(f"magi-agent: {error}", err=True)
+        return AgentExit.STATE_IN_USE
+
+
+async def _serve(settings: Settings) -> int:
+    # What the service needs takes a third of a second to import: a wrong option or --check need not wait for it.
+    from magi_agent.agent import Agent
+    from magi_agent.log_output import set_up_logging
+
+    set_up_logging(settings.log_level)
+    return AgentExit.OK if await Agent(settings).run() else AgentExit.DIED
+
+
+def _show(settings: Settings) -> None:
+    click.echo("the configuration is valid; what holds:")
+    values = shown(settings)
+    for setting in SETTINGS:
+        name = f"{setting.section}.{setting.name}"
+        click.echo(f"  {name:{_LONGEST_NAME}}  {values[setting.name] or '-'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``magi-agent`` with ``arguments`` (default: this process's) and return its exit status."""
+    try:
+        outcome = command_line.main(arguments, prog_name="magi-agent", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return AgentExit.DIED
+    return int(outcome) if isinstance(outcome, int) else AgentExit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
