@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import os
+import random
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,7 @@ from toy_model import MetadataValue, write_toy_model
 
 _FIRST_TEST_PORT = 21000
 _LAST_TEST_PORT = 29999
+_PORT_BLOCK = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +137,21 @@ def _is_free(port: int) -> bool:
 
 
 @pytest.fixture(scope="session")
-def _ports() -> Iterator[int]:
-    # Starting where the process id says keeps two runs on one machine apart.
-    span = _LAST_TEST_PORT - _FIRST_TEST_PORT
-    return (_FIRST_TEST_PORT + (os.getpid() * 100 + step) % span for step in itertools.count())
+def _ports() -> Iterator[Iterator[int]]:
+    """Ports of blocks that this run has claimed for itself, among all runs on this machine."""
+    blocks = list(range(_FIRST_TEST_PORT, _LAST_TEST_PORT, _PORT_BLOCK))
+    random.shuffle(blocks)
+    with contextlib.ExitStack() as claims:
+
+        def ports() -> Iterator[int]:
+            for block in blocks:
+                # Process ids would not do: each private manager has its own namespace of them. A lock ends with us.
+                claim = claims.enter_context(Path(tempfile.gettempdir(), f"magi-test-ports-{block}").open("w"))
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    yield from range(block, block + _PORT_BLOCK)
+
+        yield ports()
 
 
 @pytest.fixture(scope="session")
