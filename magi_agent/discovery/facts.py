@@ -1,6 +1,6 @@
 """The facts about one model, as discovery finds them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
@@ -56,4 +56,5 @@ class ModelFacts:
     active_params: float | None  # billions, of a mixture of experts
     identity: FileIdentity | None  # of the first part
     fingerprint: str | None  # of the first part's header
-    header: HeaderFacts | None = None  # of the first part; not kept in the registry file
+    # Of the first part; not kept in the registry file, so that it makes no difference between two facts.
+    header: HeaderFacts | None = field(default=None, compare=False)

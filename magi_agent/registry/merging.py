@@ -51,14 +51,14 @@ def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Coll
         if before is None:
             model = Model(id_for(facts.file_path, taken), facts)
             taken.add(model.model_id)
-        elif before.present and before.facts == facts:
+        elif before.present and before.facts == facts and before.facts.header == facts.header:
             model = before
         else:
             model = replace(before, facts=facts, present=True)
         merged[model.model_id] = model
         if before is None or not before.present:
             added.append(model.model_id)
-        elif model is not before:
+        elif model.facts != before.facts:
             changed.append(model.model_id)
     removed = []
     for model_id, before in known.items():
@@ -118,6 +118,7 @@ def _within_bounds(models: dict[str, Model]) -> dict[str, Model]:
     forgettable = [
         model_id for model_id, model in models.items() if not model.present and model.choices == nothing_chosen
     ]
-    for model_id in forgettable[: max(0, len(forgettable) - MAX_REMEMBERED)]:
+    # What went just now stands before what had gone before it.
+    for model_id in forgettable[MAX_REMEMBERED:]:
         del models[model_id]
     return models

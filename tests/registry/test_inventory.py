@@ -235,3 +235,17 @@ async def test_the_watch_ends_with_the_inventory(tmp_path: Path) -> None:
     async with keeping([models], tmp_path):
         assert watches()
     await eventually(lambda: not watches(), "the thread ends")
+
+
+async def test_what_was_known_before_a_restart_is_no_news(tmp_path: Path, toy_model: MakeToyModel) -> None:
+    models = tmp_path / "models"
+    toy_model(models / "one.gguf")
+    before = Kept([models], tmp_path, LONG)
+    await before.registry.load()
+    await before.inventory.rescan()
+    after = Kept([models], tmp_path, LONG)
+    await after.registry.load()
+    merged = await after.registry.merge(after.scanner.scan().models, ())
+
+    assert not merged.is_news
+    assert after.registry.model("one").facts.header is not None
