@@ -2,8 +2,8 @@
 
 This is the only module that imports dbus-next. It adds what dbus-next 0.2.3 lacks: a time limit on every call,
 an error instead of endless waiting once the connection is gone, sockets that are closed, a bound on the calls in
-flight (its writer gives up the whole connection when the socket's buffer is full), and a check of the answer to
-``Hello``.
+flight, patience where the socket's buffer is full (its writer gives up the whole connection then), and a check of the
+answer to ``Hello``.
 
 Values: D-Bus strings, numbers and booleans are Python's; arrays and structs are lists, ``ay`` is bytes, dictionaries
 are dicts. Variants that arrive are unwrapped; where a signature asks for one, give ``(signature, value)``.
@@ -12,6 +12,7 @@ are dicts. Variants that arrive are unwrapped; where a signature asks for one, g
 import asyncio
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,6 +271,10 @@ class _Connection(MessageBus):  # type: ignore[misc]
 
     at_end: Callable[[BaseException | None], None] | None = None
 
+    def __init__(self, bus_address: str) -> None:
+        super().__init__(bus_address=bus_address)
+        self._writer.sock = _PatientSender(self._sock)
+
     def _setup_socket(self) -> None:
         try:
             super()._setup_socket()
@@ -312,6 +317,20 @@ class _Connection(MessageBus):  # type: ignore[misc]
             if closing is not None:
                 with contextlib.suppress(OSError, ValueError):
                     closing.close()
+
+
+class _PatientSender:
+    """The sending side of a socket: what does not fit into its buffer now is sent when there is room."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def send(self, data: memoryview) -> int:
+        """Return how many bytes were taken; none of them while the buffer is full."""
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
 
 
 def _retrieve(future: "asyncio.Future[None]") -> None:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
@@ -25,6 +26,7 @@ from magi_agent.vocabulary import Scope
 FIRST_RETRY: Final = 0.1
 LAST_RETRY: Final = 5.0
 CHECK_INTERVAL: Final = 60.0
+_KERNEL_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 _UNITS_CHANGED: Final = (
     f"type='signal',sender='{SYSTEMD}',interface='{PROPERTIES}',member='PropertiesChanged',"
@@ -176,6 +178,24 @@ class SystemdManager:
             cpu_usage_nsec=await self._figure(bus, path, "CPUUsageNSec"),
             tasks_current=await self._figure(bus, path, "TasksCurrent"),
         )
+
+    async def is_stopping(self) -> bool:
+        """Whether the manager, and with it the host or the user's session, is going down. Raises ``BusError``."""
+        # Asked for each time: no signal says that it changed.
+        return await self._manager_property("SystemState") == "stopping"
+
+    async def boot_id(self) -> str:
+        """Return what names this life of the manager: other units than its own are gone. Raises ``BusError``.
+
+        It stays the same over a reload and a re-execution of systemd. The kernel's boot id alone would not do: a user's
+        manager, or that of a container, may start many times in one boot.
+        """
+        started = await self._manager_property("UserspaceTimestampMonotonic")
+        return f"{_KERNEL_BOOT_ID.read_text().strip()}-{started}"
+
+    async def _manager_property(self, name: str) -> object:
+        reply = await self._session().call(SYSTEMD, MANAGER_PATH, PROPERTIES, "Get", "ss", MANAGER, name)
+        return reply[0]
 
     async def _figure(self, bus: Bus, path: str, name: str) -> int | None:
         try:

@@ -122,22 +122,26 @@ class UnitTable:
         path = unit_path(name)
         read: dict[str, dict[str, object]] = {}
 
-        def take_service(reply: Reply) -> None:
-            read[SERVICE] = _chosen(SERVICE, reply[0])
-
         def take_unit(reply: Reply) -> None:
             read[UNIT] = _chosen(UNIT, reply[0])
+
+        def take_service(reply: Reply) -> None:
+            # From here on signals find the unit in the table, before the task that reads goes on.
+            self._reading = None
             if read[UNIT].get("LoadState") == "not-found":
                 self._drop(name)
                 return
+            read[SERVICE] = _chosen(SERVICE, reply[0])
             self._names[path] = name
             self._raw[name] = read
             self._update(name)
 
         self._reading = (path, read)
         try:
-            await bus.call(SYSTEMD, path, PROPERTIES, "GetAll", "s", SERVICE, at_reply=take_service)
+            # In this order: a start between the two shows by the signal about its InvocationID, which the unit's part
+            # does not have then. The other way round, that would be there, and the new cgroup be missing.
             await bus.call(SYSTEMD, path, PROPERTIES, "GetAll", "s", UNIT, at_reply=take_unit)
+            await bus.call(SYSTEMD, path, PROPERTIES, "GetAll", "s", SERVICE, at_reply=take_service)
         finally:
             self._reading = None
         return self.units.get(name)

@@ -1,0 +1,1 @@
+"""The edge to the host's kernel: who listens where."""
