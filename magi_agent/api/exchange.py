@@ -1,5 +1,6 @@
 """One request and its answer: reading bodies and queries, writing JSON."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Final, TypeVar
@@ -8,10 +9,16 @@ import pydantic_core
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from magi_agent.api.access import Caller
+from magi_agent.api.field_paths import wire_path
+from magi_agent.api.large_body import SLICE, LargeBody
 from magi_agent.api.routes import MAX_WAIT
 from magi_agent.errors import InvalidRequest, ValidationFailed
 
 JSON: Final = "application/json"
+CALLER: Final = web.RequestKey("caller", Caller)
+"""Who makes the request; set for every handler."""
+_BODY_SECONDS: Final = 60.0
 _Body = TypeVar("_Body", bound=BaseModel)
 _JSON_TYPE: Final = re.compile(r"application/(?:[\w.+-]+\+)?json")
 
@@ -29,6 +36,19 @@ class UnsupportedMediaType(InvalidRequest):
     status = 415
 
 
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    error = "RequestTimeout"
+    status = 408
+
+
+class BadRequest(InvalidRequest):
+    """The body broke off, or is encoded wrongly."""
+
+    error = "BadRequest"
+
+
 class PayloadTooLarge(InvalidRequest):
     """The body is larger than any request needs."""
 
@@ -39,17 +59,15 @@ class PayloadTooLarge(InvalidRequest):
 async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
     """Return the request's body, validated.
 
-    Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``InvalidJson`` and ``ValidationFailed``.
+    Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``InvalidJson``, ``ValidationFailed``, and ``BadRequest`` and
+    ``RequestTimeout`` where it did not arrive whole.
     """
     if not _JSON_TYPE.fullmatch(request.content_type):
         raise UnsupportedMediaType(
             f"the body must be JSON: send 'Content-Type: {JSON}', not {request.content_type!r}",
             {"contentType": request.content_type},
         )
-    try:
-        raw = await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise PayloadTooLarge(error.text or "the body is too large") from None
+    raw = await _received(request)
     try:
         document = pydantic_core.from_json(raw, allow_inf_nan=False)
     except ValueError as error:
@@ -62,10 +80,23 @@ async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
     except ValidationError as error:
         raise ValidationFailed(
             [
-                {"field": ".".join(map(str, problem["loc"])), "message": problem["msg"]}
+                {"field": wire_path(problem["loc"], schema), "message": problem["msg"]}
                 for problem in error.errors(include_url=False, include_input=False, include_context=False)
             ]
         ) from None
+
+
+async def _received(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        most = request.client_max_size
+        raise PayloadTooLarge(f"the body is larger than {most} bytes, which is the most", {"maxBytes": most}) from None
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise BadRequest(f"the body did not arrive whole: {error}") from None
+    except TimeoutError:
+        raise RequestTimeout(f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
 
 
 def wait_of(request: web.Request) -> float:
@@ -94,7 +125,13 @@ def answer(content: BaseModel | bytes, *, status: int = 200, headers: Mapping[st
     """Return a JSON answer."""
     if isinstance(content, BaseModel):
         content = content.model_dump_json(by_alias=True).encode()
-    return web.Response(body=content, status=status, headers=headers, content_type=JSON, charset="utf-8")
+    body = LargeBody(content) if len(content) > SLICE else content
+    return web.Response(body=body, status=status, headers=headers, content_type=JSON, charset="utf-8")
+
+
+def location(request: web.Request, path: str) -> dict[str, str]:
+    """The header that leads the caller to ``path`` of this API."""
+    return {"Location": request[CALLER].prefix + path}
 
 
 def array(items: list[bytes]) -> bytes:

@@ -1,7 +1,6 @@
 """From the agent's values to what goes over the wire, and back."""
 
 import math
-from datetime import UTC, datetime
 
 from magi_agent.api.schemas import (
     FailureAnswer,
@@ -27,11 +26,6 @@ from magi_agent.vocabulary import ServerState
 def readable(path: str) -> str:
     """A path as JSON can carry it: bytes that are no UTF-8 are shown as the replacement character."""
     return path.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def utc(moment: datetime | None) -> str | None:
-    """A time as it stands on the wire: UTC, ISO 8601, with ``Z``."""
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z") if moment else None
 
 
 def runtime_settings_body(settings: RuntimeSettings) -> RuntimeSettingsBody:
@@ -114,7 +108,7 @@ def server_answer(server: Server) -> ServerAnswer:
         failure=_failure_answer(server.failure) if server.failure else None,
         retry_in_seconds=round(server.retry_in, 1) if server.retry_in is not None else None,
         restart_required=bool(server.restart_reasons),
-        restart_reasons=list(server.restart_reasons),
+        restart_reasons=[readable(reason) for reason in server.restart_reasons],
     )
 
 
@@ -122,12 +116,12 @@ def _failure_answer(failure: Failure) -> FailureAnswer:
     return FailureAnswer(
         at=failure.at,
         result=failure.result,
-        message=failure.message,
+        message=readable(failure.message),
         exit_status=failure.exit_status,
         signal=failure.signal,
         restarts=failure.restarts,
         invocation_id=failure.invocation_id,
-        log_lines=list(failure.log_lines),
+        log_lines=[readable(line) for line in failure.log_lines],
     )
 
 
@@ -140,7 +134,7 @@ def operation_answer(operation: Operation, states: dict[str, ServerState]) -> Op
         started_at=operation.started_at,
         finished_at=operation.finished_at,
         models={
-            model_id: OperationPartAnswer(status=part.status, state=states[model_id], message=part.message)
+            model_id: OperationPartAnswer(status=part.status, state=states[model_id], message=readable(part.message))
             for model_id, part in operation.parts.items()
         },
     )
@@ -180,7 +174,7 @@ def profile_answer(profile: Profile) -> ProfileAnswer:
 
 def profile_of(request: ProfileRequest) -> Profile:
     """A profile from the wire."""
-    tiers = DEFAULT_TIERS
+    tiers: tuple[TierConfig, ...] = DEFAULT_TIERS
     if request.tier_config is not None:
         tiers = tuple(
             TierConfig(

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -41,12 +41,16 @@ class Route:
     access: Access
     summary: str
     tag: str
-    answers: dict[int, object]
-    """What each success status comes with: a pydantic model, a list of one, or ``None``."""
+    answers: dict[int, Any]
+    """What each success status comes with: a pydantic model, a list of one, the media type of what is no JSON, or
+    ``None`` for any JSON object.
+    """
     body: type[BaseModel] | None = None
     errors: tuple[type[MagiError], ...] = ()
     query: tuple[QueryParameter, ...] = ()
 
 
 WAIT: Final = QueryParameter("wait", "number", "seconds to wait for the outcome; without it the answer comes at once")
-MAX_WAIT: Final = 3600.0
+APPLY: Final = QueryParameter("apply", "boolean", "start or stop the server at once, as the choice says")
+MAX_WAIT: Final = 12_000.0
+"""Seconds; as long as ``magictl`` ever waits."""

@@ -1,0 +1,57 @@
+"""The API as one application: the route table, the router and what is around every handler."""
+
+from typing import Final
+
+from aiohttp import web
+
+from magi_agent.api.about_routes import AboutRoutes
+from magi_agent.api.access import Admission, Identify, group_id
+from magi_agent.api.answering import answering
+from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.health_routes import HealthRoutes
+from magi_agent.api.model_routes import ModelRoutes
+from magi_agent.api.profile_routes import ProfileRoutes
+from magi_agent.api.routes import Access, Route
+from magi_agent.api.server_routes import ServerRoutes
+from magi_agent.api.services import Services
+from magi_agent.registry.ids import RESERVED_IDS
+
+MAX_BODY: Final = 1 << 20
+_ONE_MODEL: Final = "/api/models/{modelId}"
+
+
+def make_application(services: Services, *, identify: Identify | None = None) -> web.Application:
+    """The application that answers from ``services``.
+
+    ``identify`` says who makes a request and what they may do; without it the peer of the connection decides.
+    """
+    routes: list[Route] = []
+    for group in (
+        AboutRoutes(routes),
+        HealthRoutes(services),
+        ModelRoutes(services),
+        ServerRoutes(services),
+        ProfileRoutes(services),
+    ):
+        routes += group.routes()
+    identify = identify or Admission(services.settings, group_id()).identify
+    access: dict[object, Access] = {route.handler: route.access for route in routes}
+    application = web.Application(
+        middlewares=[answering(identify, access, CrossOrigin(services.settings.cors_origins))],
+        client_max_size=MAX_BODY,
+    )
+    for route in routes:
+        path = _router_path(route.path)
+        if route.method == "GET":
+            application.router.add_get(path, route.handler)
+        else:
+            application.router.add_route(route.method, path, route.handler)
+    return application
+
+
+def _router_path(path: str) -> str:
+    """``path`` for aiohttp's router, which must not take a reserved word for a model's id."""
+    if not path.startswith(_ONE_MODEL):
+        return path
+    reserved = "|".join(sorted(RESERVED_IDS))
+    return f"/api/models/{{modelId:(?!(?:{reserved})(?:/|$))[^{{}}/]+}}{path.removeprefix(_ONE_MODEL)}"

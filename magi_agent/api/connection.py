@@ -1,0 +1,52 @@
+"""One HTTP connection, where not even a request that cannot be parsed gets an answer of another form."""
+
+import logging
+from typing import Final
+
+from aiohttp import web
+
+from magi_agent.api.error_answers import crash_answer, error_object, http_error_answer
+from magi_agent.request_id import request_id_from
+
+_LOG: Final = logging.getLogger(__name__)
+_SERVER_ERROR: Final = 500
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's own, but for what it would answer without asking the application."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = _SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be parsed, or what broke outside of the application's own handling of errors."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer is on its way already; there is no place for an error after it")
+        if status >= _SERVER_ERROR:
+            _LOG.error("a request met a defect outside of its handler", exc_info=exc)
+            response = crash_answer()
+        else:
+            reason = " ".join((message or "it is no HTTP").split())
+            _LOG.debug("a request could not be parsed: %s", reason)
+            response = error_object(status, "BadRequest", f"the request cannot be parsed: {reason}")
+        response.force_close()
+        return _with_id(response, None)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; what aiohttp refused before any middleware saw it (``Expect``) becomes one of ours."""
+        if isinstance(resp, web.HTTPException):
+            resp = _with_id(http_error_answer(request, resp), request.headers.get("X-Request-ID"))
+        return await super().finish_response(request, resp, start_time)
+
+
+def _with_id(response: web.Response, offered: str | None) -> web.Response:
+    response.headers["X-Request-ID"] = request_id_from(offered)
+    response.headers["X-Response-Time"] = "0.00ms"
+    return response

@@ -1,0 +1,83 @@
+"""Errors as they stand on the wire: one JSON object each, on every path."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import pydantic_core
+from aiohttp import web
+
+from magi_agent.api.exchange import JSON
+from magi_agent.api.representations import readable
+from magi_agent.errors import MagiError
+
+_NAMES: Final = {404: "NotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge", 500: "InternalServerError"}
+_CRASH: Final = "something went wrong inside the agent; its journal has the whole story: journalctl -u magi-agent"
+
+
+def error_answer(error: MagiError) -> web.Response:
+    """The answer for an error that a part of the agent raised on purpose."""
+    # RFC 9110 wants every 401 to say how one could do better.
+    headers = {"WWW-Authenticate": 'Bearer realm="magi-agent"'} if error.status == HTTPStatus.UNAUTHORIZED else None
+    return error_object(error.status, error.error, error.message, error.details, headers)
+
+
+def crash_answer() -> web.Response:
+    """The answer where a handler met what nobody foresaw: nothing of it goes over the wire."""
+    return error_object(500, "InternalServerError", _CRASH)
+
+
+def http_error_answer(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+    """The answer for an error that aiohttp itself raised."""
+    path = request.rel_url.raw_path
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = sorted(error.allowed_methods)
+        return error_object(
+            405,
+            "MethodNotAllowed",
+            f"{path} does not take {error.method}; it takes {', '.join(allowed)}",
+            {"method": error.method, "allowedMethods": allowed},
+            {"Allow": ", ".join(allowed)},
+        )
+    if error.status == HTTPStatus.NOT_FOUND:
+        return error_object(
+            404, "NotFound", f"there is nothing at {path}; /api/docs shows what there is", {"path": path}
+        )
+    return error_object(error.status, _name_of(error.status), error.text or error.reason)
+
+
+def error_object(
+    status: int,
+    name: str,
+    message: str,
+    details: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """The one JSON object that every error is."""
+    body = pydantic_core.to_json(
+        {"error": name, "message": readable(message), "details": _presentable(details or {})},
+        inf_nan_mode="null",
+        fallback=str,
+    )
+    return web.Response(body=body, status=status, headers=headers, content_type=JSON, charset="utf-8")
+
+
+def _presentable(value: object) -> object:
+    """``value`` with every text in it as JSON can carry it."""
+    match value:
+        case str():
+            return readable(value)
+        case Mapping():
+            return {readable(str(key)): _presentable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_presentable(item) for item in value]
+        case _:
+            return value
+
+
+def _name_of(status: int) -> str:
+    """The word for a status that no error of ours has: its own phrase."""
+    try:
+        return _NAMES.get(status) or HTTPStatus(status).phrase.title().replace(" ", "").replace("-", "")
+    except ValueError:
+        return "HttpError"

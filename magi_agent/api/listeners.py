@@ -1,0 +1,231 @@
+"""Where the API listens: a unix socket and a TCP port of its own, or the sockets that systemd hands over.
+
+Sockets from systemd win over both settings. They are systemd's: their files and their modes are left alone.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from magi_agent.api.access import group_id
+from magi_agent.api.connection import Connection
+from magi_agent.errors import ConfigurationError
+from magi_agent.settings import Settings, TcpAddress
+from magi_agent.systemd.socket_activation import inherited_sockets
+
+_LOG: Final = logging.getLogger(__name__)
+_BACKLOG: Final = 128
+_MODE: Final = 0o660
+_PROBE_SECONDS: Final = 1.0
+_MOST_CONNECTIONS: Final = 512
+"""Half of the files that systemd lets a service have open by default."""
+_KEEP_ALIVE: Final = 75.0
+_LINGER: Final = 2.0
+_END_OF_REQUESTS: Final = 5.0
+"""Seconds that requests under way have to end when the API stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SocketFile:
+    """A unix socket's file that is ours to remove, as long as it is the one we made."""
+
+    path: Path
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                self.path.unlink()
+
+
+class Listeners:
+    """The API's sockets, from the first request to the last."""
+
+    def __init__(self, application: web.Application, settings: Settings, environment: MutableMapping[str, str]) -> None:
+        """``environment`` holds what systemd hands over; its variables are taken out once they are used."""
+        self._application = application
+        self._settings = settings
+        self._environment = environment
+        self._runner: web.AppRunner | None = None
+        self._servers: list[asyncio.Server] = []
+        self._file: _SocketFile | None = None
+        self.addresses: tuple[str, ...] = ()
+        """Where the API answers, for the log."""
+
+    async def start(self) -> None:
+        """Listen and answer. Raises ``ConfigurationError``; nothing is left open then."""
+        sockets = await asyncio.to_thread(self._open)
+        with ExitStack() as unused:
+            for channel in sockets:
+                unused.enter_context(channel)
+            unused.callback(self._remove_file)
+            runner = web.AppRunner(self._application, access_log=None, shutdown_timeout=_END_OF_REQUESTS)
+            await runner.setup()
+            self._runner = runner
+            loop = asyncio.get_running_loop()
+            self._servers = [
+                await loop.create_server(lambda: _connection(runner), sock=channel, backlog=_BACKLOG)
+                for channel in sockets
+            ]
+            unused.pop_all()
+        self.addresses = tuple(_name(channel) for channel in sockets)
+
+    async def stop(self) -> None:
+        """Take no new requests, let those under way end for a bounded time, and close."""
+        # The file first: as long as its socket is open, no other file can have its inode number.
+        await asyncio.to_thread(self._remove_file)
+        for server in self._servers:
+            server.close()
+        self._servers = []
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    def _open(self) -> list[socket.socket]:
+        handed_over = inherited_sockets(self._environment)
+        if handed_over:
+            with ExitStack() as opened:
+                sockets = [_checked(name, opened.enter_context(channel)) for name, channel in handed_over]
+                opened.pop_all()
+            return sockets
+        with ExitStack() as opened:
+            sockets = []
+            if self._settings.socket is not None:
+                channel = opened.enter_context(self._open_unix(self._settings.socket))
+                opened.callback(self._remove_file)
+                sockets.append(channel)
+            if self._settings.tcp is not None:
+                sockets.append(opened.enter_context(_open_tcp(self._settings.tcp)))
+            opened.pop_all()
+        return sockets
+
+    def _open_unix(self, path: Path) -> socket.socket:
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_the_way(path)
+            # The file takes its mode from the socket, so at no moment may more people connect than at the end.
+            os.fchmod(channel.fileno(), _MODE)
+            channel.bind(str(path))
+            made = path.lstat()
+            self._file = _SocketFile(path, made.st_dev, made.st_ino)
+            _give_to_group(path)
+            path.chmod(_MODE)
+            # From here on, another agent that looks sees that somebody lives here.
+            channel.listen(_BACKLOG)
+        except ConfigurationError:
+            channel.close()
+            raise
+        except OSError as error:
+            channel.close()
+            self._remove_file()
+            raise ConfigurationError(
+                f"api.socket (MAGI_SOCKET): cannot listen on {path}: {error.strerror}; name another path, or 'off'"
+            ) from None
+        return channel
+
+    def _remove_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.remove()
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection that is one too many: it is closed at once, so that the agent keeps files to work with."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _connection(runner: web.AppRunner) -> asyncio.Protocol:
+    assert runner.server is not None  # noqa: S101  # it was set up before anybody listened
+    if len(runner.server.connections) >= _MOST_CONNECTIONS:
+        _LOG.warning("%d connections are open, which is the most: another one was refused", _MOST_CONNECTIONS)
+        return _Refusal()
+    return Connection(
+        runner.server,
+        loop=asyncio.get_running_loop(),
+        access_log=None,  # type: ignore[arg-type]  # its own word for "none", missing from its types
+        keepalive_timeout=_KEEP_ALIVE,
+        lingering_time=_LINGER,
+    )
+
+
+def _clear_the_way(path: Path) -> None:
+    """Remove the socket file that an agent which died left behind. Raises ``ConfigurationError`` for anything else."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigurationError(
+                f"api.socket (MAGI_SOCKET): {path} is there and is no socket; remove it, or name another path"
+            )
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_SECONDS)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:
+            return
+        except (BlockingIOError, TimeoutError):
+            # Somebody listens and is too busy to answer.
+            pass
+    raise ConfigurationError(
+        f"api.socket (MAGI_SOCKET): another program answers on {path}; stop it, or name another path"
+    )
+
+
+def _give_to_group(path: Path) -> None:
+    group = group_id()
+    if group is None:
+        return
+    try:
+        os.chown(path, -1, group)
+    except PermissionError:
+        _LOG.warning("%s cannot be given to the group magi: this user is not a member of it", path)
+
+
+def _open_tcp(address: TcpAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = "another program listens there" if error.errno == errno.EADDRINUSE else os.strerror(error.errno or 0)
+        raise ConfigurationError(
+            f"api.tcp (MAGI_TCP): cannot listen on {address}: {reason}; name another address, or 'off'"
+        ) from None
+
+
+def _checked(name: str, channel: socket.socket) -> socket.socket:
+    """A socket from systemd, if it is one to take connections from."""
+    is_stream = channel.family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) and (
+        channel.type == socket.SOCK_STREAM and channel.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    )
+    if not is_stream:
+        raise ConfigurationError(
+            f"systemd handed over {name!r}, which is no socket that takes connections: "
+            "the socket unit wants ListenStream= and Accept=no"
+        )
+    return channel
+
+
+def _name(channel: socket.socket) -> str:
+    if channel.family == socket.AF_UNIX:
+        path = channel.getsockname()
+        return f"unix:{os.fsdecode(path)}"
+    return f"http://{TcpAddress(*channel.getsockname()[:2])}"

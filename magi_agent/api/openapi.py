@@ -1,0 +1,168 @@
+"""The OpenAPI 3.1 document, made from the route table and from the models that validate bodies."""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from pydantic import BaseModel, TypeAdapter
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaMode
+
+from magi_agent import __version__
+from magi_agent.api.access import Forbidden, Unauthorized
+from magi_agent.api.exchange import (
+    JSON,
+    BadRequest,
+    InvalidJson,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from magi_agent.api.routes import Access, Route
+from magi_agent.api.schemas import ErrorAnswer
+from magi_agent.errors import MagiError, ValidationFailed
+from magi_agent.vocabulary import Tier
+
+_Json = dict[str, Any]
+_DESCRIPTION: Final = """Runs local language models on a GPU host, each in a systemd unit of its own.
+
+The same paths answer on a unix socket and on TCP. Keys are camelCase; request bodies may also use snake_case. Every
+error, on every path, is one JSON object with `error`, `message` and `details`. Every answer carries `X-Request-ID`
+(the caller's own, if it is a sane token) and `X-Response-Time`. Times are UTC, ISO 8601, with `Z`."""
+_TAGS: Final = {
+    "models": "what there is, and what people choose for it",
+    "servers": "what runs",
+    "profiles": "named sets of enabled models",
+    "health": "whether the agent lives, and whether what should be up is",
+    "agent": "the agent itself",
+}
+_PARAMETERS: Final[Mapping[str, _Json]] = {
+    "modelId": {"description": "a model's id", "schema": {"type": "string"}},
+    "name": {"description": "a profile's slug", "schema": {"type": "string"}},
+    "tier": {"description": "a tier", "schema": {"type": "string", "enum": [str(tier) for tier in Tier]}},
+    "operationId": {"description": "an operation's id", "schema": {"type": "string"}},
+}
+_BODY_ERRORS: Final = (
+    InvalidJson,
+    BadRequest,
+    RequestTimeout,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+_LOCATED: Final = frozenset({201, 202})
+_SCHEMAS: Final = "#/components/schemas/{model}"
+
+
+def openapi_document(routes: Sequence[Route]) -> _Json:
+    """The document for ``routes``, but for ``servers``, which depends on who asks."""
+    schemas, components = _schemas_of(routes)
+    paths: dict[str, _Json] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "MAGI Agent",
+            "version": __version__,
+            "summary": "Local language models as systemd units",
+            "description": _DESCRIPTION,
+        },
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "headers": {
+                "X-Request-ID": {"description": "names this request in the journal", "schema": {"type": "string"}},
+                "X-Response-Time": {
+                    "description": "milliseconds until the answer was made, such as `1.25ms`",
+                    "schema": {"type": "string"},
+                },
+                "Location": {"description": "where to look after what was made or begun", "schema": {"type": "string"}},
+            },
+        },
+    }
+
+
+def _schemas_of(routes: Iterable[Route]) -> tuple[dict[str, _Json], _Json]:
+    """The schema of each body by its key, and the named schemas these refer to."""
+    inputs: dict[str, tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = {}
+    for route in routes:
+        if route.body is not None:
+            inputs[_key(route.body)] = (_key(route.body), "validation", TypeAdapter(route.body))
+        for shape in route.answers.values():
+            if shape is not None and not isinstance(shape, str):
+                inputs[_key(shape)] = (_key(shape), "serialization", TypeAdapter(shape))
+    inputs[_key(ErrorAnswer)] = (_key(ErrorAnswer), "serialization", TypeAdapter(ErrorAnswer))
+    found, rest = TypeAdapter.json_schemas(inputs.values(), by_alias=True, ref_template=_SCHEMAS)
+    return {key: schema for (key, _), schema in found.items()}, rest.get("$defs", {})
+
+
+def _key(shape: object) -> str:
+    return shape.__name__ if inspect.isclass(shape) and issubclass(shape, BaseModel) else str(shape)
+
+
+def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
+    operation: _Json = {
+        "operationId": to_camel(route.handler.__name__),
+        "summary": route.summary,
+        "tags": [route.tag],
+        "parameters": [
+            *(
+                {"name": name, "in": "path", "required": True, **_PARAMETERS[name]}
+                for name in re.findall(r"{(\w+)}", route.path)
+            ),
+            *(
+                {"name": key.name, "in": "query", "description": key.description, "schema": {"type": key.kind}}
+                for key in route.query
+            ),
+        ],
+        "responses": {
+            **{str(status): _response(status, shape, schemas) for status, shape in route.answers.items()},
+            **_error_responses(route, schemas),
+        },
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[_key(route.body)]}}}
+    return operation
+
+
+def _response(status: int, shape: object, schemas: Mapping[str, _Json]) -> _Json:
+    names = ["X-Request-ID", "X-Response-Time", *(["Location"] if status in _LOCATED else [])]
+    content: _Json
+    if isinstance(shape, str):
+        content = {shape: {"schema": {"type": "string"}}}
+    elif shape is None:
+        content = {JSON: {"schema": {"type": "object"}}}
+    else:
+        content = {JSON: {"schema": schemas[_key(shape)]}}
+    return {
+        "description": HTTPStatus(status).phrase,
+        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "content": content,
+    }
+
+
+def _error_responses(route: Route, schemas: Mapping[str, _Json]) -> _Json:
+    """One response for each status that the route's errors have, with the words that ``error`` may be."""
+    errors = list(route.errors)
+    if route.access is not Access.OPEN:
+        errors += [Unauthorized, Forbidden]
+    if route.body is not None:
+        errors += _BODY_ERRORS
+    if route.query:
+        errors.append(ValidationFailed)
+    by_status = {500: {MagiError.error: "Something went wrong inside the agent; its journal has the whole story"}}
+    for error in errors:
+        by_status.setdefault(error.status, {})[error.error] = (error.__doc__ or "").partition("\n")[0].rstrip(".")
+    responses = {}
+    for status, words in sorted(by_status.items()):
+        response = _response(status, ErrorAnswer, schemas)
+        response["description"] = "; ".join(f"`{word}`: {said}" for word, said in words.items())
+        response["content"][JSON]["schema"] = {
+            "allOf": [schemas[_key(ErrorAnswer)], {"properties": {"error": {"enum": list(words)}}}]
+        }
+        responses[str(status)] = response
+    return responses

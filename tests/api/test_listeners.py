@@ -1,0 +1,360 @@
+"""Where the API listens, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import locations
+import psutil
+import pytest
+from aiohttp import web
+
+from magi_agent.api.listeners import Listeners
+from magi_agent.errors import ConfigurationError
+from magi_agent.settings import Settings, load_settings
+from tests.agent_process import AgentProcess, Answer, wait_until
+from tests.api.client import until
+from tests.conftest import PortRanges, SystemdUser
+
+ACTIVATED = "api-activated"
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, unused_ports: PortRanges) -> Settings:
+    port, _ = unused_ports()
+    return load_settings({"socket": str(tmp_path / "run" / "deep" / "api.sock"), "tcp": f"127.0.0.1:{port}"}, {})
+
+
+def application(wait: asyncio.Event | None = None) -> web.Application:
+    """An application that needs no agent behind it; its answers wait for an event."""
+
+    async def answer(_: web.Request) -> web.Response:
+        if wait is not None:
+            await wait.wait()
+        return web.Response(text="here")
+
+    made = web.Application()
+    made.router.add_get("/", answer)
+    return made
+
+
+@asynccontextmanager
+async def listening(settings: Settings, served: web.Application | None = None) -> AsyncIterator[Listeners]:
+    listeners = Listeners(served or application(), settings, {})
+    await listeners.start()
+    try:
+        yield listeners
+    finally:
+        await listeners.stop()
+
+
+async def refusal(settings: Settings) -> str:
+    """What a start that must not succeed says."""
+    with pytest.raises(ConfigurationError) as caught:
+        await Listeners(application(), settings, {}).start()
+    return str(caught.value)
+
+
+async def answers_on_unix(path: Path) -> bool:
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path))
+    except OSError:
+        return False
+    return await answers(reader, writer)
+
+
+async def answers_on_tcp(settings: Settings) -> bool:
+    assert settings.tcp is not None
+    try:
+        reader, writer = await asyncio.open_connection(settings.tcp.host, settings.tcp.port)
+    except OSError:
+        return False
+    return await answers(reader, writer)
+
+
+async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    try:
+        writer.write(REQUEST)
+        async with asyncio.timeout(30):
+            return (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    except ConnectionError:
+        return False
+    finally:
+        writer.close()
+
+
+async def test_both_listen_and_nothing_is_left_of_them(settings: Settings) -> None:
+    assert settings.socket is not None
+    async with listening(settings) as listeners:
+        assert listeners.addresses == (f"unix:{settings.socket}", f"http://{settings.tcp}")
+        found = settings.socket.stat()
+        assert stat.S_ISSOCK(found.st_mode)
+        assert stat.S_IMODE(found.st_mode) == 0o660
+        assert await answers_on_unix(settings.socket)
+        assert await answers_on_tcp(settings)
+    assert not settings.socket.exists()
+    assert settings.socket.parent.exists()
+    assert not await answers_on_tcp(settings)
+
+
+@pytest.mark.parametrize("off", ["socket", "tcp"])
+async def test_either_may_be_off(tmp_path: Path, unused_ports: PortRanges, off: str) -> None:
+    port, _ = unused_ports()
+    chosen = {"socket": str(tmp_path / "api.sock"), "tcp": f"127.0.0.1:{port}", off: "off"}
+    async with listening(load_settings(chosen, {})) as listeners:
+        assert len(listeners.addresses) == 1
+        assert (tmp_path / "api.sock").exists() is (off == "tcp")
+
+
+async def test_a_mode_of_the_process_takes_nothing_from_the_sockets(settings: Settings) -> None:
+    assert settings.socket is not None
+    before = os.umask(0o077)
+    try:
+        async with listening(settings):
+            assert stat.S_IMODE(settings.socket.stat().st_mode) == 0o660
+    finally:
+        os.umask(before)
+
+
+async def test_the_socket_of_a_dead_agent_is_replaced(settings: Settings) -> None:
+    assert settings.socket is not None
+    settings.socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(settings.socket))
+        dead.listen()
+    assert settings.socket.exists()
+    assert not await answers_on_unix(settings.socket)
+    async with listening(settings):
+        assert await answers_on_unix(settings.socket)
+
+
+async def test_the_socket_of_a_live_program_is_left_to_it(settings: Settings) -> None:
+    assert settings.socket is not None
+    settings.socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as alive:
+        alive.bind(str(settings.socket))
+        alive.listen()
+        said = await refusal(settings)
+        assert settings.socket.exists()
+    assert said.startswith("api.socket (MAGI_SOCKET): another program answers on ")
+    assert not await answers_on_tcp(settings)
+
+
+async def test_the_socket_of_a_live_program_that_is_too_busy_to_answer_is_left_to_it(settings: Settings) -> None:
+    assert settings.socket is not None
+    settings.socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as callers:
+        busy.bind(str(settings.socket))
+        busy.listen(0)
+        for _ in range(2):
+            caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                caller.connect(str(settings.socket))
+        assert "another program answers on" in await refusal(settings)
+        assert settings.socket.exists()
+
+
+async def test_a_file_that_is_no_socket_is_not_removed(settings: Settings) -> None:
+    assert settings.socket is not None
+    settings.socket.parent.mkdir(parents=True)
+    settings.socket.write_text("precious")
+
+    assert "is there and is no socket" in await refusal(settings)
+    assert settings.socket.read_text() == "precious"
+
+
+async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = load_settings({"socket": str(tmp_path / "file" / "api.sock"), "tcp": "off"}, {})
+
+    said = await refusal(settings)
+
+    assert said.startswith(f"api.socket (MAGI_SOCKET): cannot listen on {tmp_path}/file/api.sock: ")
+
+
+async def test_a_port_that_is_taken(settings: Settings) -> None:
+    assert settings.tcp is not None
+    assert settings.socket is not None
+    with socket.create_server((settings.tcp.host, settings.tcp.port)):
+        said = await refusal(settings)
+    assert said.startswith(f"api.tcp (MAGI_TCP): cannot listen on {settings.tcp}: another program listens there")
+    assert not settings.socket.exists(), "what was open already is closed and removed"
+
+
+async def test_a_socket_file_that_is_another_agents_by_now_is_not_removed(settings: Settings) -> None:
+    assert settings.socket is not None
+    async with listening(settings):
+        settings.socket.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(settings.socket))
+    assert settings.socket.exists()
+
+
+async def has_begun(listeners: Listeners) -> bool:
+    """Whether a request is being answered."""
+    assert listeners._runner is not None
+    assert listeners._runner.server is not None
+    return bool(listeners._runner.server.requests_count)
+
+
+async def test_requests_under_way_end_and_no_new_ones_begin(settings: Settings) -> None:
+    assert settings.socket is not None
+    go_on = asyncio.Event()
+    listeners = Listeners(application(go_on), settings, {})
+    await listeners.start()
+    reader, writer = await asyncio.open_unix_connection(str(settings.socket))
+    idle_reader, idle_writer = await asyncio.open_unix_connection(str(settings.socket))
+    writer.write(REQUEST)
+    await writer.drain()
+    await until(lambda: has_begun(listeners), "the request has begun")
+    path = settings.socket
+
+    async def is_closed() -> bool:
+        return not path.exists()
+
+    stopping = asyncio.create_task(listeners.stop())
+    await until(is_closed, "the socket is closed")
+    assert not await answers_on_tcp(settings)
+    assert not stopping.done()
+    go_on.set()
+
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    await stopping
+    assert await idle_reader.read() == b""
+    writer.close()
+    idle_writer.close()
+
+
+async def test_a_request_that_does_not_end_is_cut_off(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.socket is not None
+    monkeypatch.setattr("magi_agent.api.listeners._END_OF_REQUESTS", 0.2)
+    listeners = Listeners(application(asyncio.Event()), settings, {})
+    await listeners.start()
+    reader, writer = await asyncio.open_unix_connection(str(settings.socket))
+    writer.write(REQUEST)
+    await writer.drain()
+    await until(lambda: has_begun(listeners), "the request has begun")
+
+    async with asyncio.timeout(30):
+        await listeners.stop()
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_one_connection_too_many_is_closed_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.socket is not None
+    monkeypatch.setattr("magi_agent.api.listeners._MOST_CONNECTIONS", 2)
+    async with listening(settings):
+        kept = [await asyncio.open_unix_connection(str(settings.socket)) for _ in range(2)]
+        for reader, writer in kept:
+            writer.write(REQUEST)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+        reader, writer = await asyncio.open_unix_connection(str(settings.socket))
+
+        async with asyncio.timeout(30):
+            assert await reader.read() == b""
+        writer.close()
+        kept[0][1].close()
+        await kept[0][1].wait_closed()
+        path = settings.socket
+        await until(lambda: answers_on_unix(path), "there is room again")
+        kept[1][1].close()
+
+
+async def test_stopping_twice_or_before_the_start_does_nothing(settings: Settings) -> None:
+    listeners = Listeners(application(), settings, {})
+    await listeners.stop()
+    await listeners.start()
+    await listeners.stop()
+    await listeners.stop()
+
+
+class ActivatedAgent(AgentProcess):
+    """An agent that systemd starts, with sockets that systemd made."""
+
+    handed_over: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.handed_over
+
+
+@pytest.fixture
+def activated(
+    systemd_user: SystemdUser, tmp_path: Path, unused_ports: PortRanges, llama_server: Path
+) -> Iterator[tuple[ActivatedAgent, int]]:
+    """An agent's socket unit, on a unix socket and on all addresses of a port; the agent itself is not started yet."""
+    (tmp_path / "models").mkdir()
+    agent = ActivatedAgent(tmp_path, tmp_path / "models", unused_ports(4), llama_server)
+    agent.handed_over = tmp_path / "systemd.sock"
+    port, _ = unused_ports()
+    own, _ = unused_ports()
+    agent.settings = {
+        "MAGI_TCP": f"127.0.0.1:{own}",
+        "MAGI_SOCKET": str(tmp_path / "own.sock"),
+        "MAGI_TCP_ACCESS": "full",
+    }
+    given = agent.environment()
+    kept = [name for name in given if name.startswith(("MAGI_", "XDG_", "DBUS_"))]
+    kept += ["MODEL_SCAN_PATH", "REGISTRY_PATH", "PROFILES_PATH", "LLAMA_SERVER_PATH", "ACTIVE_PROFILE", "PATH"]
+    subprocess.run(
+        ["systemd-run", "--user", "--quiet", f"--unit={ACTIVATED}", "--property=Type=notify",
+         f"--socket-property=ListenStream={agent.handed_over}", f"--socket-property=ListenStream=0.0.0.0:{port}",
+         *(f"--setenv={name}={given[name]}" for name in kept),
+         str(locations.VENV / "bin" / "magi-agent")],
+        check=True, timeout=30,
+    )  # fmt: skip
+    yield agent, port
+    for verb in ("stop", "reset-failed"):
+        subprocess.run(
+            ["systemctl", "--user", verb, f"{ACTIVATED}.socket", f"{ACTIVATED}.service"],
+            check=False, capture_output=True, timeout=60,
+        )  # fmt: skip
+
+
+def over_tcp(host: str, port: int, method: str, path: str) -> Answer:
+    """Ask over TCP."""
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return Answer(response.status, {}, json.loads(response.read()))
+    finally:
+        connection.close()
+
+
+def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int]) -> None:
+    agent, port = activated
+    inode = agent.handed_over.stat().st_ino
+
+    assert agent.must("GET", "/")["name"] == "magi-agent", "the first request starts the agent and is answered"
+
+    assert agent.ask("POST", "/api/models/rescan").status == 200
+    assert over_tcp("127.0.0.1", port, "POST", "/api/models/rescan").status == 200
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if address.family == socket.AF_INET and not address.address.startswith("127."):
+                refused = over_tcp(address.address, port, "GET", "/api/models/registry")
+                assert (refused.status, refused.body["error"]) == (401, "Unauthorized")
+    assert not (agent.folder / "own.sock").exists(), "the settings are not listened on"
+    host, _, own = agent.settings["MAGI_TCP"].rpartition(":")
+    with pytest.raises(ConnectionRefusedError):
+        over_tcp(host, int(own), "GET", "/")
+
+    subprocess.run(["systemctl", "--user", "stop", f"{ACTIVATED}.service"], check=True, timeout=60)
+
+    assert agent.handed_over.stat().st_ino == inode
+    wait_until(lambda: agent.must("GET", "/")["name"] == "magi-agent", "the next request starts it again")

@@ -1,0 +1,129 @@
+"""Bodies that list models: made once, and never old."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from magi_agent.api.model_documents import ModelDocuments
+from magi_agent.discovery.facts import ModelFacts
+from magi_agent.events import EventStream
+from magi_agent.registry.registry import Registry
+from magi_agent.settings import Settings, load_settings
+from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings({"model_scan_path": str(tmp_path)}, {})
+
+
+def facts(number: int) -> ModelFacts:
+    return ModelFacts(
+        file_path=f"/models/m{number}.gguf",
+        filename=f"m{number}.gguf",
+        display_name=f"Model {number}",
+        family="llama",
+        version=None,
+        size_params=7.0,
+        quantization="q8_0",
+        thinking_mode=ThinkingMode.NONE,
+        is_instruct=False,
+        is_coder=False,
+        assigned_tier=Tier.BALANCED,
+        architecture="llama",
+        context_length=512,
+        size_bytes=1000,
+        parts=(f"/models/m{number}.gguf",),
+        projector_path=None,
+        has_vision=False,
+        is_embedding=False,
+        has_chat_template=False,
+        status=ModelStatus.OK,
+        problem=None,
+        parameter_count=7_000_000_000,
+        active_params=None,
+        identity=None,
+        fingerprint=None,
+    )
+
+
+async def loaded(tmp_path: Path, count: int) -> Registry:
+    registry = Registry(tmp_path / "registry.json", EventStream())
+    await registry.load()
+    await registry.merge([facts(number) for number in range(count)], ())
+    return registry
+
+
+async def test_nothing_is_made_anew_while_nothing_changes(tmp_path: Path, settings: Settings) -> None:
+    documents = ModelDocuments(await loaded(tmp_path, 50), settings)
+
+    body = await documents.registry()
+
+    assert await documents.registry() is body
+    assert await documents.tier(Tier.BALANCED) is await documents.tier(Tier.BALANCED)
+
+
+async def test_a_change_costs_the_model_that_changed(tmp_path: Path, settings: Settings) -> None:
+    registry = await loaded(tmp_path, 50)
+    documents = ModelDocuments(registry, settings)
+    before = await documents.registry()
+    encoded = {model_id: documents.model(model) for model_id, model in registry.models.items()}
+
+    await registry.choose("m7", lambda choices: replace(choices, tier_override=Tier.FAST))
+
+    after = json.loads(await documents.registry())
+    assert json.loads(before)["models"]["m7"]["tierOverride"] is None
+    assert after["models"]["m7"]["tierOverride"] == "fast"
+    kept = [model_id for model_id, model in registry.models.items() if documents.model(model) is encoded[model_id]]
+    assert len(kept) == 49
+    assert [model["modelId"] for model in json.loads(await documents.tier(Tier.FAST))] == ["m7"]
+    assert len(json.loads(await documents.tier(Tier.BALANCED))) == 49
+
+
+async def test_what_went_is_forgotten(tmp_path: Path, settings: Settings) -> None:
+    registry = await loaded(tmp_path, 50)
+    documents = ModelDocuments(registry, settings)
+    await documents.registry()
+
+    await registry.merge([facts(1)], ())
+
+    assert list(json.loads(await documents.registry())["models"]) == ["m1"]
+    assert list(documents._encoded) == ["m1"]
+
+
+async def test_many_models_are_encoded_in_turns(tmp_path: Path, settings: Settings) -> None:
+    documents = ModelDocuments(await loaded(tmp_path, 1000), settings)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    bodies = await asyncio.gather(documents.registry(), documents.registry(), documents.tier(Tier.BALANCED))
+    counting.cancel()
+
+    assert turns > 30, "others have their turn meanwhile"
+    assert bodies[0] == bodies[1]
+    assert len(json.loads(bodies[0])["models"]) == len(json.loads(bodies[2])) == 1000
+
+
+async def test_a_change_meanwhile_is_in_the_next_answer(tmp_path: Path, settings: Settings) -> None:
+    registry = await loaded(tmp_path, 1000)
+    documents = ModelDocuments(registry, settings)
+
+    slow = asyncio.create_task(documents.registry())
+    await asyncio.sleep(0)
+    await registry.choose("m999", lambda choices: replace(choices, tier_override=Tier.FAST))
+    newer = await documents.registry()
+    await slow
+
+    assert json.loads(newer)["models"]["m999"]["tierOverride"] == "fast"
+    assert await documents.registry() is newer

@@ -1,0 +1,184 @@
+"""The endpoints for profiles, on real files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.api.conftest import Serve
+
+DEFAULTS: dict[str, Any] = {
+    "enabledModels": [],
+    "twoStage": {"enabled": False, "stage1Tier": "balanced", "stage2Tier": "powerful", "stage1MaxTokens": 500},
+    "loadBalancing": {"enabled": True, "strategy": "round_robin", "healthCheckInterval": 30.0},
+    "runtimeSettings": {},
+}
+
+
+async def test_a_profile_from_creation_to_deletion(serve: Serve, tmp_path: Path) -> None:
+    api = await serve()
+    assert await api.get("/api/models/profiles") == []
+
+    created = await api.ask("POST", "/api/models/profiles", {"name": "Night Shift_2", "description": "quiet"})
+
+    assert created.success(201) == {
+        "message": "Profile 'Night Shift_2' created successfully",
+        "profileName": "night-shift-2",
+        "path": str(tmp_path / "profiles" / "night-shift-2.yaml"),
+    }
+    assert created.headers["Location"] == "/api/models/profiles/night-shift-2"
+    assert await api.get("/api/models/profiles") == ["night-shift-2"]
+    profile = await api.get(created.headers["Location"])
+    assert list(profile) == [
+        "name", "description", "enabledModels", "tierConfig", "twoStage", "loadBalancing", "runtimeSettings",
+    ]  # fmt: skip
+    assert (profile["name"], profile["description"]) == ("Night Shift_2", "quiet")
+    assert {key: profile[key] for key in DEFAULTS} == DEFAULTS
+    assert [(tier["name"], tier["maxScore"], tier["expectedTimeSeconds"]) for tier in profile["tierConfig"]] == [
+        ("fast", 3.0, 2.0), ("balanced", 7.0, 5.0), ("powerful", None, 15.0),
+    ]  # fmt: skip
+    stored = yaml.safe_load(Path(created.body["path"]).read_text())  # noqa: ASYNC240  # a moment's work
+    assert stored["profile"] == {"name": "Night Shift_2", "description": "quiet"}
+
+    deleted = await api.ask("DELETE", "/api/models/profiles/night-shift-2")
+
+    assert deleted.success() == {"message": "Profile 'night-shift-2' deleted successfully"}
+    details = (await api.ask("DELETE", "/api/models/profiles/night-shift-2")).failure(404, "ProfileNotFound")
+    assert details["availableProfiles"] == []
+
+
+@pytest.mark.parametrize("camel", [True, False])
+async def test_a_body_may_be_camel_case_or_snake_case(serve: Serve, camel: bool) -> None:
+    api = await serve()
+    body = {
+        "name": "full",
+        "enabledModels": ["api-one"],
+        "tierConfig": [{"name": "fast", "maxScore": None, "expectedTimeSeconds": 1, "description": "all"}],
+        "twoStage": {"enabled": True, "stage1Tier": "fast", "stage2Tier": "balanced", "stage1MaxTokens": 9},
+        "loadBalancing": {"enabled": False, "strategy": "least_loaded", "healthCheckInterval": 5},
+        "runtimeSettings": {"api-one": {"nGpuLayers": 7, "ctxSize": 4096, "nThreads": 2, "batchSize": 64}},
+    }
+    snake = {
+        "name": "full",
+        "enabled_models": ["api-one"],
+        "tier_config": [{"name": "fast", "max_score": None, "expected_time_seconds": 1, "description": "all"}],
+        "two_stage": {"enabled": True, "stage1_tier": "fast", "stage2_tier": "balanced", "stage1_max_tokens": 9},
+        "load_balancing": {"enabled": False, "strategy": "least_loaded", "health_check_interval": 5},
+        "runtime_settings": {"api-one": {"n_gpu_layers": 7, "ctx_size": 4096, "n_threads": 2, "batch_size": 64}},
+    }
+
+    (await api.ask("POST", "/api/models/profiles", body if camel else snake)).success(201)
+
+    assert await api.get("/api/models/profiles/full") == {**body, "description": ""}
+
+
+async def test_profiles_are_listed_by_slug_sorted(serve: Serve) -> None:
+    api = await serve()
+    for name in ("zebra", "Ant Hill", "ärmel", "mole"):
+        created = await api.ask("POST", "/api/models/profiles", {"name": name})
+        created.success(201)
+        assert (await api.get(created.headers["Location"]))["name"] == name
+
+    assert await api.get("/api/models/profiles") == ["ant-hill", "mole", "zebra", "ärmel"]
+
+
+async def test_a_profile_that_is_there_already(serve: Serve) -> None:
+    api = await serve()
+    (await api.ask("POST", "/api/models/profiles", {"name": "day", "description": "first"})).success(201)
+
+    details = (await api.ask("POST", "/api/models/profiles", {"name": "DAY"})).failure(409, "ProfileExists")
+
+    assert details == {"profileName": "day"}
+    assert (await api.get("/api/models/profiles/day"))["description"] == "first"
+
+
+async def test_a_profile_that_is_not_there(serve: Serve) -> None:
+    api = await serve()
+    (await api.ask("POST", "/api/models/profiles", {"name": "day"})).success(201)
+
+    for method, body in (("GET", None), ("DELETE", None), ("PUT", {"name": "night"})):
+        details = (await api.ask(method, "/api/models/profiles/night", body)).failure(404, "ProfileNotFound")
+        assert details == {"profileName": "night", "availableProfiles": ["day"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", ".hidden", "../escape", "a/b", "active", "Active", "x" * 101, "tab\tstop\n/"]
+)
+async def test_a_name_that_no_profile_can_have(serve: Serve, name: str, tmp_path: Path) -> None:
+    api = await serve()
+
+    details = (await api.ask("POST", "/api/models/profiles", {"name": name})).failure(422, "ValidationError")
+
+    assert details["errors"][0]["field"] == "name"
+    assert details["errors"][0]["message"]
+    assert await api.get("/api/models/profiles") == []
+    assert not list(tmp_path.glob("**/*.yaml"))  # noqa: ASYNC240
+
+
+@pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "%2e%2e", ".hidden", "active"])
+async def test_a_path_that_leads_to_no_profile(serve: Serve, name: str) -> None:
+    api = await serve()
+
+    assert (await api.ask("GET", f"/api/models/profiles/{name}")).failure(404, "ProfileNotFound")
+
+
+async def test_a_profile_is_replaced(serve: Serve) -> None:
+    api = await serve()
+    (await api.ask("POST", "/api/models/profiles", {"name": "day", "description": "first"})).success(201)
+
+    body = (await api.ask("PUT", "/api/models/profiles/day", {"name": "Day", "enabledModels": ["api-one"]})).success()
+
+    assert (body["message"], body["profileName"]) == ("Profile 'Day' replaced successfully", "day")
+    profile = await api.get("/api/models/profiles/day")
+    assert (profile["name"], profile["description"], profile["enabledModels"]) == ("Day", "", ["api-one"])
+    details = (await api.ask("PUT", "/api/models/profiles/day", {"name": "night"})).failure(422, "ValidationError")
+    assert details["errors"][0]["field"] == "name"
+
+
+async def test_a_profile_called_like_a_choice_is_a_profile(serve: Serve) -> None:
+    api = await serve()
+    for name in ("tier", "enabled"):
+        (await api.ask("POST", "/api/models/profiles", {"name": name})).success(201)
+        body = {"name": name, "description": "again"}
+        assert (await api.ask("PUT", f"/api/models/profiles/{name}", body)).success()["profileName"] == name
+
+
+async def test_the_active_profile_is_not_deleted(serve: Serve) -> None:
+    api = await serve()
+    (await api.ask("POST", "/api/models/profiles", {"name": "day"})).success(201)
+    await api.services.active_profile.activate("day", by="test")
+
+    details = (await api.ask("DELETE", "/api/models/profiles/day")).failure(409, "ProfileActive")
+
+    assert details == {"profileName": "day"}
+    assert await api.get("/api/models/profiles") == ["day"]
+    assert (await api.get("/health/ready"))["activeProfile"] == "day"
+
+
+async def test_an_operators_profile_is_not_changed(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "operator"
+    folder.mkdir()
+    (folder / "day.yaml").write_text("profile: {name: Day}\nenabled_models: []\n")
+    api = await serve(profiles_path=f"{folder}:{tmp_path}/profiles")
+
+    for method, body in (("DELETE", None), ("PUT", {"name": "day"})):
+        details = (await api.ask(method, "/api/models/profiles/day", body)).failure(409, "ProfileReadOnly")
+        assert details["path"] == str(folder / "day.yaml")
+    assert (await api.get("/api/models/profiles/day"))["name"] == "Day"
+
+
+async def test_a_profile_that_cannot_be_read_harms_no_other(serve: Serve, tmp_path: Path) -> None:
+    api = await serve()
+    (await api.ask("POST", "/api/models/profiles", {"name": "day"})).success(201)
+    broken = tmp_path / "profiles" / "broken.yaml"
+    broken.write_text("profile: {name: Broken}\nenabled_models: 7\n")
+
+    assert await api.get("/api/models/profiles") == ["day"]
+    details = (await api.ask("GET", "/api/models/profiles/broken")).failure(500, "ProfileInvalid")
+    assert (details["line"], details["path"]) == (2, str(broken))
+    assert "enabled_models" in details["reason"]
+    ready = await api.get("/health/ready")
+    assert any(str(broken) in problem and "line 2" in problem for problem in ready["problems"])
