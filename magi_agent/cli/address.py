@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 SYSTEM_SOCKET = "/run/magi-agent/api.sock"
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+_KEPT_IN_PATHS = "/%:@!$&'()*+,;=~"
+"""What may stand in a path as it is (RFC 3986)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +56,20 @@ def parse_url(url: str) -> UrlAddress:
         raise ValueError(f"{url!r} must begin with http:// or https://; for a unix socket use --socket PATH")
     if not parts.hostname:
         raise ValueError(f"{url!r} names no host")
+    if port == 0 or not _is_host(parts.hostname):
+        raise ValueError(f"{url!r} is no URL: there can be no such host or port")
     _refuse_what_an_address_lacks(url, parts)
     secure = parts.scheme == "https"
-    return UrlAddress(secure, parts.hostname, port or (443 if secure else 80), parts.path.rstrip("/"))
+    prefix = quote(parts.path.rstrip("/"), safe=_KEPT_IN_PATHS)
+    return UrlAddress(secure, parts.hostname, port or (443 if secure else 80), prefix)
+
+
+def _is_host(name: str) -> bool:
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return name.isprintable() and " " not in name
 
 
 def _refuse_what_an_address_lacks(url: str, parts: SplitResult) -> None:
@@ -72,7 +86,10 @@ def default_address(environment: Mapping[str, str]) -> Address:
     value too); the system's socket; the user's own; loopback TCP. Raises ``ValueError`` for a bad ``MAGI_URL``.
     """
     if url := environment.get("MAGI_URL", "").strip():
-        return parse_url(url)
+        try:
+            return parse_url(url)
+        except ValueError as error:
+            raise ValueError(f"MAGI_URL: {error}") from None
     path = environment.get("MAGI_SOCKET", "").strip()
     if path and path.lower() != "off":
         return SocketAddress(path)

@@ -4,16 +4,14 @@ Every choice is left as it was found, also when a check fails or the person inte
 under way end, then everything is put back.
 """
 
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping
 
-from magi_agent.cli.answers import record, text
+from magi_agent.cli.answers import text
 from magi_agent.cli.command import command
-from magi_agent.cli.endpoints import ENDPOINTS, Endpoint, EndpointChecks, Finding, InterruptedCheckError
+from magi_agent.cli.endpoints import ENDPOINTS, Endpoint, EndpointChecks, Finding, Result
 from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
+from magi_agent.cli.interrupts import InterruptedCheckError, Interrupts
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import NOTHING
 from magi_agent.cli.screen import Screen
@@ -21,67 +19,38 @@ from magi_agent.cli.undo import UndoList
 
 _MOST_PROBLEMS = 8
 _PATH_WIDTH = max(len(endpoint.path) for endpoint in ENDPOINTS)
-
-
-class _Interrupts:
-    """Counts the wishes to end: the first ends the check at its next request, the second at once."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._count = 0
-        self._putting_back = False
-
-    def none_yet(self) -> bool:
-        """Whether the check may go on."""
-        return self._count == 0
-
-    def hold_off(self) -> None:
-        """Let nothing interrupt from now on."""
-        self._putting_back = True
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  # a handler's signature
-        """Count one."""
-        self._count += 1
-        if self._putting_back:
-            return
-        if self._count > 1:
-            raise InterruptedCheckError
-        self._screen.note("interrupted: ending the request under way, then putting everything back")
-
-
-@contextmanager
-def _handled(interrupts: _Interrupts) -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupts.on_signal) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+_DENIED = frozenset({401, 403})
+_MARKS: Mapping[Result, Cell] = {
+    Result.PASSED: Cell("✓", "green"),
+    Result.FAILED: Cell("✗", "bold red"),
+    Result.SKIPPED: Cell("-", "yellow"),
+}
+_STYLES: Mapping[Result, str] = {Result.PASSED: "green", Result.FAILED: "red", Result.SKIPPED: "yellow"}
 
 
 @command("magictl check", "magictl check --json | jq .rate", "magictl check --url http://127.0.0.1:8000")
 def check(session: Session) -> int:
-    """Check the eleven endpoints: statuses, shapes, and that keys are camelCase.
+    """Check the eleven endpoints of the API.
 
-    Choices are tried on the smallest model that is not in use, and a profile is made and deleted. All is left as it
-    was found. Exit status 0: all passed; 1: not.
+    Statuses, headers, shapes, and that keys are camelCase. Choices are tried on the smallest model that is not in use,
+    and a profile is made and deleted; nothing is started or stopped, and all is left as it was found. What a host
+    without models gives no chance to try is skipped, and counts as neither passed nor failed. Exit status 0: nothing
+    failed; 1: something did.
     """
     client, screen = session.client, session.screen
-    agent = record(client.ask("GET", "/").body)
+    agent = client.get("/", "name", "version")
     undo = UndoList(client)
-    interrupts = _Interrupts(screen)
+    interrupts = Interrupts(screen)
     report = _Report(screen, str(client.address))
     report.begin(agent)
-    with _handled(interrupts):
+    with interrupts.handled():
         try:
-            checks = EndpointChecks(client, undo, interrupts.none_yet)
+            checks = EndpointChecks(client, undo, interrupts)
             for endpoint in ENDPOINTS:
                 report.add(endpoint, checks.run(endpoint))
         except InterruptedCheckError:
             report.interrupted = True
         finally:
-            interrupts.hold_off()
             report.left_behind = undo.put_back()
     return report.end()
 
@@ -110,18 +79,16 @@ class _Report:
         if self._screen.as_json:
             return
         number = len(self._findings)
-        mark = Cell("✗", "bold red") if finding.problems else Cell("✓", "green")
         status = str(finding.status or NOTHING)
         self._screen.line(
-            mark,
+            _MARKS[finding.result],
             f" {number:2} ",
             Cell(f"{endpoint.method:<6} ", "cyan"),
             f"{endpoint.path:<{_PATH_WIDTH}}  ",
-            Cell(f"{status:>3}", "red" if finding.problems else "green"),
+            Cell(f"{status:>3}", _STYLES[finding.result]),
             Cell(f" {finding.seconds * 1000:5.0f} ms", "dim"),
+            Cell(f"  {finding.note}" if finding.note else "", "dim"),
         )
-        if finding.note:
-            self._screen.line(Cell(f"     {finding.note}", "dim"))
         for problem in finding.problems[:_MOST_PROBLEMS]:
             self._screen.line("     ", Cell(problem, "red"))
         if len(finding.problems) > _MOST_PROBLEMS:
@@ -129,29 +96,46 @@ class _Report:
 
     def end(self) -> int:
         """Write the summary and return the exit status."""
-        failed = sum(bool(finding.problems) for _, finding in self._findings)
-        failed += len(ENDPOINTS) - len(self._findings)
-        passed = len(ENDPOINTS) - failed
-        rate = round(100 * passed / len(ENDPOINTS), 1)
+        results = [finding.result for _, finding in self._findings]
+        # What was not come to was not seen to be right.
+        results += [Result.FAILED] * (len(ENDPOINTS) - len(results))
+        counts = {result: results.count(result) for result in Result}
+        rate = round(100 * counts[Result.PASSED] / len(ENDPOINTS), 1)
         if self._screen.as_json:
-            self._screen.json(self._json(passed, failed, rate))
+            self._screen.json(self._json(counts, rate))
         else:
-            self._show_summary(passed, failed, rate)
+            self._show_summary(counts, rate)
+            self._say_what_is_denied()
         if self.left_behind:
             self._screen.failure(CommandError("NotPutBack", "; ".join(self.left_behind)))
         if self.interrupted:
             self._screen.failure(CommandError("Interrupted", "interrupted; the checks not made count as failed"))
-        return Exit.FAILED if failed or self.left_behind or self.interrupted else Exit.OK
+        return Exit.FAILED if counts[Result.FAILED] or self.left_behind or self.interrupted else Exit.OK
 
-    def _show_summary(self, passed: int, failed: int, rate: float) -> None:
-        style = "bold red" if failed else "bold green"
+    def _show_summary(self, counts: Mapping[Result, int], rate: float) -> None:
+        rows = [("Total", f"{len(ENDPOINTS)}", "")]
+        for result, count in counts.items():
+            if count or result is not Result.SKIPPED:
+                rows.append((result.capitalize(), f"{count}", _STYLES[result] if count else ""))
+        style = "bold red" if counts[Result.FAILED] else "bold green"
+        rows.append(("Rate", f"{rate:g} %", style))
         self._screen.line("")
-        self._screen.line(Cell("Total   ", "bold"), f"{len(ENDPOINTS):>5}")
-        self._screen.line(Cell("Passed  ", "bold"), Cell(f"{passed:>5}", "green" if passed else ""))
-        self._screen.line(Cell("Failed  ", "bold"), Cell(f"{failed:>5}", "red" if failed else ""))
-        self._screen.line(Cell("Rate    ", "bold"), Cell(f"{rate:>5g} %", style))
+        for label, value, style in rows:
+            number, _, unit = value.partition(" ")
+            self._screen.line(Cell(f"{label:<8}", "bold"), Cell(f"{number:>5} {unit}".rstrip(), style))
 
-    def _json(self, passed: int, failed: int, rate: float) -> dict[str, object]:
+    def _say_what_is_denied(self) -> None:
+        denied = [endpoint for endpoint, finding in self._findings if finding.status in _DENIED]
+        if not denied:
+            return
+        right = "no access" if any(endpoint.method == "GET" for endpoint in denied) else "read access only"
+        self._screen.note(
+            Cell("! ", "yellow"),
+            f"{right} by {self._address}: {len(denied)} of {len(ENDPOINTS)} could not be checked; "
+            "root and members of the group magi may do everything by --socket",
+        )
+
+    def _json(self, counts: Mapping[Result, int], rate: float) -> dict[str, object]:
         return {
             "address": self._address,
             "checks": [
@@ -162,15 +146,16 @@ class _Report:
                     "path": endpoint.path,
                     "status": finding.status,
                     "milliseconds": round(finding.seconds * 1000, 1),
-                    "passed": not finding.problems,
+                    "result": finding.result,
                     "problems": finding.problems,
                     "note": finding.note,
                 }
                 for number, (endpoint, finding) in enumerate(self._findings, 1)
             ],
             "total": len(ENDPOINTS),
-            "passed": passed,
-            "failed": failed,
+            "passed": counts[Result.PASSED],
+            "failed": counts[Result.FAILED],
+            "skipped": counts[Result.SKIPPED],
             "rate": rate,
             "interrupted": self.interrupted,
             "leftBehind": self.left_behind,

@@ -1,4 +1,4 @@
-"""``magictl enable``, ``disable`` and ``rescan``: what is in use, and what there is."""
+"""``magictl enable`` and ``disable``: which models are in use."""
 
 from collections.abc import Mapping
 
@@ -11,13 +11,10 @@ from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.names import with_suggestion
 from magi_agent.cli.options import Session
-from magi_agent.cli.phrasing import counted, number
-
-RESCAN_SECONDS = 900.0
-"""A first scan of some thousand headers on a slow disk takes minutes."""
+from magi_agent.cli.power import WAIT_SECONDS, act_on_each
 
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
-_now = click.option("--now", is_flag=True, help="Start or stop it at once, too.")
+_now = click.option("--now", is_flag=True, help="Start or stop them too, and watch it done.")
 
 
 @command("magictl enable smollm2-135m-instruct.q4_1", "magictl enable smollm2-135m-instruct.q4_1 --now")
@@ -26,7 +23,8 @@ _now = click.option("--now", is_flag=True, help="Start or stop it at once, too."
 def enable(session: Session, ids: tuple[str, ...], now: bool) -> int:
     """Choose models to be in use: up whenever the host is.
 
-    What runs now does not change without --now.
+    What runs now does not change without --now. With --json: one document for each model, and with --now another for
+    its server.
     """
     return _choose(session, ids, enabled=True, now=now)
 
@@ -37,59 +35,44 @@ def enable(session: Session, ids: tuple[str, ...], now: bool) -> int:
 def disable(session: Session, ids: tuple[str, ...], now: bool) -> int:
     """Choose models not to be in use.
 
-    What runs now goes on without --now.
+    What runs now goes on without --now. With --json: one document for each model, and with --now another for its
+    server.
     """
     return _choose(session, ids, enabled=False, now=now)
 
 
 def _choose(session: Session, ids: tuple[str, ...], *, enabled: bool, now: bool) -> int:
     status: int = Exit.OK
+    chosen: list[str] = []
     for model_id in dict.fromkeys(ids):
         try:
             _choose_one(session, model_id, enabled=enabled, now=now)
+            chosen.append(model_id)
         except CommandError as error:
             explained = with_suggestion(session.client, error)
             session.screen.failure(explained)
             status = max(status, explained.exit_status)
             if explained.exit_status == Exit.UNREACHABLE:
-                break
+                return status
+    if now and chosen:
+        status = max(status, act_on_each(session, "start" if enabled else "stop", chosen, WAIT_SECONDS))
     return status
 
 
 def _choose_one(session: Session, model_id: str, *, enabled: bool, now: bool) -> None:
-    query = "?apply=true" if now else ""
-    reply = session.client.request("PUT", f"/api/models/{segment(model_id)}/enabled{query}", {"enabled": enabled})
+    reply = session.client.request("PUT", f"/api/models/{segment(model_id)}/enabled", {"enabled": enabled})
     screen = session.screen
     if screen.as_json:
         screen.json(reply.body)
         return
-    body = record(reply.body)
+    left = "" if now else _what_is_left(record(reply.body), model_id)
     word = "enabled" if enabled else "disabled"
-    screen.line(Cell("✓ ", "green"), Cell(model_id, "bold"), f" {word}", Cell(_what_is_left(body, model_id), "yellow"))
+    screen.line(Cell("✓ ", "green"), Cell(model_id, "bold"), f" {word}", Cell(left, "yellow"))
 
 
 def _what_is_left(body: Mapping[str, object], model_id: str) -> str:
     if body.get("restartRequired") is not True:
         return ""
     if body.get("enabled") is True:
-        return f"; it does not run as chosen yet: magictl start {model_id}"
+        return f"; it does not run yet: magictl start {model_id}"
     return f"; it still runs: magictl stop {model_id}"
-
-
-@command("magictl rescan", "magictl rescan --json")
-def rescan(session: Session) -> None:
-    """Read the model folders again, now.
-
-    The agent sees new files by itself; this is for those who cannot wait. No choice and no server is touched.
-    """
-    screen = session.screen
-    answer = session.client.request("POST", "/api/models/rescan", timeout=RESCAN_SECONDS).body
-    if screen.as_json:
-        screen.json(answer)
-        return
-    body = record(answer)
-    counts = {name: int(number(body.get(name)) or 0) for name in ("modelsFound", "modelsAdded", "modelsRemoved")}
-    screen.line(
-        Cell("✓ ", "green"),
-        f"{counted(counts['modelsFound'], 'model')} found, {counts['modelsAdded']} new, {counts['modelsRemoved']} gone",
-    )

@@ -8,9 +8,10 @@ import errno
 import http.client
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -24,10 +25,9 @@ REQUEST_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes of one answer: some 40,000 models; what is larger is no answer of the agent's."""
-LONGEST_LINE = 1024 * 1024
-"""Bytes of one line of a stream."""
 
 _CHUNK = 64 * 1024
+_IS_IT_UP = "is the agent up? systemctl status magi-agent"
 _NOT_FOUND = frozenset({"ModelNotFound", "ProfileNotFound"})
 
 
@@ -46,9 +46,12 @@ class Client:
     def __init__(self, address: Address) -> None:
         self.address = address
 
-    def get(self, path: str, *, timeout: float = REQUEST_SECONDS) -> Json:
-        """Return the decoded JSON of ``path``."""
-        return self.request("GET", path, timeout=timeout).body
+    def get(self, path: str, *keys: str, timeout: float = REQUEST_SECONDS) -> dict[str, object]:
+        """Return the JSON object at ``path``; an answer without ``keys`` is none of the agent's."""
+        reply = self.request("GET", path, timeout=timeout)
+        if not isinstance(reply.body, dict) or any(key not in reply.body for key in keys):
+            raise _stranger(self.address, reply.status)
+        return reply.body
 
     def request(
         self,
@@ -66,42 +69,32 @@ class Client:
         reply = self.ask(method, path, body, timeout=timeout)
         if reply.status >= 400 and reply.status not in also_accept:
             raise refusal(self.address, reply)
+        if reply.body is None:
+            raise _stranger(self.address, reply.status)
         return reply
 
     def ask(self, method: str, path: str, body: Json = None, *, timeout: float = REQUEST_SECONDS) -> Reply:
-        """Send one request and return its answer, whatever its status."""
+        """Send one request and return its answer, whatever its status; ``body`` is ``None`` where it has none."""
         deadline = time.monotonic() + timeout
-        with self._connected(timeout) as connection:
-            response = self._send(connection, method, path, body)
+        # The connection closes with the answer's headers, and leaves the socket to the answer.
+        with self._connected(timeout) as connection, closing(self._send(connection, method, path, body)) as response:
             content = self._read(connection, response, deadline)
         headers = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, headers, self._decode(content, response.status))
 
-    def stream(self, path: str, *, idle_timeout: float) -> Iterator[str]:
-        """Yield the lines of an endless answer; ``idle_timeout`` (seconds) is the longest silence.
-
-        Ends when the agent closes the stream.
-        """
-        with self._connected(idle_timeout) as connection:
-            response = self._send(connection, "GET", path, None)
-            if response.status >= 400:
-                deadline = time.monotonic() + REQUEST_SECONDS
-                content = self._read(connection, response, deadline)
-                raise refusal(self.address, Reply(response.status, {}, self._decode(content, response.status)))
-            while line := response.readline(LONGEST_LINE):
-                yield line.decode("utf-8", "replace").rstrip("\r\n")
-
     @contextmanager
     def _connected(self, timeout: float) -> Iterator[http.client.HTTPConnection]:
-        connection = _connection(self.address, min(timeout, CONNECT_SECONDS))
+        seconds = min(timeout, CONNECT_SECONDS)
+        connection = _connection(self.address, seconds)
         try:
             connection.connect()
+            seconds = timeout
             if connection.sock is not None:
-                connection.sock.settimeout(timeout)
+                connection.sock.settimeout(seconds)
             yield connection
         except TimeoutError:
             raise UnreachableError(
-                f"the agent at {self.address} did not answer within {timeout:g} s; see: journalctl -u magi-agent -e",
+                f"the agent at {self.address} did not answer within {seconds:g} s; see: journalctl -u magi-agent -e",
                 {"address": str(self.address), "reason": "timeout"},
             ) from None
         except (OSError, http.client.HTTPException) as error:
@@ -136,7 +129,7 @@ class Client:
             piece = response.read1(_CHUNK)
             if not piece:
                 if response.length:
-                    raise http.client.HTTPException("the answer broke off; did the agent stop just now?")
+                    raise http.client.IncompleteRead(b"".join(pieces), response.length)
                 return b"".join(pieces)
             pieces.append(piece)
             size += len(piece)
@@ -155,7 +148,7 @@ class Client:
 
 def segment(name: str) -> str:
     """Return ``name`` as one segment of a path: nothing in it can leave the segment."""
-    return quote(name, safe="") if name not in {".", ".."} else name.replace(".", "%2E")
+    return quote(name, safe="", errors="surrogateescape") if name not in {".", ".."} else name.replace(".", "%2E")
 
 
 def refusal(address: Address, reply: Reply) -> CommandError:
@@ -216,30 +209,29 @@ def _connection(address: Address, timeout: float) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(address.host, address.port, timeout=timeout)
 
 
-def _unreachable(address: Address, error: OSError | http.client.HTTPException) -> CommandError:
+def _unreachable(address: Address, error: OSError | http.client.HTTPException) -> UnreachableError:
     """Say what stands between us and the agent, and what to do about it."""
-    details: dict[str, object] = {"address": str(address)}
-    number = error.errno if isinstance(error, OSError) else None
+    reason, sentence = _obstacle(address, error)
+    return UnreachableError(sentence, {"address": str(address), "reason": reason})
+
+
+def _obstacle(address: Address, error: OSError | http.client.HTTPException) -> tuple[str, str]:
+    if isinstance(error, http.client.IncompleteRead):
+        return "broken", f"the answer from {address} broke off; did the agent stop just now? {_IS_IT_UP}"
     if isinstance(error, http.client.HTTPException) and not isinstance(error, ConnectionError):
-        details["reason"] = "protocol"
-        return UnreachableError(
-            f"what answers at {address} speaks no HTTP: {str(error) or type(error).__name__}", details
-        )
-    if number in {errno.EACCES, errno.EPERM}:
-        details["reason"] = "permission"
-        return UnreachableError(
-            f"no permission to use {address}; members of the group magi may "
-            '(sudo usermod -aG magi "$USER", then log in again)',
-            details,
-        )
-    if number == errno.ENOENT:
-        details["reason"] = "missing"
-        return UnreachableError(
-            f"there is no socket at {address}; is the agent up? systemctl status magi-agent", details
-        )
-    if number == errno.ECONNREFUSED:
-        details["reason"] = "refused"
-        return UnreachableError(f"nobody listens at {address}; is the agent up? systemctl status magi-agent", details)
-    details["reason"] = "connection"
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return UnreachableError(f"no answer from {address}: {said}; is the agent up? systemctl status magi-agent", details)
+        return "protocol", f"what answers at {address} speaks no HTTP: {str(error) or type(error).__name__}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        # Its errno is 1, which is no EPERM.
+        advice = "for an authority of your own set SSL_CERT_FILE"
+        return "certificate", f"the certificate of {address} is not trusted: {error.verify_message}; {advice}"
+    if isinstance(error, ssl.SSLError):
+        return "tls", f"no TLS with {address}: {error.reason or error.strerror}; is it http:// after all?"
+    if error.errno in {errno.EACCES, errno.EPERM} and isinstance(address, SocketAddress):
+        advice = 'members of the group magi may (sudo usermod -aG magi "$USER", then log in again)'
+        return "permission", f"no permission to use {address}; {advice}"
+    if error.errno == errno.ENOENT:
+        return "missing", f"there is no socket at {address}; {_IS_IT_UP}"
+    if error.errno == errno.ECONNREFUSED:
+        return "refused", f"nobody listens at {address}; {_IS_IT_UP}"
+    said = error.strerror or str(error) or type(error).__name__
+    return "connection", f"no answer from {address}: {said}; {_IS_IT_UP}"

@@ -72,6 +72,7 @@ REGISTRY = record_of(
         "lastScan": or_null(moment),
         "portRange": list_of(whole),
         "tierThresholds": record_of({"powerful_min": decimal, "fast_max": decimal}, snake_case=True),
+        "scanPaths": list_of(text),
     }
 )
 

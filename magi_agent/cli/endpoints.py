@@ -8,20 +8,31 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from magi_agent.cli import contract
 from magi_agent.cli.answers import models_of, record, texts
 from magi_agent.cli.client import Client, Json, Reply
 from magi_agent.cli.exits import CommandError
+from magi_agent.cli.interrupts import Interrupts
+from magi_agent.cli.phrasing import counted
+from magi_agent.cli.rescan import RESCAN_SECONDS
 from magi_agent.cli.shapes import Shape, exactly, list_of, text
 from magi_agent.cli.target import Target, choose
 from magi_agent.cli.undo import Step, UndoList
 from magi_agent.vocabulary import Tier
 
 ANSWER_SECONDS = 30.0
-RESCAN_SECONDS = 900.0
 NO_SUCH_MODEL = "magictl-check-no-such-model"
 _OK, _CREATED, _BAD, _MISSING, _CONFLICT = 200, 201, 400, 404, 409
+
+
+class Result(StrEnum):
+    """What a check can come to."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
 
 
 @dataclass
@@ -33,7 +44,16 @@ class Finding:
     seconds: float = 0.0
     """How long that answer took."""
     problems: list[str] = field(default_factory=list)
+    skipped: bool = False
+    """Whether what the endpoint is for could not be tried; ``note`` says why, and what was checked instead."""
     note: str = ""
+
+    @property
+    def result(self) -> "Result":
+        """What it comes to."""
+        if self.problems:
+            return Result.FAILED
+        return Result.SKIPPED if self.skipped else Result.PASSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +66,21 @@ class Endpoint:
     check: Callable[["EndpointChecks", Finding], None]
 
 
-class InterruptedCheckError(Exception):
-    """The person wants the check to end."""
-
-
 class EndpointChecks:
-    """The checks, and what they learn from each other. ``go_on`` is asked before each request."""
+    """The checks, and what they learn from each other."""
 
-    def __init__(self, client: Client, undo: UndoList, go_on: Callable[[], bool]) -> None:
+    def __init__(self, client: Client, undo: UndoList, interrupts: Interrupts) -> None:
         self._client = client
         self._undo = undo
-        self._go_on = go_on
+        self._interrupts = interrupts
         self._models: dict[str, Mapping[str, object]] = {}
-        self._profiles: list[str] = []
+        self._why_no_model = "the registry was not read"
+        self._profiles: list[str] | None = None
         self._profile_name = f"magictl check {secrets.token_hex(4)}"
         self._slug = self._profile_name.replace(" ", "-")
 
     def run(self, endpoint: Endpoint) -> Finding:
-        """Run one check. Raises ``InterruptedCheckError`` between two requests where ``go_on`` says no."""
+        """Run one check. Raises ``InterruptedCheckError``."""
         finding = Finding()
         try:
             endpoint.check(self, finding)
@@ -74,15 +91,18 @@ class EndpointChecks:
     def registry(self, finding: Finding) -> None:
         """GET /registry."""
         reply = self._expect(finding, "GET", "/registry", _OK, contract.REGISTRY)
+        if reply.status != _OK:
+            return
         body = record(reply.body)
         self._models = dict(models_of(body))
+        self._why_no_model = "no models here"
         for model_id, model in self._models.items():
             if model.get("modelId") != model_id:
                 finding.problems.append(f".models.{model_id}.modelId is another id")
         ports = body.get("portRange")
         if isinstance(ports, list) and len(ports) != 2:
             finding.problems.append(".portRange is not a pair")
-        finding.note = f"{len(self._models)} models" if self._models else "no models"
+        finding.note = counted(len(self._models), "model")
 
     def servers(self, finding: Finding) -> None:
         """GET /servers."""
@@ -98,90 +118,108 @@ class EndpointChecks:
 
     def profiles(self, finding: Finding) -> None:
         """GET /profiles."""
-        body = self._expect(finding, "GET", "/profiles", _OK, contract.PROFILE_NAMES).body
-        self._profiles = texts(body)
-        if self._profiles != sorted(self._profiles):
+        reply = self._expect(finding, "GET", "/profiles", _OK, contract.PROFILE_NAMES)
+        if reply.status != _OK:
+            return
+        slugs = texts(reply.body)
+        self._profiles = slugs if slugs == reply.body else None
+        if slugs != sorted(slugs):
             finding.problems.append("the slugs are not sorted")
-        finding.note = ", ".join(self._profiles[:4]) + (", ..." if len(self._profiles) > 4 else "")
+        finding.note = ", ".join(slugs[:4]) + (", ..." if len(slugs) > 4 else "")
 
     def profile(self, finding: Finding) -> None:
         """GET /profiles/development."""
-        if "development" in self._profiles:
+        if self._profiles is None or "development" in self._profiles:
             self._expect(finding, "GET", "/profiles/development", _OK, contract.PROFILE)
             return
-        finding.note = "no such profile here: its 404 was checked"
+        finding.skipped = True
+        finding.note = "no such profile here: only its 404 was checked"
         missing = contract.error("ProfileNotFound", {"availableProfiles": list_of(text)})
         self._expect(finding, "GET", "/profiles/development", _MISSING, missing)
 
     def tiers(self, finding: Finding) -> None:
         """GET /tiers/{tier}."""
-        body = self._expect(finding, "GET", "/tiers/powerful", _OK, list_of(contract.MODEL)).body
-        listed = body if isinstance(body, list) else []
+        reply = self._expect(finding, "GET", "/tiers/powerful", _OK, list_of(contract.MODEL))
+        listed = reply.body if isinstance(reply.body, list) else []
         others = [item for item in listed if record(item).get("effectiveTier") != Tier.POWERFUL]
         if others:
             finding.problems.append(f"{len(others)} of the models listed are of another tier")
-        self._expect(finding, "GET", "/tiers/gigantic", _BAD, _invalid_tier("gigantic"))
-        finding.note = f"{len(listed)} powerful"
+        if reply.status == _OK:
+            self._expect(finding, "GET", "/tiers/gigantic", _BAD, _invalid_tier("gigantic"))
+            finding.note = f"{len(listed)} powerful"
 
     def tier(self, finding: Finding) -> None:
         """PUT /{modelId}/tier."""
-        model = self._target(finding, "tier", {"tier": "fast"})
-        if model is None:
+        if not self._models:
+            self._skip(finding, self._why_no_model, "tier", {"tier": "fast"})
             return
+        model = self._target(finding)
         new = next(tier.value for tier in Tier if tier not in {model.effective_tier, model.tier_override})
         self._undo.add(model.tier_step())
         path = model.path("tier")
-        self._expect(finding, "PUT", path, _OK, contract.tier_set(model.model_id, new), {"tier": new})
-        self._expect_choices(finding, model, {"tierOverride": new, "effectiveTier": new})
-        self._expect(finding, "PUT", path, _BAD, _invalid_tier("gigantic"), {"tier": "gigantic"})
+        shape = contract.tier_set(model.model_id, new)
+        if self._expect(finding, "PUT", path, _OK, shape, {"tier": new}).status == _OK:
+            self._expect_choices(finding, model, {"tierOverride": new, "effectiveTier": new})
+            self._expect(finding, "PUT", path, _BAD, _invalid_tier("gigantic"), {"tier": "gigantic"})
         self._put_back(finding, model, f"{new} and back")
 
     def thinking(self, finding: Finding) -> None:
         """PUT /{modelId}/thinking; ``true`` may set the tier override too, so both are put back."""
-        model = self._target(finding, "thinking", {"thinking": True})
-        if model is None:
+        if not self._models:
+            self._skip(finding, self._why_no_model, "thinking", {"thinking": True})
             return
+        model = self._target(finding)
         self._undo.add(model.tier_step())
         self._undo.add(model.thinking_step())
         moves = model.tier_override is None
         shape = contract.thinking_set(model.model_id, True, tier_changed=moves)
-        self._expect(finding, "PUT", model.path("thinking"), _OK, shape, {"thinking": True})
-        expected: dict[str, object] = {"thinkingOverride": True, "effectiveThinking": True}
-        expected["tierOverride"] = Tier.POWERFUL.value if moves else model.tier_override
-        self._expect_choices(finding, model, expected)
+        if self._expect(finding, "PUT", model.path("thinking"), _OK, shape, {"thinking": True}).status == _OK:
+            tier = Tier.POWERFUL.value if moves else model.tier_override
+            expected = {"thinkingOverride": True, "effectiveThinking": True, "tierOverride": tier}
+            self._expect_choices(finding, model, expected)
         self._put_back(finding, model, "true and back")
 
     def enabled(self, finding: Finding) -> None:
         """PUT /{modelId}/enabled; turned over only where nothing can come of it, else set to what it is."""
-        model = self._target(finding, "enabled", {"enabled": False})
-        if model is None:
+        model = self._target(finding) if self._models else None
+        if model is None or (model.enabled and not model.usable):
+            # Even to say again that a model is in use takes one that can be used.
+            reason = self._why_no_model if model is None else "every model is in use, and none can be used"
+            self._skip(finding, reason, "enabled", {"enabled": False})
             return
         new = not model.enabled if model.can_be_enabled_for_a_moment else model.enabled
         self._undo.add(model.enabled_step())
         shape = contract.enabled_set(model.model_id, new)
-        self._expect(finding, "PUT", model.path("enabled"), _OK, shape, {"enabled": new})
-        self._expect_choices(finding, model, {"enabled": new})
+        if self._expect(finding, "PUT", model.path("enabled"), _OK, shape, {"enabled": new}).status == _OK:
+            self._expect_choices(finding, model, {"enabled": new})
         word = "true" if new else "false"
         self._put_back(finding, model, f"{word} and back" if new != model.enabled else f"{word}, as it was")
 
     def rescan(self, finding: Finding) -> None:
         """POST /rescan."""
         reply = self._expect(finding, "POST", "/rescan", _OK, contract.RESCAN, seconds=RESCAN_SECONDS)
-        finding.note = f"{record(reply.body).get('modelsFound')} found"
+        if reply.status == _OK:
+            finding.note = f"{record(reply.body).get('modelsFound')} found"
 
     def create_profile(self, finding: Finding) -> None:
         """POST /profiles."""
         path = f"/profiles/{self._slug}"
-        self._undo.add(Step(f"the profile {self._slug}", "DELETE", f"/api/models{path}"))
+        self._undo.add(
+            Step(f"the profile {self._slug}", "DELETE", f"/api/models{path}", None, self._profile_is_not_there)
+        )
         body: Json = {"name": self._profile_name, "description": "made by magictl check"}
         shape = contract.profile_created(self._profile_name, self._slug)
         reply = self._expect(finding, "POST", "/profiles", _CREATED, shape, body)
-        if reply.status == _CREATED and not reply.headers.get("location", "").endswith(path):
-            finding.problems.append(f"the header Location does not end in {path}")
         if reply.status == _CREATED:
+            if not reply.headers.get("location", "").endswith(path):
+                finding.problems.append(f"the header Location does not end in {path}")
             self._expect(finding, "GET", path, _OK, contract.PROFILE)
             self._expect(finding, "POST", "/profiles", _CONFLICT, contract.error("ProfileExists"), body)
         finding.note = self._slug
+
+    def _profile_is_not_there(self, client: Client) -> bool:
+        slugs = client.request("GET", "/api/models/profiles").body
+        return isinstance(slugs, list) and self._slug not in slugs
 
     def delete_profile(self, finding: Finding) -> None:
         """DELETE /profiles/{name}."""
@@ -193,14 +231,17 @@ class EndpointChecks:
             self._expect(finding, "DELETE", path, _MISSING, missing)
         finding.note = self._slug
 
-    def _target(self, finding: Finding, what: str, body: Json) -> Target | None:
-        """Return the model to try on. Where there is none, check the endpoint's 404 instead."""
-        if self._models:
-            return choose(self._models)
-        finding.note = "no models here: its 404 was checked"
+    def _target(self, finding: Finding) -> Target:
+        """Return the model to try on, after what an earlier check had to leave behind is put back."""
+        finding.problems += self._undo.put_back()
+        return choose(self._models)
+
+    def _skip(self, finding: Finding, reason: str, choice: str, body: Json) -> None:
+        """Check no more of an endpoint than its 404, for want of a model to try it on."""
+        finding.skipped = True
+        finding.note = f"{reason}: only its 404 was checked"
         missing = contract.error("ModelNotFound")
-        self._expect(finding, "PUT", f"/{NO_SUCH_MODEL}/{what}", _MISSING, missing, body)
-        return None
+        self._expect(finding, "PUT", f"/{NO_SUCH_MODEL}/{choice}", _MISSING, missing, body)
 
     def _expect(
         self,
@@ -213,10 +254,9 @@ class EndpointChecks:
         seconds: float = ANSWER_SECONDS,
     ) -> Reply:
         """Send one request and note what is not as expected; the first of a check is the one that is timed."""
-        if not self._go_on():
-            raise InterruptedCheckError
         begun = time.monotonic()
-        reply = self._client.ask(method, f"/api/models{path}", body, timeout=seconds)
+        with self._interrupts.request():
+            reply = self._client.ask(method, f"/api/models{path}", body, timeout=seconds)
         is_first = finding.status is None
         if is_first:
             finding.status, finding.seconds = reply.status, time.monotonic() - begun
@@ -226,18 +266,18 @@ class EndpointChecks:
 
     def _expect_choices(self, finding: Finding, model: Target, expected: Mapping[str, object]) -> None:
         """Note where the registry does not show what was just set."""
-        if finding.problems:
-            return
-        shown = dict(models_of(self._client.get("/api/models/registry"))).get(model.model_id, {})
+        with self._interrupts.request():
+            registry = self._client.get("/api/models/registry", "models")
+        shown = dict(models_of(registry)).get(model.model_id, {})
         for name, value in expected.items():
-            problems = exactly(value)(shown.get(name), f"afterwards, {name} of the model")
-            finding.problems += problems
+            finding.problems += exactly(value)(shown.get(name), f"afterwards, {name} of the model")
 
     def _put_back(self, finding: Finding, model: Target, done: str) -> None:
         """Put back what was tried on ``model``, and make sure that it is so."""
         finding.problems += self._undo.put_back()
-        self._expect_choices(finding, model, model.choices)
-        finding.note = f"{model.model_id}: {done}"
+        if not finding.problems:
+            self._expect_choices(finding, model, model.choices)
+        finding.note = model.model_id if finding.problems else f"{model.model_id}: {done}"
 
 
 def _differences(reply: Reply, status: int, shape: Shape) -> Iterator[str]:

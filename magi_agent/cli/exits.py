@@ -46,6 +46,15 @@ class RefusedError(CommandError):
         self.request_id = request_id
 
 
+class OutputError(Exception):
+    """What was to be said could not be written; no command can do anything about it."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"cannot write the output: {cause.strerror}")
+        self.nobody_reads = isinstance(cause, BrokenPipeError)
+        """Whether the reader of a pipe has had enough, which is no failure that needs telling."""
+
+
 class UnknownNameError(RefusedError):
     """No model, or no profile, has the name that was given."""
 

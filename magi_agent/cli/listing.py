@@ -8,7 +8,7 @@ from magi_agent.cli.answers import models_of, record, records, text, texts
 from magi_agent.cli.command import command
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
-from magi_agent.cli.phrasing import counted
+from magi_agent.cli.phrasing import counted, number, span
 from magi_agent.cli.screen import Screen
 from magi_agent.cli.tables import OVERRIDE_LEGEND, failure_lines, has_override, models_grid, servers_grid
 from magi_agent.vocabulary import Tier
@@ -24,7 +24,7 @@ def models(session: Session, enabled: bool, tier: str | None) -> None:
 
     With --json: the answer of GET /api/models/registry, its models narrowed by the options.
     """
-    registry = session.client.get("/api/models/registry")
+    registry = session.client.get("/api/models/registry", "models")
     chosen = {
         model_id: model
         for model_id, model in models_of(registry)
@@ -32,10 +32,10 @@ def models(session: Session, enabled: bool, tier: str | None) -> None:
     }
     screen = session.screen
     if screen.as_json:
-        screen.json({**record(registry), "models": chosen} if enabled or tier else registry)
+        screen.json({**registry, "models": chosen} if enabled or tier else registry)
         return
     if not chosen:
-        _say_there_is_none(screen, record(registry), narrowed=enabled or tier is not None)
+        _say_there_is_none(screen, registry, narrowed=enabled or tier is not None)
         return
     screen.grid(models_grid(chosen.items()))
     if any(has_override(model) for model in chosen.values()):
@@ -68,27 +68,30 @@ def servers(session: Session) -> None:
 
     With --json: the answer of GET /api/models/servers.
     """
-    answer = session.client.get("/api/models/servers")
+    answer = session.client.get("/api/models/servers", "servers")
     screen = session.screen
     if screen.as_json:
         screen.json(answer)
         return
-    listed = records(record(answer).get("servers"))
+    listed = records(answer.get("servers"))
     if not listed:
         screen.note("no server runs, and none should; start one: magictl start ID (ids: magictl models)")
         return
     screen.grid(servers_grid(listed))
     for server in listed:
-        _show_failure(screen, server)
+        show_trouble(screen, server, log_lines=_SHOWN_LOG_LINES)
 
 
-def _show_failure(screen: Screen, server: Mapping[str, object]) -> None:
+def show_trouble(screen: Screen, server: Mapping[str, object], *, log_lines: int) -> None:
+    """Say below a table why a server failed, with the last of its log, and why a restart is due."""
     sentence, lines = failure_lines(server)
     reasons = texts(server.get("restartReasons"))
     if sentence:
         screen.line("")
         screen.line(Cell(text(server.get("modelId")), "bold red"), ": ", sentence)
-        for line in lines[-_SHOWN_LOG_LINES:]:
+        for line in lines[-log_lines:] if log_lines else ():
             screen.line(Cell("  │ ", "red"), Cell(line, "dim"))
+        if (seconds := number(server.get("retryInSeconds"))) is not None:
+            screen.line(f"  the agent tries again in {span(seconds)}")
     if reasons:
         screen.line(Cell(text(server.get("modelId")), "yellow"), ": restart due: ", "; ".join(reasons))

@@ -12,13 +12,14 @@ import click
 from magi_agent.cli.answers import record, text
 from magi_agent.cli.client import segment
 from magi_agent.cli.command import command
-from magi_agent.cli.exits import CommandError, UnknownNameError, UnreachableError
+from magi_agent.cli.exits import CommandError, RefusedError, UnknownNameError, UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
 from magi_agent.vocabulary import Scope
 
 _MODEL_ID = re.compile(r"[a-z0-9._-]{1,200}")
 _MOST_LINES = 1_000_000
+_NOT_NOW = 503
 
 
 @command(
@@ -45,6 +46,7 @@ def logs(session: Session, model_id: str, lines: int | None, follow: bool, since
         follow=follow,
         since=since,
         as_json=session.as_json,
+        to_person=session.screen.is_terminal(sys.stdout),
         directory=directory,
     )
     sys.stdout.flush()
@@ -68,16 +70,20 @@ def journal_command(
     follow: bool,
     since: str | None,
     as_json: bool,
+    to_person: bool,
     directory: str | None,
 ) -> list[str]:
     """Return the journalctl command line for one server's log.
 
     Fields that begin with ``_`` are the journal's own word; any process may claim a ``SYSLOG_IDENTIFIER``, so in the
     system scope it counts for nothing. A user manager's journal may lack the unit's field, so there the identifier is
-    matched, of the same user's processes only. Fields: systemd.journal-fields(7).
+    matched, of the same user's processes only. Fields: systemd.journal-fields(7). A person is told what journalctl
+    has to say beside the log: that there is nothing, or that the journal may not be read.
     """
     unit = f"magi-llama-{model_id}.service"
-    words = ["journalctl", "--no-pager", "--quiet", "--output=json" if as_json else "--output=short-iso"]
+    words = ["journalctl", "--no-pager", "--output=json" if as_json else "--output=short-iso"]
+    if as_json or not to_person:
+        words.append("--quiet")
     if not as_json:
         words.append("--no-hostname")
     if directory:
@@ -100,15 +106,14 @@ def _scope(session: Session, model_id: str) -> Scope:
     if not _MODEL_ID.fullmatch(model_id):
         raise UnknownNameError(404, "ModelNotFound", f"no model has the id {model_id!r}", {"modelId": model_id})
     try:
-        session.client.get(f"/api/models/{segment(model_id)}")
-        agent = record(session.client.get("/"))
-        told = text(agent.get("systemdScope"))
-        if not told:
-            health = session.client.request("GET", "/health/ready", also_accept=frozenset({503})).body
-            told = text(record(health).get("systemdScope"))
-    except UnreachableError as error:
+        session.client.get(f"/api/models/{segment(model_id)}", "modelId")
+        health = session.client.request("GET", "/health/ready", also_accept=frozenset({_NOT_NOW})).body
+        told = text(record(health).get("systemdScope"))
+    except (UnreachableError, RefusedError) as error:
+        if isinstance(error, RefusedError) and error.http_status != _NOT_NOW:
+            raise
         session.screen.note(
-            Cell("magictl: ", "yellow"), f"{error.message.split(';')[0]}; reading the journal without it"
+            Cell("magictl: ", "yellow"), f"{error.message.split(';')[0]}; reading the journal without the agent"
         )
         told = os.environ.get("MAGI_SYSTEMD_SCOPE", "")
     return Scope.USER if told == Scope.USER.value else Scope.SYSTEM

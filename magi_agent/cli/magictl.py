@@ -4,8 +4,10 @@ Only the group is here. Each command lives in a module of its own, imported when
 for another's imports.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
@@ -13,7 +15,7 @@ import click
 
 from magi_agent import __version__
 from magi_agent.cli.command import write_block
-from magi_agent.cli.exits import CommandError, Exit
+from magi_agent.cli.exits import CommandError, Exit, OutputError
 from magi_agent.cli.options import Session, options_everywhere
 
 _COMMANDS = {
@@ -25,7 +27,7 @@ _COMMANDS = {
     "restart": "power",
     "enable": "choices",
     "disable": "choices",
-    "rescan": "choices",
+    "rescan": "rescan",
     "scan": "scan",
     "logs": "logs",
     "check": "check",
@@ -89,6 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     session = Session()
     try:
+        return _run(session, words)
+    except OutputError as error:
+        return _give_up_output(error)
+
+
+def _run(session: Session, words: list[str]) -> int:
+    try:
         outcome = command_line.main(words, prog_name="magictl", standalone_mode=False, obj=session)
     except CommandError as error:
         explained = _explained(session, error)
@@ -105,6 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session.screen.failure(CommandError("Interrupted", "interrupted"))
         return Exit.FAILED
     return int(outcome) if isinstance(outcome, int) else Exit.OK
+
+
+def _give_up_output(error: OutputError) -> int:
+    """Say on standard error that standard output failed, and let Python not try again as it ends."""
+    if not error.nobody_reads:
+        with suppress(OSError):
+            click.echo(f"magictl: {error}", err=True)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return Exit.FAILED
 
 
 def _explained(session: Session, error: CommandError) -> CommandError:

@@ -10,22 +10,25 @@ _MOST = 3
 _LIKE = 0.7
 _SHORTEST_PART = 3
 _LOOK_UP_SECONDS = 5.0
+_ADVICE_FOR_PROGRAMS = "; GET "
+"""Begins the part of the agent's sentence that a person at a terminal has no use for."""
 
 
 def close_to(name: str, known: list[str]) -> list[str]:
     """Return the names of ``known`` that ``name`` may stand for, the likeliest first.
 
-    People type the beginning of a long id, or a part of it, so a name is measured against the beginning and the whole.
+    People type the beginning of a long id, or a part of it: where some names hold what was typed, those are meant.
+    Else a name is measured against the beginning and the whole of each.
     """
     typed = name.lower()
+    if len(typed) >= _SHORTEST_PART and (holding := sorted(other for other in known if typed in other)):
+        return holding[:_MOST]
     scored = [(_likeness(typed, other), other) for other in known]
     likely = sorted((item for item in scored if item[0] >= _LIKE), key=lambda item: (-item[0], item[1]))
     return [other for _, other in likely[:_MOST]]
 
 
 def _likeness(typed: str, other: str) -> float:
-    if len(typed) >= _SHORTEST_PART and typed in other:
-        return 1.0
     beginning = other[: len(typed) + 1]
     return max(
         difflib.SequenceMatcher(None, typed, other, autojunk=False).ratio(),
@@ -46,7 +49,7 @@ def with_suggestion(client: Client, error: CommandError) -> CommandError:
     return UnknownNameError(
         error.http_status,
         error.kind,
-        f"{error.message.split(';')[0]}; {advice}" if advice else error.message,
+        f"{error.message.partition(_ADVICE_FOR_PROGRAMS)[0]}; {advice}" if advice else error.message,
         {**error.details, "suggestions": close},
         error.request_id,
     )
@@ -57,6 +60,6 @@ def _what_there_is(client: Client, error: UnknownNameError) -> tuple[str, list[s
         available = texts(error.details.get("availableProfiles"))
         advice = f"there are {', '.join(available)}" if available else ""
         return text(error.details.get("profileName")), available, advice
-    registry = client.get("/api/models/registry", timeout=_LOOK_UP_SECONDS)
+    registry = client.get("/api/models/registry", "models", timeout=_LOOK_UP_SECONDS)
     known = [model_id for model_id, _ in models_of(registry)]
     return text(error.details.get("modelId")), known, "the ids are in: magictl models"

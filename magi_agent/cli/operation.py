@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 
 from magi_agent.cli.answers import record, text
-from magi_agent.cli.client import Client, Reply
+from magi_agent.cli.client import Client, Reply, segment
 from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.live import LiveLines, live_lines
@@ -32,13 +32,15 @@ def follow(session: Session, action: str, seconds: int) -> int:
         screen.json(operation)
     else:
         _show(screen, action, operation)
-    return Exit.FAILED if text(operation.get("status")) == "failed" else Exit.OK
+    status = text(operation.get("status"))
+    as_asked = status == "succeeded" or (status not in _ENDED and not seconds)
+    return Exit.OK if as_asked else Exit.FAILED
 
 
 def _where(reply: Reply) -> str:
     """Return the operation's path: the answer's Location, as a path of this API whatever proxy stands between."""
     operation_id = text(record(reply.body).get("id")) or reply.headers.get("location", "").rsplit("/", 1)[-1]
-    return f"/api/operations/{operation_id}"
+    return f"/api/operations/{segment(operation_id)}"
 
 
 def _followed(
@@ -59,7 +61,7 @@ def _followed(
                 ]
             )
         time.sleep(min(_LOOK_SECONDS, seconds - elapsed))
-        operation = record(client.get(path))
+        operation = client.get(path, "status", "models")
     return operation
 
 

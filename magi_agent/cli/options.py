@@ -29,6 +29,8 @@ class Session:
 
         if self.socket is not None and self.url is not None:
             raise click.UsageError("give --socket or --url, not both")
+        if self.socket == "":
+            raise click.UsageError("--socket needs a path")
         try:
             if self.socket is not None:
                 return Client(SocketAddress(self.socket))

@@ -1,6 +1,6 @@
 """``magictl start``, ``stop`` and ``restart``: told to the agent, and watched until done."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import click
@@ -8,7 +8,7 @@ import click
 from magi_agent.cli.answers import record, records, text
 from magi_agent.cli.client import Client, Reply, segment
 from magi_agent.cli.command import command
-from magi_agent.cli.exits import CommandError, Exit
+from magi_agent.cli.exits import CommandError, Exit, UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.live import LiveLines, live_lines
 from magi_agent.cli.names import with_suggestion
@@ -22,6 +22,9 @@ from magi_agent.cli.waiting import Errand, Errands
 WAIT_SECONDS = 600
 """How long an outcome is waited for where ``--wait`` says nothing else."""
 
+LONGEST_WAIT_SECONDS = 3600
+"""More the agent does not take for ``?wait=``."""
+
 _ANSWER_SECONDS = 15.0
 _LOOK_SECONDS = 0.5
 """How often the state is asked for while the outcome is awaited."""
@@ -31,13 +34,14 @@ _UNDER_WAY: Mapping[str, str] = {"start": "starting", "stop": "stopping", "resta
 _GOES_ON: Mapping[str, str] = {"start": "goes on loading", "stop": "goes on stopping", "restart": "goes on restarting"}
 _DONE: Mapping[str, str] = {"start": "started", "stop": "stopped", "restart": "restarted"}
 
-_ids = click.argument("ids", nargs=-1, metavar="ID...")
-_all = click.option("--all", "everything", is_flag=True, help="All models that are in use.")
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+_all_in_use = click.option("--all", "everything", is_flag=True, help="All models that are in use.")
+_all_running = click.option("--all", "everything", is_flag=True, help="All models that run.")
 _no_wait = click.option("--no-wait", is_flag=True, help="Tell the agent, and do not wait for the outcome.")
 _wait = click.option(
     "--wait",
     "seconds",
-    type=click.IntRange(1, 12000),
+    type=click.IntRange(1, LONGEST_WAIT_SECONDS),
     default=WAIT_SECONDS,
     show_default=True,
     metavar="SECONDS",
@@ -47,7 +51,7 @@ _wait = click.option(
 
 @command("magictl start smollm2-135m-instruct.q4_1", "magictl start --all", "magictl start big-model --no-wait")
 @_ids
-@_all
+@_all_in_use
 @_no_wait
 @_wait
 def start(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
@@ -60,7 +64,7 @@ def start(session: Session, ids: tuple[str, ...], everything: bool, no_wait: boo
 
 @command("magictl stop smollm2-135m-instruct.q4_1", "magictl stop --all")
 @_ids
-@_all
+@_all_running
 @_no_wait
 @_wait
 def stop(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
@@ -73,7 +77,7 @@ def stop(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool
 @_no_wait
 @_wait
 def restart(session: Session, ids: tuple[str, ...], no_wait: bool, seconds: int) -> int:
-    """Stop models and start them again, with their settings as they are now."""
+    """Stop models and start them again, with their present settings."""
     return _act(session, "restart", ids, False, 0 if no_wait else seconds)
 
 
@@ -83,19 +87,20 @@ def _act(session: Session, verb: str, ids: tuple[str, ...], everything: bool, se
         raise click.UsageError(f"name the models to {verb}{alternative}", click.get_current_context())
     if everything:
         return follow(session, f"{verb}-all", seconds)
-    return _each(session, verb, tuple(dict.fromkeys(ids)), seconds)
+    return act_on_each(session, verb, ids, seconds)
 
 
-def _each(session: Session, verb: str, ids: tuple[str, ...], seconds: int) -> int:
+def act_on_each(session: Session, verb: str, ids: Iterable[str], seconds: int) -> int:
+    """Start, stop or restart models, wait at most ``seconds`` for each, say what came of it; return the exit status."""
     client = session.client
-    errands = Errands([Errand(name, partial(_ask, client, verb, name, seconds)) for name in ids])
+    errands = Errands([Errand(name, partial(_ask, client, verb, name, seconds)) for name in dict.fromkeys(ids)])
     try:
         with live_lines(session.screen) as live:
             errands.begin()
             _watch(client, verb, errands, live)
     except KeyboardInterrupt:
-        return _left_alone(session, verb, errands)
-    return max(_report(session, verb, errand) for errand in errands.all)
+        return _left_alone(session, verb, errands, seconds)
+    return _report_all(session, verb, errands.all, seconds)
 
 
 def _ask(client: Client, verb: str, model_id: str, seconds: int) -> Reply:
@@ -113,9 +118,9 @@ def _watch(client: Client, verb: str, errands: Errands, live: LiveLines | None) 
         states = _states(client) or states
         live.show(
             [
-                (errand.model_id, state_cell(states.get(errand.model_id, _UNDER_WAY[verb])), errand.seconds)
+                (errand.name, state_cell(states.get(errand.name, _UNDER_WAY[verb])), errand.seconds)
                 for errand in errands.all
-                if not errand.ended
+                if errand.begun and not errand.ended
             ]
         )
 
@@ -129,22 +134,42 @@ def _states(client: Client) -> Mapping[str, str]:
     return {text(server.get("modelId")): text(server.get("state")) for server in records(record(answer).get("servers"))}
 
 
-def _left_alone(session: Session, verb: str, errands: Errands) -> int:
+def _left_alone(session: Session, verb: str, errands: Errands, seconds: int) -> int:
     """Say what goes on after Ctrl-C, and which had ended before it."""
-    status = max((_report(session, verb, errand) for errand in errands.all if errand.ended), default=Exit.OK)
-    waiting = [errand.model_id for errand in errands.all if not errand.ended]
+    status = _report_all(session, verb, [errand for errand in errands.all if errand.ended], seconds)
+    waiting = [errand.name for errand in errands.all if errand.begun and not errand.ended]
+    untold = [errand.name for errand in errands.all if not errand.begun]
     if waiting:
         session.screen.note(
             Cell("… ", "yellow"), f"{', '.join(waiting)}: {_GOES_ON[verb]} in the agent; see how: magictl servers"
         )
+    if untold:
+        session.screen.note(Cell("! ", "yellow"), f"the agent was not told yet to {verb} {', '.join(untold)}")
     return max(status, Exit.FAILED)
 
 
-def _report(session: Session, verb: str, errand: Errand) -> int:
-    """Write what came of one errand, and return its exit status."""
+def _report_all(session: Session, verb: str, errands: Iterable[Errand], seconds: int) -> int:
+    """Write what came of each errand; that the agent is not there is said once."""
+    status: int = Exit.OK
+    said: set[str] = set()
+    for errand in errands:
+        try:
+            status = max(status, _report(session, verb, errand, seconds))
+        except UnreachableError as error:
+            if error.message not in said:
+                session.screen.failure(error)
+            said.add(error.message)
+            status = max(status, error.exit_status)
+    return status
+
+
+def _report(session: Session, verb: str, errand: Errand, seconds: int) -> int:
+    """Write what came of one errand, and return its exit status. Raises ``UnreachableError``."""
     screen = session.screen
     try:
         reply = errand.result()
+    except UnreachableError:
+        raise
     except CommandError as error:
         explained = with_suggestion(session.client, error)
         screen.failure(explained)
@@ -155,6 +180,9 @@ def _report(session: Session, verb: str, errand: Errand) -> int:
         screen.json(reply.body)
     else:
         _show_success(screen, verb, errand, reply)
+    if reply.status == _ACCEPTED and seconds:
+        screen.failure(CommandError("TimedOut", f"{errand.name} is not through after {seconds} s"))
+        return Exit.FAILED
     return Exit.OK
 
 
@@ -163,12 +191,10 @@ def _show_success(screen: Screen, verb: str, errand: Errand, reply: Reply) -> No
     server = record(body.get("server"))
     state = text(server.get("state"))
     if reply.status == _ACCEPTED:
-        screen.line(
-            Cell("… ", "yellow"), Cell(errand.model_id, "bold"), f": {_GOES_ON[verb]}; see how: magictl servers"
-        )
+        screen.line(Cell("… ", "yellow"), Cell(errand.name, "bold"), f": {_GOES_ON[verb]}; see how: magictl servers")
         return
     done = state or _DONE[verb]
-    said: list[Cell | str] = [Cell("✓ ", "green"), Cell(errand.model_id, "bold"), " ", state_cell(done)]
+    said: list[Cell | str] = [Cell("✓ ", "green"), Cell(errand.name, "bold"), " ", state_cell(done)]
     port = number(server.get("port"))
     if state == "ready" and port is not None:
         said.append(f" on port {port:.0f}")

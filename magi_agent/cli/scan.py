@@ -16,9 +16,9 @@ from magi_agent.cli.tables import models_grid
 @command("magictl scan ~/models", "magictl scan /models --json | jq '.models[].sizeBytes'")
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
 def scan(session: Session, folders: tuple[str, ...]) -> int:
-    """List the models in a folder as the registry would, without any agent.
+    """List the models in a folder as the registry would, without agent.
 
-    Only headers are read; nothing is started, and nothing is written.
+    Only headers are read; nothing is started, and nothing is written. Ids and ports are given for good by the agent.
     """
     from magi_agent.cli.scanned import model_json
     from magi_agent.discovery.facts import TierThresholds

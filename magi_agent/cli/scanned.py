@@ -1,4 +1,7 @@
-"""A model found by ``magictl scan``, with the keys that the API's Model has, in their order."""
+"""A model found by ``magictl scan``, with the keys that the API's Model has, in their order.
+
+The API's own schemas would do, but importing them takes longer than a scan.
+"""
 
 from magi_agent.registry.model import Model
 
@@ -8,8 +11,8 @@ def model_json(model: Model) -> dict[str, object]:
     facts, choices = model.facts, model.choices
     settings = choices.runtime_settings
     return {
-        "filePath": facts.file_path,
-        "filename": facts.filename,
+        "filePath": _readable(facts.file_path),
+        "filename": _readable(facts.filename),
         "family": facts.family,
         "version": facts.version,
         "sizeParams": facts.size_params,
@@ -27,21 +30,32 @@ def model_json(model: Model) -> dict[str, object]:
         "nThreads": settings.n_threads,
         "batchSize": settings.batch_size,
         "modelId": model.model_id,
-        "displayName": facts.display_name,
+        "displayName": _readable(facts.display_name or facts.filename),
         "effectiveTier": model.effective_tier.value,
         "effectiveThinking": model.effective_thinking,
         "architecture": facts.architecture,
         "contextLength": facts.context_length,
         "sizeBytes": facts.size_bytes,
-        "parts": list(facts.parts),
+        "parts": [_readable(part) for part in facts.parts],
+        "projectorPath": _readable(facts.projector_path) if facts.projector_path else None,
         "hasVision": facts.has_vision,
         "isEmbedding": facts.is_embedding,
         "chatTemplate": facts.has_chat_template,
         "status": facts.status.value,
-        "problem": facts.problem,
+        "problem": _readable(facts.problem) if facts.problem else None,
         "parameterCount": facts.parameter_count,
         "activeParams": facts.active_params,
         "thinkingMode": facts.thinking_mode.value,
         "startPolicy": choices.start_policy.value,
-        "runtimeSettings": {},
+        "runtimeSettings": {
+            "nGpuLayers": settings.n_gpu_layers,
+            "ctxSize": settings.ctx_size,
+            "nThreads": settings.n_threads,
+            "batchSize": settings.batch_size,
+        },
     }
+
+
+def _readable(path: str) -> str:
+    """Return a path as JSON can carry it: bytes that are no UTF-8 as the replacement character."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")

@@ -8,16 +8,21 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING, TextIO
 
-from magi_agent.cli.exits import CommandError
+from magi_agent.cli.exits import CommandError, OutputError
 from magi_agent.cli.grid import Cell, Grid
 from magi_agent.cli.phrasing import safe
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_PLAIN_MARKS = str.maketrans({"✓": "+", "✗": "x", "…": "...", "│": "|"})
+"""Our own marks for a terminal whose character set lacks them: as question marks they would all be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,9 @@ class Screen:
 
     @classmethod
     def of_this_process(cls, as_json: bool) -> "Screen":
-        """Return the screen on this process's own streams."""
-        return cls(as_json, sys.stdout, sys.stderr, os.environ)
+        """Return the screen on this process's own streams; one that is closed swallows what is written."""
+        out, err = (stream or StringIO() for stream in (sys.stdout, sys.stderr))
+        return cls(as_json, out, err, os.environ)
 
     def is_terminal(self, stream: TextIO) -> bool:
         """Whether ``stream`` ends at a person who sees colours and a live line."""
@@ -63,11 +69,12 @@ class Screen:
     def grid(self, grid: Grid) -> None:
         """Write a table: fitted to the terminal, or whole and plain."""
         if not self.is_terminal(self.out):
-            self.out.write(grid.plain())
+            self._put(self.out, grid.plain())
             return
         from magi_agent.cli.drawing import draw
 
-        draw(grid, self.console(self.out), shutil.get_terminal_size().columns)
+        with _writing():
+            draw(grid, self.console(self.out), shutil.get_terminal_size().columns)
 
     def failure(self, error: CommandError) -> None:
         """Write an error: one line, or one JSON document."""
@@ -83,23 +90,56 @@ class Screen:
 
     def _write_json(self, stream: TextIO, value: object) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False)
-        if not text.isascii():
-            try:
-                text.encode(stream.encoding or "utf-8")
-            except UnicodeEncodeError:
-                text = json.dumps(value, indent=2)
-        stream.write(text + "\n")
-        stream.flush()
+        if not _can_carry(stream, text):
+            text = json.dumps(value, indent=2)
+        self._put(stream, _harmless(text) + "\n")
 
     def _write_line(self, stream: TextIO, cells: tuple[Cell | str, ...]) -> None:
         pieces = [cell if isinstance(cell, Cell) else Cell(cell) for cell in cells]
+        if not _can_carry(stream, "".join(piece.text for piece in pieces)):
+            pieces = [Cell(piece.text.translate(_PLAIN_MARKS), piece.style) for piece in pieces]
         if not self.coloured(stream):
-            stream.write("".join(safe(piece.text) for piece in pieces) + "\n")
-            stream.flush()
+            self._put(stream, "".join(safe(piece.text) for piece in pieces) + "\n")
             return
         from rich.text import Text
 
         text = Text()
         for piece in pieces:
             text.append(safe(piece.text), piece.style)
-        self.console(stream).print(text, soft_wrap=True)
+        with _writing():
+            self.console(stream).print(text, soft_wrap=True)
+
+    def _put(self, stream: TextIO, text: str) -> None:
+        with _writing():
+            stream.write(text)
+            stream.flush()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error) from error
+
+
+def _can_carry(stream: TextIO, text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _harmless(document: str) -> str:
+    """Return a JSON document with its invisible characters as escapes: some terminals obey U+009B and its like."""
+    if document.replace("\n", "").isprintable():
+        return document
+    return "".join(letter if letter.isprintable() or letter == "\n" else _escaped(letter) for letter in document)
+
+
+def _escaped(letter: str) -> str:
+    # json leaves DEL as it is.
+    return f"\\u{ord(letter):04x}" if letter.isascii() else json.dumps(letter)[1:-1]

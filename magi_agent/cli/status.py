@@ -3,15 +3,16 @@
 from collections.abc import Iterable, Mapping
 
 from magi_agent.cli.answers import models_of, record, records, text, texts
-from magi_agent.cli.client import Client, Json
 from magi_agent.cli.command import command
 from magi_agent.cli.grid import Cell
+from magi_agent.cli.listing import show_trouble
 from magi_agent.cli.options import Session
-from magi_agent.cli.phrasing import counted, moment, number
+from magi_agent.cli.phrasing import moment, number
 from magi_agent.cli.screen import Screen
 from magi_agent.cli.tables import servers_grid
 
 _NOT_READY = frozenset({503})
+"""The status of a health that is not well, and of a part that cannot answer now: both are what one wants to see."""
 _LABEL_WIDTH = 9
 _NAMING_KEYS = ("modelId", "name", "profileName", "path", "service", "id")
 _EXPLAINING_KEYS = ("state", "error", "reason", "problem", "message")
@@ -19,37 +20,37 @@ _EXPLAINING_KEYS = ("state", "error", "reason", "problem", "message")
 
 @command("magictl status", "magictl status --json | jq .health.status")
 def status(session: Session) -> None:
-    """Show the agent, whether it is healthy, what is missing and why, and what runs.
+    """Show the agent's health, what is missing and why, and what runs.
 
     With --json: the answers of GET / (agent), /health/ready (health), /api/models/servers (servers), and of
-    /api/models/registry without its models (registry).
+    /api/models/registry without its models (registry). Exit status 0 whenever the agent answers.
     """
     client, screen = session.client, session.screen
-    agent = record(client.get("/"))
-    health = record(_health(client))
-    registry = client.get("/api/models/registry")
-    servers = client.get("/api/models/servers")
+    agent = client.get("/", "name", "version")
+    health, registry, servers = (
+        record(client.request("GET", path, also_accept=_NOT_READY).body)
+        for path in ("/health/ready", "/api/models/registry", "/api/models/servers")
+    )
     if screen.as_json:
-        summary = {key: value for key, value in record(registry).items() if key != "models"}
+        summary = {key: value for key, value in registry.items() if key != "models"}
         screen.json({"agent": agent, "health": health, "registry": summary, "servers": servers})
         return
     _show_agent(screen, agent, str(client.address))
     _show_health(screen, health)
-    models = [model for _, model in models_of(registry)]
-    _show_models(screen, models)
-    _show_folders(screen, record(registry))
-    profile = text(health.get("activeProfile")) or text(agent.get("activeProfile"))
-    if profile:
+    if "error" in registry:
+        _row(screen, "models", Cell(text(registry.get("message")), "yellow"))
+    else:
+        _show_models(screen, [model for _, model in models_of(registry)])
+        _show_folders(screen, registry, scanning=health.get("scanning") is True)
+    if profile := text(health.get("activeProfile")):
         _row(screen, "profile", profile)
-    listed = records(record(servers).get("servers"))
-    if listed:
+    if "error" in servers:
+        _row(screen, "servers", Cell(text(servers.get("message")), "yellow"))
+    elif listed := records(servers.get("servers")):
         screen.line("")
         screen.grid(servers_grid(listed))
-
-
-def _health(client: Client) -> Json:
-    """Return the health, which the agent answers with status 503 where it is not ready."""
-    return client.request("GET", "/health/ready", also_accept=_NOT_READY).body
+        for server in listed:
+            show_trouble(screen, server, log_lines=0)
 
 
 def _row(screen: Screen, label: str, *cells: Cell | str) -> None:
@@ -102,15 +103,15 @@ def _show_models(screen: Screen, models: list[Mapping[str, object]]) -> None:
     _row(screen, "models", ", ".join(said))
 
 
-def _show_folders(screen: Screen, registry: Mapping[str, object]) -> None:
+def _show_folders(screen: Screen, registry: Mapping[str, object], *, scanning: bool) -> None:
     folders = texts(registry.get("scanPaths")) or text(registry.get("scanPath")).split(":")
     _row(screen, "folders" if len(folders) > 1 else "folder", ", ".join(folders))
-    _row(screen, "scanned", moment(registry.get("lastScan")))
+    _row(screen, "scanned", moment(registry.get("lastScan")) + ("; a scan is under way" if scanning else ""))
     ports = registry.get("portRange")
     if isinstance(ports, list) and len(ports) == 2 and all(number(port) is not None for port in ports):
-        free = int(ports[1]) - int(ports[0]) + 1 - len(_ports_given(registry))
-        _row(screen, "ports", f"{ports[0]} to {ports[1]}, {counted(max(free, 0), 'of them is', 'of them are')} free")
+        given = len(_ports_given(registry))
+        _row(screen, "ports", f"{ports[0]} to {ports[1]}, {given} of {int(ports[1]) - int(ports[0]) + 1} given out")
 
 
-def _ports_given(registry: Mapping[str, object]) -> set[object]:
-    return {model.get("port") for _, model in models_of(registry)} - {None}
+def _ports_given(registry: Mapping[str, object]) -> set[float]:
+    return {port for _, model in models_of(registry) if (port := number(model.get("port"))) is not None}

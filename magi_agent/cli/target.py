@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from magi_agent.cli.answers import text
-from magi_agent.cli.client import segment
+from magi_agent.cli.answers import models_of, text
+from magi_agent.cli.client import Client, segment
 from magi_agent.cli.phrasing import number
 from magi_agent.cli.undo import Step
+from magi_agent.vocabulary import ModelStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,12 @@ class Target:
     tier_override: str | None
     thinking_override: bool | None
     enabled: bool
+    usable: bool
     can_be_enabled_for_a_moment: bool
     """Whether enabling it changes no more than that: it is whole, and has its port already, which it would keep."""
 
     @property
-    def choices(self) -> Mapping[str, object]:
+    def choices(self) -> Mapping[str, str | bool | None]:
         """What the registry must show when all is put back."""
         return {
             "tierOverride": self.tier_override,
@@ -36,18 +38,26 @@ class Target:
 
     def tier_step(self) -> Step:
         """Return the request that puts the tier override back."""
-        return self._step("tier", self.tier_override)
+        return self._step("tier", "tierOverride")
 
     def thinking_step(self) -> Step:
         """Return the request that puts the thinking override back."""
-        return self._step("thinking", self.thinking_override)
+        return self._step("thinking", "thinkingOverride")
 
     def enabled_step(self) -> Step:
         """Return the request that puts the choice ``enabled`` back."""
-        return self._step("enabled", self.enabled)
+        return self._step("enabled", "enabled")
 
-    def _step(self, choice: str, value: str | bool | None) -> Step:
-        return Step(f"{choice} of {self.model_id}", "PUT", f"/api/models{self.path(choice)}", {choice: value})
+    def _step(self, choice: str, key: str) -> Step:
+        value = self.choices[key]
+
+        def is_as_it_was(client: Client) -> bool:
+            models = dict(models_of(client.get("/api/models/registry", "models")))
+            return self.model_id in models and models[self.model_id].get(key) == value
+
+        return Step(
+            f"{choice} of {self.model_id}", "PUT", f"/api/models{self.path(choice)}", {choice: value}, is_as_it_was
+        )
 
 
 def choose(models: Mapping[str, Mapping[str, object]]) -> Target:
@@ -55,9 +65,8 @@ def choose(models: Mapping[str, Mapping[str, object]]) -> Target:
 
     def cost(model_id: str) -> tuple[bool, bool, bool, float, str]:
         model = models[model_id]
-        unusable = text(model.get("status")) not in {"", "ok"}
         size = number(model.get("sizeBytes")) or 0.0
-        return model.get("enabled") is True, unusable, model.get("port") is None, size, model_id
+        return model.get("enabled") is True, not _is_whole(model), model.get("port") is None, size, model_id
 
     model_id = min(models, key=cost)
     model = models[model_id]
@@ -68,7 +77,12 @@ def choose(models: Mapping[str, Mapping[str, object]]) -> Target:
         tier_override=text(model.get("tierOverride")) or None,
         thinking_override=thinking if isinstance(thinking, bool) else None,
         enabled=model.get("enabled") is True,
+        usable=_is_whole(model),
         can_be_enabled_for_a_moment=(
-            model.get("enabled") is False and model.get("port") is not None and text(model.get("status")) == "ok"
+            model.get("enabled") is False and model.get("port") is not None and _is_whole(model)
         ),
     )
+
+
+def _is_whole(model: Mapping[str, object]) -> bool:
+    return text(model.get("status")) == ModelStatus.OK

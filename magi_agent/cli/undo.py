@@ -1,5 +1,7 @@
 """What ``magictl check`` changed and has still to put back."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from magi_agent.cli.client import Client, Json
@@ -11,12 +13,14 @@ _GONE_IS_FINE = frozenset({404})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One request that puts one thing back, and what a person would do to the same end."""
+    """One request that puts one thing back."""
 
     what: str
     method: str
     path: str
-    body: Json = None
+    body: Json
+    is_as_it_was: Callable[[Client], bool]
+    """Asks the agent whether there is nothing to put back: it may have refused the change in the first place."""
 
 
 @dataclass
@@ -34,12 +38,23 @@ class UndoList:
         """Take all steps; return one sentence for each that failed, which stays listed."""
         failures: list[str] = []
         for step in reversed(list(self.steps)):
-            try:
-                self.client.request(
-                    step.method, step.path, step.body, timeout=_PUT_BACK_SECONDS, also_accept=_GONE_IS_FINE
-                )
-            except CommandError as error:
-                failures.append(f"{step.what} was not put back: {error.message}")
+            failure = self._take(step)
+            if failure:
+                body = "" if step.body is None else f" {json.dumps(step.body)}"
+                failures.append(f"{step.what} was not put back ({failure}); to do it: {step.method} {step.path}{body}")
             else:
                 self.steps.remove(step)
         return failures
+
+    def _take(self, step: Step) -> str:
+        try:
+            self.client.request(step.method, step.path, step.body, timeout=_PUT_BACK_SECONDS, also_accept=_GONE_IS_FINE)
+        except CommandError as error:
+            return "" if self._is_as_it_was(step) else error.message
+        return ""
+
+    def _is_as_it_was(self, step: Step) -> bool:
+        try:
+            return step.is_as_it_was(self.client)
+        except CommandError:
+            return False

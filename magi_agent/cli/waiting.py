@@ -7,21 +7,26 @@ to do goes on.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from magi_agent.cli.client import Reply
 
 
 @dataclass
 class Errand:
-    """One long request about one model, and what came of it."""
+    """One long request, the name of what it is about, and what came of it."""
 
-    model_id: str
+    name: str
     ask: Callable[[], Reply]
-    started: float = field(default_factory=time.monotonic)
+    started: float | None = None
     finished: float | None = None
     reply: Reply | None = None
     crash: BaseException | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the request is made; of many errands some wait for others to end."""
+        return self.started is not None
 
     @property
     def ended(self) -> bool:
@@ -33,13 +38,14 @@ class Errand:
         if self.crash is not None:
             raise self.crash
         if self.reply is None:
-            raise RuntimeError(f"the errand for {self.model_id} has not ended")
+            raise RuntimeError(f"the errand for {self.name} has not ended")
         return self.reply
 
     @property
     def seconds(self) -> float:
         """How long it has taken, or took."""
-        return (self.finished or time.monotonic()) - self.started
+        now = time.monotonic()
+        return (self.finished or now) - (self.started or now)
 
 
 class Errands:
@@ -53,7 +59,7 @@ class Errands:
     def begin(self) -> None:
         """Start them all."""
         for errand in self.all:
-            threading.Thread(target=self._run, args=(errand,), name=f"errand {errand.model_id}", daemon=True).start()
+            threading.Thread(target=self._run, args=(errand,), name=f"errand {errand.name}", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
         """Wait until one ends, at most ``seconds``; return whether all have ended."""

@@ -4,20 +4,35 @@ It is here for what the real agent must never do: a wrong status, a wrong shape,
 not made. It is checked itself: `magictl check` passes against it as long as it is told no fault.
 """
 
+from __future__ import annotations
+
 import json
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import unquote, urlsplit
 
 Answer = tuple[int, Any]
 Fault = Callable[[str, str, Answer], Answer]
-"""Takes method, path and the right answer, and returns the wrong one."""
+"""Takes method, path and the right answer, and returns the wrong one; what it returns as bytes is sent as it is."""
 
 TIERS = ["fast", "balanced", "powerful"]
+_NO_SETTINGS = {"nGpuLayers": None, "ctxSize": None, "nThreads": None, "batchSize": None}
+HELD_SECONDS = 30.0
+"""How long a request is held at most, and one that should come is waited for."""
+
+
+class BreakOff(Exception):
+    """What a fault raises to have the connection closed: at once, or in the midst of the answer's body."""
+
+    def __init__(self, *, in_body: bool = False) -> None:
+        super().__init__("told to break off")
+        self.in_body = in_body
 
 
 def model(model_id: str, **changes: Any) -> dict[str, Any]:
@@ -37,10 +52,7 @@ def model(model_id: str, **changes: Any) -> dict[str, Any]:
         "tierOverride": None,
         "port": 8080,
         "enabled": False,
-        "nGpuLayers": None,
-        "ctxSize": None,
-        "nThreads": None,
-        "batchSize": None,
+        **_NO_SETTINGS,
         "modelId": model_id,
         "displayName": model_id,
         "effectiveTier": "balanced",
@@ -49,6 +61,7 @@ def model(model_id: str, **changes: Any) -> dict[str, Any]:
         "contextLength": 32768,
         "sizeBytes": 4_683_073_952,
         "parts": [f"/models/{model_id}.gguf"],
+        "projectorPath": None,
         "hasVision": False,
         "isEmbedding": False,
         "chatTemplate": True,
@@ -58,7 +71,7 @@ def model(model_id: str, **changes: Any) -> dict[str, Any]:
         "activeParams": None,
         "thinkingMode": "none",
         "startPolicy": "alwaysOn",
-        "runtimeSettings": {},
+        "runtimeSettings": dict(_NO_SETTINGS),
         **changes,
     }
 
@@ -82,8 +95,24 @@ def server(model_id: str, **changes: Any) -> dict[str, Any]:
         "memoryBytes": 5_100_000_000,
         "cpuSeconds": 12.5,
         "failure": None,
+        "retryInSeconds": None,
         "restartRequired": False,
         "restartReasons": [],
+        **changes,
+    }
+
+
+def failure(**changes: Any) -> dict[str, Any]:
+    """Why a server failed."""
+    return {
+        "at": "2026-01-02T03:04:05Z",
+        "result": "exit-code",
+        "message": "llama-server ended with exit status 1",
+        "exitStatus": 1,
+        "signal": None,
+        "restarts": 3,
+        "invocationId": "0123456789abcdef",
+        "logLines": ["loading the model", "error: out of memory"],
         **changes,
     }
 
@@ -105,6 +134,11 @@ def profile(name: str) -> dict[str, Any]:
     }
 
 
+def error(status: int, kind: str, message: str = "", **details: Any) -> Answer:
+    """An error in the one form they have."""
+    return status, {"error": kind, "message": message or f"{kind}: a sentence", "details": details}
+
+
 @dataclass
 class StandIn:
     """The stand-in's state, and the faults it has been told."""
@@ -114,39 +148,78 @@ class StandIn:
     profiles: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {name: profile(name) for name in ("development", "fast-only", "production")}
     )
+    health: dict[str, Any] = field(default_factory=lambda: {"status": "ready", "systemdScope": "user"})
+    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
     fault: Fault | None = None
+    ignored: set[str] = field(default_factory=set)
+    """Choices that it says it made, and does not make."""
     headers: dict[str, str] = field(default_factory=lambda: {"X-Request-ID": "r1", "X-Response-Time": "0.001"})
-    health: dict[str, Any] = field(default_factory=lambda: {"status": "ready"})
     seen: list[tuple[str, str]] = field(default_factory=list)
+    arrived: threading.Condition = field(default_factory=threading.Condition)
+    held: threading.Event = field(default_factory=threading.Event)
+    """Set when a request that was to be held may be answered; see ``hold``."""
     url: str = ""
+    _to_hold: tuple[str, str] = ("", "")
+
+    def add(self, *models: dict[str, Any]) -> None:
+        """Have these models too."""
+        self.models |= {one["modelId"]: one for one in models}
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """Everything that a person may have chosen."""
         names = ("tierOverride", "thinkingOverride", "enabled", "port")
         return {model_id: tuple(one[name] for name in names) for model_id, one in self.models.items()}
 
+    def wait_for(self, method: str, ending: str) -> None:
+        """Wait until such a request has come; fail after a while."""
+
+        def has_come() -> bool:
+            return any(seen == method and path.endswith(ending) for seen, path in self.seen)
+
+        with self.arrived:
+            assert self.arrived.wait_for(has_come, HELD_SECONDS), f"no {method} …{ending} came: {self.seen}"
+
+    def always(self, status: int, body: Any) -> None:
+        """Answer every request in this way."""
+        self.fault = lambda *_: (status, body)
+
+    def hold(self, method: str, ending: str) -> None:
+        """Do what such requests ask for, and answer them, only when ``held`` is set."""
+        self._to_hold = method, ending
+
     def answer(self, method: str, target: str, body: Any) -> Answer:
         """Answer one request, rightly or as the fault says."""
         path = urlsplit(target).path
-        self.seen.append((method, target))
-        right = self._right_answer(method, path, parse_qs(urlsplit(target).query), body)
+        with self.arrived:
+            self.seen.append((method, target))
+            self.arrived.notify_all()
+        if method == self._to_hold[0] and path.endswith(self._to_hold[1]):
+            self.held.wait(HELD_SECONDS)
+        right = self._right_answer(method, path, body)
         return self.fault(method, path, right) if self.fault else right
 
-    def _right_answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> Answer:
-        match (method, path.strip("/").split("/")):
+    def _right_answer(self, method: str, path: str, body: Any) -> Answer:
+        match (method, [unquote(part) for part in path.strip("/").split("/")]):
             case "GET", [""]:
                 return 200, {"name": "magi-agent", "version": "0.1.0", "docs": "/api/docs", "status": "running"}
             case "GET", ["health", "ready"]:
                 return (200 if self.health["status"] == "ready" else 503), self.health
-            case "GET", ["api", "models", "registry"]:
+            case "GET", ["api", "operations", operation_id] if operation_id in self.operations:
+                return 200, self.operations[operation_id]
+            case _, ["api", "models", "servers", *rest]:
+                return self._server(method, rest)
+            case _, ["api", "models", "profiles", *rest]:
+                return self._profile(method, rest, body)
+            case _, ["api", "models", *rest]:
+                return self._model(method, rest, body)
+            case _:
+                return error(404, "NotFound")
+
+    def _model(self, method: str, rest: list[str], body: Any) -> Answer:
+        match method, rest:
+            case "GET", ["registry"]:
                 return 200, self._registry()
-            case "GET", ["api", "models", "servers"]:
-                listed = list(self.servers.values())
-                ready = sum(one["isReady"] for one in listed)
-                return 200, {"totalServers": len(listed), "readyServers": ready, "servers": listed}
-            case "POST", ["api", "models", "servers", model_id, ("start" | "stop" | "restart") as verb]:
-                return self._act(model_id, verb)
-            case "POST", ["api", "models", "rescan"]:
+            case "POST", ["rescan"]:
                 return 200, {
                     "message": "Re-scan completed successfully",
                     "modelsFound": len(self.models),
@@ -154,36 +227,64 @@ class StandIn:
                     "modelsRemoved": 0,
                     "timestamp": "2026-01-02T03:04:05Z",
                 }
-            case "GET", ["api", "models", "tiers", tier]:
+            case "GET", ["tiers", tier]:
                 if tier not in TIERS:
                     return error(400, "InvalidTier", tier=tier, validTiers=TIERS)
                 return 200, [one for one in self.models.values() if one["effectiveTier"] == tier]
-            case _, ["api", "models", "profiles", *rest]:
-                return self._profile(method, rest, body)
-            case "PUT", ["api", "models", model_id, choice]:
+            case _, [model_id, *_] if model_id not in self.models:
+                return no_such_model(model_id)
+            case "PUT", [model_id, choice]:
                 return self._choose(model_id, choice, body)
-            case "GET", ["api", "models", model_id] if model_id in self.models:
-                return 200, self.models[model_id]
-            case "GET", ["api", "models", model_id]:
-                return error(404, "ModelNotFound", modelId=model_id)
-        return error(404, "NotFound")
+            case "GET", [model_id]:
+                return 200, {**self.models[model_id], "server": self.servers.get(model_id, server(model_id))}
+            case _:
+                return error(404, "NotFound")
 
     def _registry(self) -> dict[str, Any]:
         return {
             "models": self.models,
             "scanPath": "/models",
-            "scanPaths": ["/models"],
             "lastScan": "2026-01-02T03:04:05Z",
             "portRange": [8080, 8099],
             "tierThresholds": {"powerful_min": 14.0, "fast_max": 7.0},
+            "scanPaths": ["/models"],
         }
+
+    def _server(self, method: str, rest: list[str]) -> Answer:
+        match method, rest:
+            case "GET", []:
+                listed = list(self.servers.values())
+                ready = sum(one["isReady"] is True for one in listed)
+                return 200, {"totalServers": len(listed), "readyServers": ready, "servers": listed}
+            case "POST", [("start-all" | "stop-all") as kind]:
+                return 202, self._operation(kind)
+            case "POST", [model_id, ("start" | "stop" | "restart") as verb]:
+                return self._act(model_id, verb)
+            case _:
+                return error(404, "NotFound")
+
+    def _operation(self, kind: str) -> dict[str, Any]:
+        state = "ready" if kind == "start-all" else "stopped"
+        part = {"status": "succeeded", "state": state, "message": f"is {state}"}
+        chosen = [one["modelId"] for one in self.models.values() if one["enabled"]]
+        operation = {
+            "id": f"op{len(self.operations)}",
+            "kind": kind,
+            "status": "succeeded",
+            "startedAt": "2026-01-02T03:04:05Z",
+            "finishedAt": "2026-01-02T03:04:06Z",
+            "models": {model_id: dict(part) for model_id in chosen},
+        }
+        self.operations[str(operation["id"])] = operation
+        return operation
 
     def _act(self, model_id: str, verb: str) -> Answer:
         if model_id not in self.models:
-            return error(404, "ModelNotFound", modelId=model_id)
+            return no_such_model(model_id)
         state = "stopped" if verb == "stop" else "ready"
         message = f"Model {model_id} is {state}"
-        return 200, {"message": message, "modelId": model_id, "changed": True, "server": server(model_id, state=state)}
+        self.servers[model_id] = server(model_id, state=state, isReady=state == "ready")
+        return 200, {"message": message, "modelId": model_id, "changed": True, "server": self.servers[model_id]}
 
     def _profile(self, method: str, rest: list[str], body: Any) -> Answer:
         if method == "GET" and not rest:
@@ -204,9 +305,8 @@ class StandIn:
         return 200, {"message": f"Profile '{slug}' deleted successfully"}
 
     def _choose(self, model_id: str, choice: str, body: Any) -> Answer:
-        if model_id not in self.models:
-            return error(404, "ModelNotFound", modelId=model_id)
         chosen = self.models[model_id]
+        before = dict(chosen)
         value = body[choice]
         said: dict[str, Any] = {"modelId": model_id, choice: value}
         if choice == "tier":
@@ -221,33 +321,51 @@ class StandIn:
             message = f"Thinking capability updated for {model_id}"
             said |= {"message": message, "override": True, "tierChanged": moves}
         else:
+            if value and chosen["status"] != "ok":
+                return error(409, "ModelNotUsable", f"model {model_id} cannot be used: {chosen['problem']}")
             chosen["enabled"] = value
             message = f"Model {model_id} {'enabled' if value else 'disabled'}"
-            said |= {"message": message, "restartRequired": bool(value)}
+            said |= {"message": message, "restartRequired": value is not (model_id in self.servers)}
         chosen["effectiveTier"] = chosen["tierOverride"] or chosen["assignedTier"]
         thinking = chosen["thinkingOverride"]
         chosen["effectiveThinking"] = chosen["isThinkingModel"] if thinking is None else thinking
+        if choice in self.ignored:
+            self.models[model_id] = before
         return 200, said
 
 
-def error(status: int, kind: str, **details: Any) -> Answer:
-    """An error in the one form they have."""
-    return status, {"error": kind, "message": f"{kind}: a sentence", "details": details}
+def no_such_model(model_id: str) -> Answer:
+    """The agent's word on an id that no model has."""
+    message = f"no model has the id {model_id!r}; GET /api/models/registry lists them"
+    return error(404, "ModelNotFound", message, modelId=model_id)
+
+
+def read_only(method: str, path: str, right: Answer) -> Answer:
+    """The fault of an agent that lets its caller read only."""
+    if method == "GET":
+        return right
+    return error(403, "Forbidden", "a caller on TCP may not do this; use the unix socket", needs="admin", has="read")
 
 
 @contextmanager
-def standing_in(stand_in: StandIn) -> Iterator[StandIn]:
-    """Serve ``stand_in`` on a port of its own until the block is left."""
+def standing_in(stand_in: StandIn, path: Path | None = None) -> Iterator[StandIn]:
+    """Serve ``stand_in`` on a port of its own, or on a unix socket at ``path``, until the block is left."""
 
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
             body = json.loads(self.rfile.read(length)) if length else None
-            status, answer = stand_in.answer(self.command, self.path, body)
+            try:
+                status, answer = stand_in.answer(self.command, self.path, body)
+            except BreakOff as order:
+                self.close_connection = True
+                if order.in_body:
+                    self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"models": {')
+                return
             content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
             headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **stand_in.headers}
-            if status == 201:
+            if status == 201 and "profileName" in answer:
                 headers["Location"] = f"{self.path}/{answer['profileName']}"
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -259,13 +377,27 @@ def standing_in(stand_in: StandIn) -> Iterator[StandIn]:
         def log_message(self, *arguments: object) -> None:
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        listener.daemon_threads = True
-        stand_in.url = f"http://127.0.0.1:{listener.server_address[1]}"
+    with _OnUnixSocket(str(path), Handler) if path else _OnTcp(("127.0.0.1", 0), Handler) as listener:
+        stand_in.url = str(path) if path else f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
             yield stand_in
         finally:
+            stand_in.held.set()
             listener.shutdown()
             thread.join(5)
+
+
+class _OnUnixSocket(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a client that goes away is what some tests are for."""
+
+
+class _OnTcp(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing, as above."""
