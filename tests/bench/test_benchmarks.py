@@ -1,0 +1,135 @@
+"""What the benchmarks stand on: that they are found, compare rightly and count rightly. Their times are not judged."""
+
+import asyncio
+import dataclasses
+from pathlib import Path
+
+import gguf
+import numpy
+import pytest
+from aiohttp import web
+
+from magi_agent.discovery.scanner import Scanner
+from magi_agent.gguf.reading import read_facts
+from magi_agent.vocabulary import ModelStatus
+from tests.bench import run
+from tests.bench.bench_header import differences
+from tests.bench.header_reading import read_by_agent, read_by_reference
+from tests.bench.load import WrongAnswer, ask
+from tests.bench.many_models import MAX_MODELS, write_models
+
+
+def test_every_benchmark_is_found_by_its_name():
+    assert [path.stem for path in run.find([])] == ["bench_header", "bench_registry", "bench_start"]
+    assert [path.stem for path in run.find(["start"])] == ["bench_start"]
+    with pytest.raises(SystemExit, match="no such benchmark: nothing"):
+        run.find(["nothing"])
+
+
+@pytest.mark.parametrize("name", ["header", "registry", "start"])
+def test_a_benchmark_can_be_loaded(name):
+    (path,) = run.find([name])
+    benchmark = run.load(path)
+    assert benchmark.name == name
+    assert callable(benchmark.measure)
+    assert callable(benchmark.print_table)
+
+
+def write_mixture(path: Path) -> None:
+    """A small file with a value behind as many facts as the reference writer can state."""
+    writer = gguf.GGUFWriter(path, "qwen3moe")
+    writer.add_type("model")
+    writer.add_name("Mixture")
+    writer.add_basename("mix")
+    writer.add_finetune("Thinking")
+    writer.add_version("2507")
+    writer.add_size_label("30B-A3B")
+    writer.add_tags(["text-generation", "moe"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M)
+    writer.add_context_length(40960)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_head_count([4, 8])
+    writer.add_head_count_kv(2)
+    writer.add_key_length(16)
+    writer.add_value_length(16)
+    writer.add_sliding_window(512)
+    writer.add_expert_count(8)
+    writer.add_expert_used_count(2)
+    writer.add_causal_attention(value=True)
+    writer.add_chat_template("{% if tools %}{% endif %}{% if enable_thinking %}<think>{% endif %}")
+    writer.add_token_list([f"token {number}" for number in range(100)])
+    writer.add_tensor("token_embd.weight", numpy.ones((100, 32), dtype=numpy.float32))
+    writer.add_tensor("blk.0.ffn_up_exps.weight", numpy.ones((8, 4, 32), dtype=numpy.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_both_readers_tell_the_same_facts(tmp_path, toy_model):
+    write_mixture(tmp_path / "mixture.gguf")
+    toy_model(tmp_path / "toy.gguf")
+    for path in tmp_path.iterdir():
+        ours, theirs = read_by_agent(str(path), 1), read_by_reference(str(path), 0)
+        assert differences(ours["facts"], theirs["facts"]) == []
+        assert len(ours["millisecondsAgain"]) == 1
+    facts = read_facts(tmp_path / "mixture.gguf")
+    assert facts.active_parameter_count == 100 * 32 + 8 * 4 * 32 // 4
+    assert facts.quantization == "q4_k_m"
+
+
+def test_facts_that_differ_are_named(tmp_path, toy_model):
+    facts = dataclasses.asdict(read_facts(toy_model(tmp_path / "toy.gguf")))
+    other = {**facts, "context_length": 1, "tags": ("one",), "fingerprint": "not compared"}
+    assert differences(facts, other) == ["context_length", "tags"]
+    del other["name"]
+    assert differences(facts, other) == ["context_length", "name", "tags"]
+
+
+def test_as_many_models_are_written_as_were_asked_for_and_each_is_one(tmp_path):
+    write_models(tmp_path, 30)
+    models = Scanner([tmp_path]).scan().models
+    assert len(models) == 30
+    assert {model.status for model in models} == {ModelStatus.OK}
+    assert MAX_MODELS >= 1000
+
+
+@pytest.fixture
+async def listening(tmp_path):
+    """A server on a unix socket that answers with a body larger than any one read."""
+
+    async def body(_request):
+        await asyncio.sleep(0.01)
+        return web.Response(body=b"x" * 3_000_000)
+
+    async def chunks(request):
+        response = web.StreamResponse()
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        await response.write(b"x")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/body", body)
+    app.router.add_get("/chunks", chunks)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "socket")).start()
+    yield str(tmp_path / "socket")
+    await runner.cleanup()
+
+
+async def test_the_load_counts_whole_answers(listening):
+    result = await ask(listening, "/body", connections=3, seconds=0.5)
+    assert result["bytes"] == 3_000_000
+    assert result["requests"] == result["perSecond"] * 0.5
+    # Each answer takes 10 ms and more, on three connections.
+    assert 2 <= result["requests"] <= 3 * 50
+    assert 10 <= result["p50"] <= result["p99"]
+
+
+@pytest.mark.parametrize("path", ["/missing", "/chunks"])
+async def test_the_load_takes_nothing_else_for_an_answer(listening, path):
+    with pytest.raises(WrongAnswer, match="not 200 with a Content-Length"):
+        await ask(listening, path, connections=2, seconds=0.5)
