@@ -1,7 +1,7 @@
 """Why a path cannot be read, in words an operator can act on."""
 
-import getpass
 import os
+import pwd
 import shlex
 import stat
 from pathlib import Path
@@ -47,6 +47,6 @@ def shown(path: str) -> str:
 
 def _user() -> str:
     try:
-        return f"user {getpass.getuser()}" if os.geteuid() == os.getuid() else f"uid {os.geteuid()}"
-    except (KeyError, OSError):
+        return f"user {pwd.getpwuid(os.geteuid()).pw_name}"
+    except KeyError:
         return f"uid {os.geteuid()}"

@@ -26,6 +26,9 @@ class Problem:
     path: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{shown(self.path)}: {self.message}"
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -80,7 +83,8 @@ class FolderAssembly:
         first = split.first if split else records[0]
         header = first.header if first else None
         filename = split.filename if split else records[0].filename
-        facts = self._facts(records, split, first, header, filename)
+        files = tuple(split.parts.values()) if split else records  # in order, and no part by two names
+        facts = self._facts(files, split, first, header, filename)
         candidate = Candidate(facts, any(record.link_target for record in records))
         return _Group(records, split, named(filename, header), candidate)
 
@@ -94,7 +98,7 @@ class FolderAssembly:
     ) -> ModelFacts:
         status, problem = faults_of(split) if split else (records[0].status, records[0].problem)
         if status is ModelStatus.OK and header is not None:
-            problem = unusable(header) or (None if split else _fault_of_single(header))
+            problem = (None if split else _fault_of_single(header)) or unusable(header)
             status = ModelStatus.INVALID if problem else status
         whole = all(record.header is not None for record in records) and (split is None or not split.missing)
         count = sum(record.header.parameter_count for record in records if record.header) if whole else None

@@ -14,6 +14,8 @@ from magi_agent.vocabulary import ThinkingMode, Tier
 
 # Converters wrote this name into every model of the llama architecture for a long time, whoever made it.
 _LLAMA = "llama"
+# Nobody's family: embedding models of many have this architecture.
+_BERT = "bert"
 # Expert sizes multiplied by their number ("256x20B") are taken as a size only this near to the truth.
 _PRODUCT_TOLERANCE = 1.5
 
@@ -74,7 +76,7 @@ def _family(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]
     if titled:
         return titled
     # A file name may call one family by another's architecture only if it names both (DeepSeek-R1-Distill-Qwen).
-    fits = of_architecture in (None, _LLAMA, name.family) or of_architecture in families_in(filename)
+    fits = of_architecture in (None, _LLAMA, _BERT, name.family) or of_architecture in families_in(filename)
     if name.family and fits:
         return name.family
     return of_architecture or name.family or UNKNOWN_FAMILY

@@ -3,11 +3,13 @@
 A file is whole when its header can be read to the end, the tensors the header lists lie inside the file, and no part
 of them is a hole. A copy in progress fails the second test; a preallocated download, which has its full size from the
 start, fails the first or the third: ``lseek(SEEK_HOLE)`` reports space that was reserved and never written as a hole
-(ext4, XFS, btrfs, tmpfs and others; a file system that cannot tell reports none). Small holes in a file that nobody
+(ext4, XFS, btrfs, tmpfs and others; a file system that cannot tell reports none; and what was read once, as the header
+was, may count as written). Small holes in a file that nobody
 has touched for a while are runs of zeros left out by a copying program, and do no harm.
 """
 
 import errno
+import operator
 import os
 import stat
 import time
@@ -43,13 +45,15 @@ class FileRecord:
     settled: bool  # False: look again next time, even if the identity is the same
     link_target: str | None = None  # the real path, of a symbolic link
     link_identity: FileIdentity | None = None  # of the link itself
+    changed_ns: int | None = None  # of the inode: unlike the identity, it tells that the permissions are others
     from_file: bool = False  # the header was read from the file, not remembered
 
     def tells_the_same(self, other: "FileRecord") -> bool:
         """Tell whether another look found nothing new."""
-        return (self.identity, self.status, self.problem, self.settled, self.link_target, self.link_identity) == (
-            (other.identity, other.status, other.problem, other.settled, other.link_target, other.link_identity)
-        ) and self.header == other.header
+        return _told_by(self) == _told_by(other) and self.header == other.header
+
+
+_told_by = operator.attrgetter("identity", "status", "problem", "settled", "link_target", "link_identity", "changed_ns")
 
 
 def examine(path: str, cache: HeaderCache, *, downloading: bool = False) -> FileRecord:
@@ -121,7 +125,17 @@ def _look(
     if state is ModelStatus.OK and facts is not None and not racy:
         cache.put(identity, facts)
     read = not remembered and stat.S_ISREG(status.st_mode) and status.st_size > 0
-    return FileRecord(path, filename, identity, facts, state, problem, settled and not racy, from_file=read)
+    return FileRecord(
+        path,
+        filename,
+        identity,
+        facts,
+        state,
+        problem,
+        settled and not racy,
+        from_file=read,
+        changed_ns=status.st_ctime_ns,
+    )
 
 
 def _precluded(status: os.stat_result) -> tuple[ModelStatus, str | None, bool]:

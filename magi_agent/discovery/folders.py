@@ -15,7 +15,8 @@ MAX_DEPTH = 32
 """Folders below a configured one."""
 MAX_FILES = 100_000
 """Model files in one scan."""
-_CONTROL_SUFFIX = ".gguf.aria2"
+CONTROL_SUFFIX = ".aria2"
+"""Of the file that lies beside a download while it is in progress (aria2's)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +44,15 @@ class Listing:
 class Walk:
     """One walk over the configured folders or a part of them. Each folder is listed once, however often it is linked.
 
-    ``problems`` is filled on the way; nothing stops the walk.
+    ``problems`` is filled on the way; nothing stops the walk. ``met_again`` tells whether a folder was come by twice.
     """
 
     def __init__(self, roots: Sequence[str], visited: set[tuple[int, int]] | None = None) -> None:
         """``visited``: folders (device, inode) that are known and not to be listed again."""
         self.problems: list[Problem] = []
         self.visited = visited if visited is not None else set()
+        self.met_again = False
+        self._roots = frozenset(roots)
         self._real_roots = [os.path.realpath(root) for root in roots]
         self._left = MAX_FILES
 
@@ -57,13 +60,13 @@ class Walk:
         """Tell whether a resolved path lies in one of the configured folders."""
         return any(is_within(real_path, root) for root in self._real_roots)
 
-    def listings(self, start: str, depth: int, *, is_root: bool) -> Iterator[Listing]:
-        """List a folder and all below it.
+    def listings(self, starts: Sequence[tuple[str, int]]) -> Iterator[Listing]:
+        """List folders, each with its depth below a configured one, and all below them.
 
         Links to folders are followed last, and only where they lead to a folder inside the configured ones that the
         walk did not come by: so a file's path is the same on every walk.
         """
-        pending = [(start, depth)]
+        pending = [*reversed(starts)]
         links: list[tuple[str, int]] = []
         while pending or links:
             if not pending:
@@ -72,7 +75,7 @@ class Walk:
                     continue
                 pending.append((link, link_depth))
             path, depth = pending.pop()
-            listing = self._list(path, depth, is_root=is_root and path == start)
+            listing = self._list(path, depth)
             if listing is None:
                 continue
             yield listing
@@ -83,7 +86,7 @@ class Walk:
             pending += [(join(path, name), depth + 1) for name in sorted(listing.folders, reverse=True)]
             links += [(join(path, name), depth + 1) for name in sorted(listing.linked_folders)]
 
-    def _list(self, path: str, depth: int, *, is_root: bool) -> Listing | None:
+    def _list(self, path: str, depth: int) -> Listing | None:
         listing: Listing | None = None
         try:
             status = Path(path).stat()
@@ -92,6 +95,7 @@ class Walk:
                 return None
             identity = (status.st_dev, status.st_ino)
             if identity in self.visited:
+                self.met_again = True
                 return None
             self.visited.add(identity)
             listing = Listing(path, depth, identity)
@@ -99,7 +103,7 @@ class Walk:
                 for entry in entries:
                     self._take(listing, entry)
         except FileNotFoundError:
-            if is_root:
+            if path in self._roots:
                 self.problems.append(Problem(path, "the folder does not exist"))
             return None
         except OSError as error:
@@ -111,12 +115,12 @@ class Walk:
         if name.startswith("."):
             return
         try:
-            if is_model_filename(name) and not entry.is_dir():
-                self._take_file(listing, entry)
-            elif entry.is_dir():
+            if _is_folder(entry):
                 (listing.linked_folders if entry.is_symlink() else listing.folders).append(name)
-            elif name.lower().endswith(_CONTROL_SUFFIX):
-                listing.downloading.add(name[: -len(".aria2")])
+            elif is_model_filename(name):
+                self._take_file(listing, entry)
+            elif name.endswith(CONTROL_SUFFIX) and is_model_filename(name.removesuffix(CONTROL_SUFFIX)):
+                listing.downloading.add(name.removesuffix(CONTROL_SUFFIX))
         except FileNotFoundError:
             return  # it was removed while the folder was read
         except OSError as error:
@@ -154,6 +158,15 @@ class Walk:
             )
         )
         return False
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        if entry.is_symlink():
+            return False  # it leads nowhere that can be reached; one with a model's name is listed, and says so
+        raise
 
 
 def is_within(path: str, folder: str) -> bool:

@@ -6,14 +6,12 @@ again, so a file that is damaged or of another version is dropped.
 
 import json
 import logging
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import fields
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from magi_agent.atomic_file import remove_leftovers, write_atomically
 from magi_agent.discovery.facts import FileIdentity
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.vocabulary import ThinkingMode
@@ -74,13 +72,14 @@ class HeaderCache:
         body = json.dumps(entries, separators=(",", ":"))
         head = {"magi_header_cache": VERSION, "fields": list(_FIELDS), "digest": _digest(body)}
         try:
-            _replace(self._path, f"{json.dumps(head)}\n{body}\n")
+            write_atomically(self._path, f"{json.dumps(head)}\n{body}\n".encode(), durable=False)
         except OSError as error:
             _LOG.warning("cannot write the header cache %s: %s", self._path, error.strerror)
             return
         self._changed = False
 
     def _load(self, path: Path) -> None:
+        remove_leftovers(path)
         try:
             with path.open(encoding="utf-8") as file:
                 head, body = file.readline(MAX_FILE_BYTES), file.readline(MAX_FILE_BYTES)
@@ -111,17 +110,3 @@ def _row(facts: HeaderFacts) -> list[object]:
 
 def _digest(body: str) -> str:
     return blake2b(body.encode(), digest_size=16).hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that readers see the old one or the new one. It may be lost with the power; that is fine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise

@@ -31,6 +31,7 @@ class Looker:
                 and identity.size == status.st_size
                 and identity.inode == status.st_ino
                 and identity.device == status.st_dev
+                and known.changed_ns == status.st_ctime_ns
             ):
                 return known
         return self._same(known, self._examine(path, downloading))
@@ -39,12 +40,13 @@ class Looker:
         target = link = None
         try:
             link = identity_of(os.lstat(path))
-            identity = identity_of(Path(path).stat())
+            status = Path(path).stat()
+            identity = identity_of(status)
             if (
                 known is not None
                 and known.settled
                 and not downloading
-                and (known.identity, known.link_identity) == (identity, link)
+                and (known.identity, known.link_identity, known.changed_ns) == (identity, link, status.st_ctime_ns)
             ):
                 return known
             target = os.path.realpath(path)

@@ -11,7 +11,6 @@ from magi_agent.discovery.families import family_in, version_in
 from magi_agent.discovery.quantization import quantization_in, without_quantization
 from magi_agent.discovery.sizes import size_in
 
-MAX_SLUG_LENGTH = 200
 _SUFFIX = ".gguf"
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$", re.IGNORECASE)
 _HASH = re.compile(r"[0-9a-f]{16,}", re.IGNORECASE)
@@ -90,12 +89,6 @@ def split_of(filename: str) -> SplitName | None:
     if not 1 <= number <= count:
         return None
     return SplitName(prefix=stem[: match.start()], number=number, count=count)
-
-
-def slug_of(filename: str) -> str:
-    """Return the model id a file name leads to: ``[a-z0-9._-]``, at most 200 long, ``''`` if nothing is left."""
-    slug = re.sub(r"[^a-z0-9._-]+", "-", stem_of(filename).lower())
-    return re.sub(r"-{2,}", "-", slug).strip("-._")[:MAX_SLUG_LENGTH].rstrip("-._")
 
 
 def is_generic(filename: str) -> bool:

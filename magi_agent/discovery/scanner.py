@@ -5,8 +5,8 @@ read again, and a folder in which nothing changed is not assembled again. It blo
 own; it must not be used from two threads at once. It works without an event loop.
 """
 
-import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +16,13 @@ from magi_agent.discovery.assembly import FolderAssembly, Problem
 from magi_agent.discovery.distinct import distinct
 from magi_agent.discovery.facts import FileIdentity, ModelFacts, TierThresholds
 from magi_agent.discovery.files import FileRecord
-from magi_agent.discovery.folders import MAX_DEPTH, Entry, Listing, Walk, is_within, join
+from magi_agent.discovery.folders import CONTROL_SUFFIX, MAX_DEPTH, Listing, Walk, is_within, join
 from magi_agent.discovery.header_cache import HeaderCache
 from magi_agent.discovery.looking import Looker, entry_of
 from magi_agent.discovery.names import is_model_filename
 
-_LOG = logging.getLogger(__name__)
-
 FolderProblem = Problem
 _MAX_HINTS = 4
-_CONTROL_SUFFIX = ".aria2"
 _CACHE_SLACK = 1000
 
 
@@ -33,7 +30,7 @@ _CACHE_SLACK = 1000
 class ScanResult:
     """What the folders hold now; of a refresh too, all of it."""
 
-    models: tuple[ModelFacts, ...]  # by path
+    models: tuple[ModelFacts, ...]  # by path; the same object as before where nothing changed
     problems: tuple[FolderProblem, ...]  # folders and files that could not be looked at, by path
     unsettled: tuple[str, ...]  # files to look at again soon: they may change without a new identity
     headers_read: int  # from files, in this scan; the rest was remembered
@@ -45,10 +42,21 @@ class ScanResult:
 class _Folder:
     """What is known of one folder."""
 
+    path: str
     assembly: FolderAssembly
-    depth: int
-    identity: tuple[int, int] | None
+    identity: tuple[int, int] | None = None
+    has_linked_folders: bool = False
     records: dict[str, FileRecord] = field(default_factory=dict)
+    links: list[FileRecord] = field(default_factory=list)  # those of the records that are symbolic links
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What a refresh has left to do once it has looked at all of its paths."""
+
+    everything: bool = False
+    all_links: bool = False
+    link_targets: set[str] = field(default_factory=set)
 
 
 class Scanner:
@@ -66,6 +74,8 @@ class Scanner:
         self._last: tuple[ModelFacts, ...] | None = None
         self._looker = Looker(self._cache)
         self._files_seen = 0
+        self._pending = _Pending()
+        self._root_identities: list[tuple[int, int] | None] = []
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -75,16 +85,7 @@ class Scanner:
     def scan(self) -> ScanResult:
         """Look at everything."""
         begin = self._begin()
-        before = self._folders
-        walk = Walk(self._roots)
-        found: dict[str, _Folder] = {}
-        for root in self._roots:
-            for listing in walk.listings(root, 0, is_root=True):
-                found[listing.path] = self._take_listing(listing, walk)
-        if before.keys() - found.keys():
-            self._last = None
-        self._folders = found
-        self._problems = {problem.path: problem for problem in walk.problems}
+        self._look_at_everything()
         identities = self._identities() if len(self._cache) > _CACHE_SLACK else set()
         if len(self._cache) > 2 * len(identities) + _CACHE_SLACK:
             # Not at every scan: a disk that is not mounted now will be back.
@@ -95,15 +96,23 @@ class Scanner:
         """Look again at some files and folders only, with all that is below them.
 
         Paths outside the configured folders, hidden ones and ones of other kinds of files are left alone; what is
-        gone is forgotten.
+        gone is forgotten. The answer is a scan's, provided the paths name all that changed.
         """
         begin = self._begin()
-        for path in _outermost(_absolute(path) for path in paths):
+        # A configured folder that came or went is no change below it: it may be a link, or a disk's mount point.
+        self._pending.everything = self._root_identities != [_folder_identity(root) for root in self._roots]
+        inside = [path for path in map(_absolute, paths) if self._root_of(path) is not None]
+        # What is gone comes first: a folder that was moved is then met once, under its new name.
+        for path in sorted(_outermost(inside), key=os.path.lexists):
             self._refresh(path)
+        self._look_at_links()
+        if self._pending.everything:
+            self._look_at_everything()
         return self._finish(begin)
 
     def _begin(self) -> float:
         self._looker.headers_read = self._files_seen = 0
+        self._pending = _Pending()
         return time.monotonic()
 
     def _finish(self, begin: float) -> ScanResult:
@@ -135,91 +144,137 @@ class Scanner:
             if record.identity is not None
         }
 
+    def _look_at_everything(self) -> None:
+        self._root_identities = [_folder_identity(root) for root in self._roots]
+        walk = Walk(self._roots)
+        listings = walk.listings([(root, 0) for root in self._roots])
+        found = {listing.path: self._take_listing(listing, walk) for listing in listings}
+        if self._folders.keys() - found.keys():
+            self._last = None
+        self._folders = found
+        self._problems = {problem.path: problem for problem in walk.problems}
+
     def _refresh(self, path: str) -> None:
-        path = path.removesuffix(_CONTROL_SUFFIX)
-        root = next((root for root in self._roots if is_within(path, root)), None)
+        if path.endswith(CONTROL_SUFFIX) and is_model_filename(path.removesuffix(CONTROL_SUFFIX).rpartition("/")[2]):
+            self._refresh(path.removesuffix(CONTROL_SUFFIX))
+        root = self._root_of(path)
         if root is None:
             return
-        inner = path[len(root) :].strip("/")
-        if any(part.startswith(".") for part in inner.split("/")):
+        if path == root:
+            self._look_at_folder(root, root)
             return
-        while path != root and Path(path).is_symlink() and _is_folder(path):
-            path = path.rpartition("/")[0]  # whether a link to a folder is followed is for the walk from above to say
-        if path == root or _is_folder(path):
-            self._refresh_folder(path, root)
-        else:
+        parent, name = _split(path)
+        folder = self._folders.get(parent) or self._known_elsewhere(parent)
+        if folder is None:
+            # How it is to be come by, if at all, is for the walk from above to say.
+            while parent != root and parent not in self._folders:
+                parent = _split(parent)[0]
+            self._look_at_folder(parent, root)
+            return
+        path, root = join(folder.path, name), self._root_of(folder.path) or root
+        if not _is_folder(path):
             self._forget_below(path)
-            self._refresh_file(path, root)
+            self._look_at_file(folder, name)
+            return
+        if folder.records.pop(name, None) is not None:
+            self._reassemble(folder)
+        # Whether a link to a folder is followed is for the walk from above to say, too.
+        self._look_at_folder(folder.path if Path(path).is_symlink() else path, root)
 
-    def _refresh_folder(self, path: str, root: str) -> None:
-        depth = _depth(path, root)
+    def _root_of(self, path: str) -> str | None:
+        """The configured folder by which a path is come by; ``None`` for one outside, or hidden."""
+        for root in self._roots:
+            if is_within(path, root) and not any(part.startswith(".") for part in _inner(path, root)):
+                return root
+        return None
+
+    def _known_elsewhere(self, path: str) -> _Folder | None:
+        """The folder that is known by another path than this one: through a link, or by a root inside another."""
+        identity = _folder_identity(path)
+        if identity is None:
+            return None
+        return next(
+            (
+                folder
+                for folder in self._folders.values()
+                if folder.identity == identity and _folder_identity(folder.path) == identity
+            ),
+            None,
+        )
+
+    def _look_at_folder(self, path: str, root: str) -> None:
+        depth = len(_inner(path, root))
         if depth > MAX_DEPTH:
             return
-        known = {name: folder for name, folder in self._folders.items() if is_within(name, path)}
-        elsewhere = {folder.identity for name, folder in self._folders.items() if folder.identity and name not in known}
+        elsewhere = {
+            folder.identity for name, folder in self._folders.items() if folder.identity and not is_within(name, path)
+        }
         walk = Walk(self._roots, elsewhere)
-        found = {
-            listing.path: self._take_listing(listing, walk)
-            for listing in walk.listings(path, depth, is_root=path == root)
-        }
-        if known.keys() - found.keys():
-            self._last = None
-        for name in known:
-            del self._folders[name]
+        found = {listing.path: self._take_listing(listing, walk) for listing in walk.listings([(path, depth)])}
+        self._pending.everything |= walk.met_again or any(
+            is_within(other, path) for other in self._roots if other != root
+        )
+        self._forget_below(path)
         self._folders.update(found)
-        self._problems = {name: problem for name, problem in self._problems.items() if not is_within(name, path)} | {
-            problem.path: problem for problem in walk.problems
-        }
+        self._problems.update({problem.path: problem for problem in walk.problems})
+        self._pending.all_links = True
 
     def _forget_below(self, path: str) -> None:
         for known in [known for known in self._folders if is_within(known, path)]:
             del self._folders[known]
+            self._pending.all_links = True
             self._last = None
         self._problems = {name: problem for name, problem in self._problems.items() if not is_within(name, path)}
 
-    def _refresh_file(self, path: str, root: str) -> None:
-        parent, _, name = path.rpartition("/")
-        parent = parent or "/"
-        if not is_model_filename(name):
-            self._refresh_links_to(path)
-            return
-        folder = self._folders.get(parent)
-        if folder is None:
-            if _is_folder(parent):
-                self._refresh_folder(parent, root)
-            return
-        entry = entry_of(path)
-        self._files_seen += 1
-        if entry is None:
-            changed = folder.records.pop(name, None) is not None
-        else:
-            downloading = os.path.lexists(path + _CONTROL_SUFFIX)
-            walk = Walk(self._roots)
-            record = self._looker.record(entry, path, folder.records.get(name), walk, downloading=downloading)
-            changed = record is not folder.records.get(name)
-            folder.records[name] = record
-        if changed:
-            self._reassemble(folder)
-        self._refresh_links_to(path)
-
-    def _refresh_links_to(self, target: str) -> None:
-        """Look again at links whose file changed: no event comes from the link (Hugging Face's cache has such)."""
-        for folder in self._folders.values():
-            links = [record for record in folder.records.values() if record.link_target == target]
-            for record in links:
-                entry = Entry(record.filename, is_link=True, status=None)
-                folder.records[record.filename] = self._looker.record(
-                    entry, record.path, record, Walk(self._roots), downloading=False
-                )
-            if links:
+    def _look_at_file(self, folder: _Folder, name: str) -> None:
+        path = join(folder.path, name)
+        if is_model_filename(name):
+            self._files_seen += 1
+            if self._looked_anew(folder, name, Walk(self._roots)):
                 self._reassemble(folder)
+        # No event comes from a link whose file changed (Hugging Face's cache has such).
+        self._pending.link_targets.add(os.path.realpath(path))
+        self._pending.all_links |= not os.path.lexists(path) or Path(path).is_symlink()
+
+    def _look_at_links(self) -> None:
+        pending = self._pending
+        if pending.all_links and any(folder.has_linked_folders for folder in self._folders.values()):
+            # Which of several ways to a folder counts is decided by a walk over all of them.
+            pending.everything = True
+        if pending.everything or not (pending.all_links or pending.link_targets):
+            return
+        walk = Walk(self._roots)
+        for folder in self._folders.values():
+            changed = False
+            for link in folder.links:
+                if pending.all_links or link.link_target in pending.link_targets:
+                    changed |= self._looked_anew(folder, link.filename, walk)
+            if changed:
+                self._reassemble(folder)
+
+    def _looked_anew(self, folder: _Folder, name: str, walk: Walk) -> bool:
+        """Look at one file, and tell whether anything about it is new."""
+        path = join(folder.path, name)
+        known = folder.records.get(name)
+        entry = entry_of(path)
+        if entry is not None and entry.is_link and _is_folder(path):
+            self._pending.everything = True
+            entry = None
+        if entry is None:
+            return folder.records.pop(name, None) is not None
+        control = path + CONTROL_SUFFIX
+        downloading = os.path.lexists(control) and not _is_folder(control)
+        record = self._looker.record(entry, path, known, walk, downloading=downloading)
+        folder.records[name] = record
+        return record is not known
 
     def _take_listing(self, listing: Listing, walk: Walk) -> _Folder:
         folder = self._folders.get(listing.path)
         if folder is None:
-            folder = _Folder(self._assembly(listing.path), listing.depth, None)
+            folder = _Folder(listing.path, self._assembly(listing.path))
             self._last = None
         folder.identity = listing.identity
+        folder.has_linked_folders = bool(listing.linked_folders)
         records: dict[str, FileRecord] = {}
         changed = len(listing.entries) != len(folder.records)
         for entry in listing.entries:
@@ -235,6 +290,7 @@ class Scanner:
         return folder
 
     def _reassemble(self, folder: _Folder) -> None:
+        folder.links = [record for record in folder.records.values() if record.link_target is not None]
         before = folder.assembly.candidates
         folder.assembly.update(folder.records.values())
         if folder.assembly.candidates != before:
@@ -242,9 +298,8 @@ class Scanner:
 
     def _assembly(self, path: str) -> FolderAssembly:
         root = next((root for root in self._roots if is_within(path, root)), path)
-        inner = [part for part in path[len(root) :].split("/") if part]
         # The configured folder's own name may name its models (".../Qwen3-8B-GGUF"); what is above it does not.
-        hints = [*reversed(inner), root.rpartition("/")[2]][:_MAX_HINTS]
+        hints = [*reversed(_inner(path, root)), root.rpartition("/")[2]][:_MAX_HINTS]
         return FolderAssembly(path, hints, self._thresholds)
 
 
@@ -252,8 +307,14 @@ def _path(problem: FolderProblem) -> str:
     return problem.path
 
 
-def _depth(path: str, root: str) -> int:
-    return len([part for part in path[len(root) :].split("/") if part])
+def _inner(path: str, root: str) -> list[str]:
+    """The names on the way from a configured folder to a path in it."""
+    return [part for part in path[len(root) :].split("/") if part]
+
+
+def _split(path: str) -> tuple[str, str]:
+    parent, _, name = path.rpartition("/")
+    return parent or "/", name
 
 
 def _absolute(path: str | Path) -> str:
@@ -261,10 +322,15 @@ def _absolute(path: str | Path) -> str:
 
 
 def _is_folder(path: str) -> bool:
+    return _folder_identity(path) is not None
+
+
+def _folder_identity(path: str) -> tuple[int, int] | None:
     try:
-        return Path(path).is_dir()
+        status = Path(path).stat()
     except OSError:
-        return False
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:

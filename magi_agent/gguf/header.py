@@ -16,30 +16,13 @@ from enum import IntEnum
 from typing import Final
 
 from magi_agent.gguf.errors import (
-    GgufError,
     MalformedHeader,
     NotGguf,
-    TruncatedHeader,
     UnsupportedHeader,
     UnwrittenHeader,
 )
 from magi_agent.gguf.ggml import TENSOR_TYPES
 from magi_agent.gguf.window import Window
-
-__all__ = [
-    "GgufArray",
-    "GgufError",
-    "GgufHeader",
-    "GgufText",
-    "GgufValue",
-    "MalformedHeader",
-    "NotGguf",
-    "TruncatedHeader",
-    "UnsupportedHeader",
-    "UnwrittenHeader",
-    "ValueType",
-    "read_header",
-]
 
 MAX_HEADER_BYTES: Final = 512 * 1024 * 1024
 MAX_METADATA: Final = 65_536  # entries
@@ -129,7 +112,6 @@ class GgufHeader:
     tensor_count: int
     parameter_count: int  # elements of all tensors
     expert_parameter_count: int  # of those, in expert tensors (names with "_exps")
-    token_embedding_count: int  # of those, in token_embd.weight
     bytes_by_type: Mapping[int, int]  # ggml_type → bytes; 0 for a type whose block size is not known
     alignment: int  # bytes
     data_offset: int  # byte of the file at which tensor data begins
@@ -179,7 +161,6 @@ class _Walk:
         self._alignment = _DEFAULT_ALIGNMENT
         self._parameters = 0
         self._expert_parameters = 0
-        self._token_embedding = 0
         self._bytes_by_type: dict[int, int] = {}
         self._padded_bytes = 0  # of all tensors, each with its padding
         self._data_end = 0  # of the tensor that ends last, from the beginning of the data
@@ -206,7 +187,6 @@ class _Walk:
             tensor_count=tensors,
             parameter_count=self._parameters,
             expert_parameter_count=self._expert_parameters,
-            token_embedding_count=self._token_embedding,
             bytes_by_type=self._bytes_by_type,
             alignment=self._alignment,
             data_offset=data_offset,
@@ -324,8 +304,6 @@ class _Walk:
         self._parameters += elements
         if "_exps" in name:
             self._expert_parameters += elements
-        elif name == "token_embd.weight":
-            self._token_embedding += elements
         self._bytes_by_type[type_number] = self._bytes_by_type.get(type_number, 0) + size
         self._padded_bytes += self._padded(size)
         self._data_end = max(self._data_end, offset + size)

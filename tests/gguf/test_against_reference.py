@@ -90,10 +90,9 @@ def test_every_value_type_and_array_is_read_as_the_reference_reads_it(tmp_path):
     header = read_header(path)
     assert_same(path, header)
     assert header.alignment == 256
-    assert header.metadata["b.numbers"].values is not None
-    assert header.metadata["b.more_numbers"].values is None
-    assert header.metadata["b.strings"].values is not None
-    assert header.metadata["b.more_strings"].values is None
+    kept = {key: value.values is not None for key, value in header.metadata.items() if isinstance(value, GgufArray)}
+    assert (kept["b.numbers"], kept["b.more_numbers"]) == (True, False)
+    assert (kept["b.strings"], kept["b.more_strings"]) == (True, False)
 
 
 def test_the_parts_of_a_split_set_say_which_they_are(tmp_path):

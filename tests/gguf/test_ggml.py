@@ -36,6 +36,6 @@ def test_an_unknown_or_guessed_file_type_names_nothing(number):
 
 def test_the_tables_cannot_be_changed():
     with pytest.raises(TypeError):
-        FILE_TYPES[0] = "x"
+        FILE_TYPES[0] = "x"  # type: ignore[index]  # as the types say, too
     with pytest.raises(TypeError):
-        TENSOR_TYPES[0] = TENSOR_TYPES[1]
+        TENSOR_TYPES[0] = TENSOR_TYPES[1]  # type: ignore[index]  # likewise

@@ -78,7 +78,6 @@ def test_a_small_header_is_read_in_full(read):
     assert header.tensor_count == 3
     assert header.parameter_count == 640 + 1024 + 10
     assert header.expert_parameter_count == 1024
-    assert header.token_embedding_count == 640
     assert header.bytes_by_type == {8: 680, 2: 576, 0: 40}
     assert header.data_offset == -(-SMALL_HEADER_END // 32) * 32
     assert header.required_size == header.data_offset + 1280 + 40
