@@ -1,44 +1,58 @@
 """Writing a file so that a reader, or the next start, sees the old content or the new, whole."""
 
 import contextlib
+import glob
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o640) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = True) -> None:
     """Replace ``path`` by ``data``, which is on disk when this returns.
 
     A temporary file beside it is written, fsynced and renamed over it, and the folder is fsynced. Folders that are
-    missing are made. Raises ``OSError``, in which case ``path`` is as it was. Blocks: call it from a thread.
+    missing are made. What may be lost with the power need not be ``durable``: then nothing is fsynced. Raises
+    ``OSError``, in which case ``path`` is as it was (unless it is the folder's own fsync that fails). Blocks: call it
+    from a thread.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105  # the same call by its system name
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
-        raise
-    sync_folder(path.parent)
+    # The folder is opened first: after the rename, that it cannot be would come too late.
+    with _opened(path.parent) as folder:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fchmod(file.fileno(), mode)
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)  # noqa: PTH105  # the same call by its system name
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink()
+            raise
+        if durable:
+            os.fsync(folder)
 
 
 def sync_folder(folder: Path) -> None:
     """Make a rename or removal in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(folder) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files that a killed writer of ``path`` left beside it."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,5 +1,6 @@
 """One agent at a time on the same state."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -35,9 +36,16 @@ class StateLock:
                 f"another agent{f' (process {owner})' if owner else ''} uses the state in {self._path.parent}; "
                 "stop it, or give this one a REGISTRY_PATH of its own"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            os.close(descriptor)
+            raise ConfigurationError(
+                f"registry.registry_path: {self._path} cannot be locked: {error.strerror}"
+            ) from None
         self._descriptor = descriptor
+        # Whose it is only helps a person: the lock holds without it, on a full disk too.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Give the lock back."""

@@ -7,13 +7,17 @@ profile that an operator edits needs no reload.
 
 import asyncio
 import logging
+import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from magi_agent.atomic_file import sync_folder, write_atomically
+from magi_agent.discovery.access import shown
 from magi_agent.errors import (
     ProfileActive,
     ProfileCreationFailed,
@@ -28,10 +32,12 @@ from magi_agent.events import EventStream, ProfilesChanged
 from magi_agent.profiles.profile import Profile
 from magi_agent.profiles.stored import MAX_PROFILE_BYTES, InvalidProfile, read_profile, write_profile
 from magi_agent.registry.registry import Registry
+from magi_agent.serial_changes import SerialChanges
 
 _LOG: Final = logging.getLogger(__name__)
 _SUFFIXES: Final = (".yaml", ".yml")
 _MAX_SLUG: Final = 100
+_MAX_SLUG_BYTES: Final = 200
 _RESERVED: Final = frozenset({"active"})
 _SLUG: Final = re.compile(r"[^\W_]([^\W_]|[.-])*")
 
@@ -50,16 +56,27 @@ def slug_of(name: str) -> str:
 
     Raises ``ValidationFailed`` for a name that is empty, would leave the folder, hide the file, or is reserved.
     """
+    if not name.isprintable():
+        raise _bad_name("must not have control characters")
     slug = re.sub(r"[\s_]+", "-", name.strip().lower())
     if not slug:
         raise _bad_name("must not be empty")
-    if len(slug) > _MAX_SLUG or len(slug.encode()) > 200:
+    if len(slug) > _MAX_SLUG or len(slug.encode()) > _MAX_SLUG_BYTES:
         raise _bad_name(f"must be at most {_MAX_SLUG} characters long")
     if slug in _RESERVED:
         raise _bad_name(f"{slug!r} is reserved")
-    if not _SLUG.fullmatch(slug) or slug.endswith("."):
+    if not _may_be_slug(slug):
         raise _bad_name("may have letters, digits, spaces, '-', '_' and '.', and begins with a letter or digit")
     return slug
+
+
+def _may_be_slug(text: str) -> bool:
+    return (
+        _SLUG.fullmatch(text) is not None
+        and not text.endswith(".")
+        and text not in _RESERVED
+        and len(text.encode()) <= _MAX_SLUG_BYTES
+    )
 
 
 def _bad_name(message: str) -> ValidationFailed:
@@ -73,7 +90,7 @@ class Profiles:
         self._folders = tuple(folders)
         self._registry = registry
         self._events = events
-        self._changing = asyncio.Lock()
+        self._changes = SerialChanges("profiles")
         self._said: frozenset[ProfileProblem] = frozenset()
 
     async def names(self) -> list[str]:
@@ -95,9 +112,9 @@ class Profiles:
             raise ProfileNotFound(name, await self.names())
         try:
             return await asyncio.to_thread(self._load, path)
-        except FileNotFoundError:
-            raise ProfileNotFound(name, await self.names()) from None
         except (InvalidProfile, OSError) as error:
+            if isinstance(error, FileNotFoundError) and await asyncio.to_thread(self._path_of, name) != path:
+                raise ProfileNotFound(name, await self.names()) from None
             line = error.line if isinstance(error, InvalidProfile) else None
             raise ProfileInvalid(
                 f"the profile {name!r} cannot be read: {path}: {_reason(error)}",
@@ -109,21 +126,23 @@ class Profiles:
 
         Raises ``ValidationFailed``, ``ProfileExists``, ``ProfileCreationFailed``.
         """
-        slug = slug_of(profile.name)
-        async with self._changing:
-            there = await asyncio.to_thread(self._path_of, slug)
-            if there is not None:
-                raise ProfileExists(
-                    f"a profile called {slug!r} is there already, in {there}; PUT replaces it", {"profileName": slug}
-                )
-            path = self._folders[-1] / f"{slug}.yaml"
-            try:
-                await asyncio.shield(asyncio.to_thread(write_atomically, path, write_profile(profile)))
-            except OSError as error:
-                raise ProfileCreationFailed(
-                    f"the profile could not be written to {path}: {error.strerror}",
-                    {"path": str(path), "reason": error.strerror or str(error)},
-                ) from None
+        return await self._changes.make(partial(self._create, slug_of(profile.name), profile))
+
+    async def _create(self, slug: str, profile: Profile) -> tuple[str, Path]:
+        there = await asyncio.to_thread(self._path_of, slug)
+        if there is not None:
+            replaces = "PUT replaces it" if there.parent == self._folders[-1] else "it belongs to the operator"
+            raise ProfileExists(
+                f"a profile called {slug!r} is there already, in {there}; {replaces}", {"profileName": slug}
+            )
+        path = self._folders[-1] / f"{slug}.yaml"
+        try:
+            await asyncio.to_thread(_write, path, profile)
+        except OSError as error:
+            raise ProfileCreationFailed(
+                f"the profile could not be written to {path}: {error.strerror}",
+                {"path": str(path), "reason": error.strerror or str(error)},
+            ) from None
         self._events.publish(ProfilesChanged(name=slug))
         return slug, path
 
@@ -132,12 +151,14 @@ class Profiles:
 
         Raises ``ProfileNotFound``, ``ProfileReadOnly``, ``ProfileSaveFailed``.
         """
-        async with self._changing:
-            path = await self._own_path(name)
-            try:
-                await asyncio.shield(asyncio.to_thread(write_atomically, path, write_profile(profile)))
-            except OSError as error:
-                raise _save_failed(path, error) from None
+        return await self._changes.make(partial(self._replace, name, profile))
+
+    async def _replace(self, name: str, profile: Profile) -> Path:
+        path = await self._own_path(name)
+        try:
+            await asyncio.to_thread(_write, path, profile)
+        except OSError as error:
+            raise _save_failed(path, error) from None
         self._events.publish(ProfilesChanged(name=name))
         return path
 
@@ -146,16 +167,18 @@ class Profiles:
 
         Raises ``ProfileNotFound``, ``ProfileReadOnly``, ``ProfileActive``, ``ProfileSaveFailed``.
         """
-        async with self._changing:
-            path = await self._own_path(name)
-            if name == self._registry.active_profile:
-                raise ProfileActive(
-                    f"the profile {name!r} is active; activate another one before deleting it", {"profileName": name}
-                )
-            try:
-                await asyncio.shield(asyncio.to_thread(_remove, path))
-            except OSError as error:
-                raise _save_failed(path, error) from None
+        await self._changes.make(partial(self._delete, name))
+
+    async def _delete(self, name: str) -> None:
+        path = await self._own_path(name)
+        if name == self._registry.active_profile:
+            raise ProfileActive(
+                f"the profile {name!r} is active; activate another one before deleting it", {"profileName": name}
+            )
+        try:
+            await asyncio.to_thread(_remove, path)
+        except OSError as error:
+            raise _save_failed(path, error) from None
         self._events.publish(ProfilesChanged(name=name))
 
     async def _own_path(self, name: str) -> Path:
@@ -170,14 +193,11 @@ class Profiles:
         return path
 
     def _path_of(self, slug: str) -> Path | None:
-        if not _SLUG.fullmatch(slug):
+        """The file that counts for a profile, whether or not it can be read."""
+        if not _may_be_slug(slug):
             return None
-        for folder in reversed(self._folders):
-            for suffix in _SUFFIXES:
-                path = folder / f"{slug}{suffix}"
-                if path.is_file():
-                    return path
-        return None
+        paths = [folder / f"{slug}{suffix}" for folder in reversed(self._folders) for suffix in _SUFFIXES]
+        return next((path for path in paths if os.path.lexists(path)), None)
 
     def _survey(self) -> tuple[list[str], list[ProfileProblem]]:
         paths: dict[str, Path] = {}
@@ -188,12 +208,12 @@ class Profiles:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                problems.append(ProfileProblem(folder.name, str(folder), f"cannot be listed: {error.strerror}"))
+                problems.append(_problem(folder.name, folder, f"cannot be listed: {error.strerror}"))
                 continue
             for path in entries:
                 if path.suffix in _SUFFIXES and not path.name.startswith("."):
-                    if path.stem in _RESERVED or not _SLUG.fullmatch(path.stem):
-                        problems.append(ProfileProblem(path.stem, str(path), "no profile can have this name"))
+                    if not _may_be_slug(path.stem):
+                        problems.append(_problem(path.stem, path, "no profile can have this name"))
                     else:
                         paths[path.stem] = path
         names = []
@@ -201,17 +221,22 @@ class Profiles:
             try:
                 self._load(path)
             except (InvalidProfile, OSError) as error:
-                problems.append(ProfileProblem(slug, str(path), _reason(error)))
+                if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
+                    problems.append(_problem(slug, path, _reason(error)))
             else:
                 names.append(slug)
         return names, problems
 
     def _load(self, path: Path) -> Profile:
-        with path.open("rb") as file:
-            data = file.read(MAX_PROFILE_BYTES + 1)
-        if len(data) > MAX_PROFILE_BYTES:
-            raise InvalidProfile(f"larger than {MAX_PROFILE_BYTES} bytes", None)
-        return read_profile(data, path.stem)
+        # A pipe must not be waited for, and a device not be read.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidProfile("it is not a regular file", None)
+            return read_profile(file.read(MAX_PROFILE_BYTES + 1), path.stem)
+
+
+def _problem(name: str, path: Path, message: str) -> ProfileProblem:
+    return ProfileProblem(shown(name), shown(str(path)), message)
 
 
 def _reason(error: InvalidProfile | OSError) -> str:
@@ -222,6 +247,16 @@ def _save_failed(path: Path, error: OSError) -> ProfileSaveFailed:
     return ProfileSaveFailed(
         f"{path} could not be changed: {error.strerror}", {"path": str(path), "reason": error.strerror or str(error)}
     )
+
+
+def _write(path: Path, profile: Profile) -> None:
+    data = write_profile(profile)
+    try:
+        read_profile(data, path.stem)
+    except InvalidProfile as error:
+        message = f"it could not be read again from its file: {error}"
+        raise ValidationFailed([{"field": "", "message": message}]) from None
+    write_atomically(path, data)
 
 
 def _remove(path: Path) -> None:

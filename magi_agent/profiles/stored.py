@@ -21,8 +21,8 @@ from magi_agent.profiles.profile import (
 from magi_agent.registry.model import RuntimeSettings
 from magi_agent.vocabulary import Tier
 
-MAX_PROFILE_BYTES: Final = 1 << 20
-_MAX_ALIASES: Final = 0
+MAX_PROFILE_BYTES: Final = 256 * 1024
+"""Ten thousand models' names; YAML takes a second for each megabyte."""
 
 
 class InvalidProfile(ValueError):
@@ -40,9 +40,14 @@ class _Stored(BaseModel):
 
 class _TierConfig(_Stored):
     name: str = Field(max_length=100)
-    max_score: float | None = None
+    max_score: float = Field(math.inf, gt=-math.inf)  # which NaN is not either
     expected_time_seconds: float = Field(5.0, ge=0, le=86_400)
     description: str = Field("", max_length=2_000)
+
+    @field_validator("max_score", mode="before")
+    @classmethod
+    def _null_is_no_limit(cls, score: object) -> object:
+        return math.inf if score is None else score
 
 
 class _TwoStage(_Stored):
@@ -59,10 +64,10 @@ class _LoadBalancing(_Stored):
 
 
 class _RuntimeSettings(_Stored):
-    n_gpu_layers: int | None = None
-    ctx_size: int | None = None
-    n_threads: int | None = None
-    batch_size: int | None = None
+    n_gpu_layers: int | None = Field(None, ge=-1, le=100_000)
+    ctx_size: int | None = Field(None, ge=0, le=100_000_000)
+    n_threads: int | None = Field(None, ge=-1, le=4096)
+    batch_size: int | None = Field(None, ge=1, le=1_000_000)
 
 
 class _Profile(_Stored):
@@ -83,27 +88,16 @@ class _Profile(_Stored):
 
 def read_profile(data: bytes, slug: str) -> Profile:
     """A profile file's content; ``slug`` is its name where it gives none. Raises ``InvalidProfile``."""
-    try:
-        text = data.decode()
-        node = yaml.compose(text, Loader=yaml.CSafeLoader)
-        if node is None:
-            raise InvalidProfile("the file is empty", None)
-        _refuse_aliases(text)
-        document = yaml.load(text, Loader=yaml.CSafeLoader)  # the safe loader, in C
-    except UnicodeDecodeError:
-        raise InvalidProfile("the file is not UTF-8 text", None) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise InvalidProfile(error.problem or "the file is not YAML", mark.line + 1 if mark else None) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, InvalidProfile):
-            raise
-        raise InvalidProfile(f"the file is not YAML: {str(error).partition(chr(10))[0]}", None) from None
+    node, document = _parsed(data)
     if not isinstance(document, dict):
         raise InvalidProfile("a profile is a mapping, with 'profile:' and 'enabled_models:'", 1)
     nested = document.get("profile")
-    flat = {**document, **nested} if isinstance(nested, dict) else document
-    flat.setdefault("name", slug)
+    if not isinstance(nested, dict | None):
+        # Taken for an empty profile, it would stop every model when it is activated.
+        raise InvalidProfile(
+            "profile: a mapping with a name and a description belongs here", _line_of(node, ("profile",))
+        )
+    flat = {"name": slug, **document, **(nested or {})}
     try:
         stored = _Profile.model_validate(flat)
     except ValidationError as error:
@@ -118,18 +112,46 @@ def read_profile(data: bytes, slug: str) -> Profile:
         DEFAULT_TIERS
         if stored.tier_config is None
         else tuple(
-            TierConfig(
-                tier.name,
-                math.inf if tier.max_score is None else tier.max_score,
-                tier.expected_time_seconds,
-                tier.description,
-            )
+            TierConfig(tier.name, tier.max_score, tier.expected_time_seconds, tier.description)
             for tier in stored.tier_config
         ),
         TwoStage(**stored.two_stage.model_dump()),
         LoadBalancing(**stored.load_balancing.model_dump()),
         {model_id: RuntimeSettings(**settings.model_dump()) for model_id, settings in stored.runtime_settings.items()},
     )
+
+
+def _parsed(data: bytes) -> tuple[yaml.Node, object]:
+    """The one YAML document in ``data``, as nodes (which know their lines) and as values."""
+    if len(data) > MAX_PROFILE_BYTES:
+        raise InvalidProfile(f"the file is larger than {MAX_PROFILE_BYTES} bytes", None)
+    try:
+        text = data.decode()
+        _refuse_aliases(text)
+        loader = yaml.CSafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise InvalidProfile("the file is empty", None)
+        return node, loader.construct_document(node)
+    except InvalidProfile:
+        raise
+    except UnicodeDecodeError:
+        raise InvalidProfile("the file is not UTF-8 text", None) from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        reason = " ".join(filter(None, (error.context, error.problem))) or "the file is not YAML"
+        raise InvalidProfile(reason, mark.line + 1 if mark else None) from None
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # What stands behind a tag such as !!timestamp is taken on trust, and anything may be raised where it is not so.
+        raise InvalidProfile(f"the file is not YAML: {str(error).partition(chr(10))[0]}", None) from None
 
 
 def write_profile(profile: Profile) -> bytes:
@@ -166,12 +188,23 @@ def write_profile(profile: Profile) -> bytes:
             for model_id, settings in profile.runtime_settings.items()
         },
     }
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True).encode()
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode()
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper, but for texts with Unicode's own line breaks: unquoted, they are read again as spaces."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(mark in data for mark in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _refuse_aliases(text: str) -> None:
     # A few nested aliases expand to gigabytes; a profile needs none.
-    for token in yaml.scan(text, Loader=yaml.CSafeLoader):
+    for token in yaml.scan(text, Loader=yaml.CSafeLoader) if "*" in text else ():
         if isinstance(token, yaml.AliasToken):
             raise InvalidProfile("a profile has no use for YAML aliases", token.start_mark.line + 1)
 

@@ -1,8 +1,9 @@
 """Ids for models: readable, unique, and fit for a unit's name and a URL."""
 
 import hashlib
+import itertools
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -20,28 +21,29 @@ def slug(text: str) -> str:
 def id_for(file_path: str, taken: Container[str]) -> str:
     """A new id for the model at ``file_path`` that is neither taken nor reserved.
 
-    The file's name; where that is taken, with its folder's name; where that is taken too, with a hash of its path.
+    The file's name; where that is taken, with its folder's name; where that is taken too, with a hash of its path; and
+    where a model that lay at this path before has that as well, with a number.
     """
+    return next(name for name in _names(file_path) if name not in taken and name not in RESERVED_IDS)
+
+
+def _names(file_path: str) -> Iterator[str]:
     path = PurePosixPath(file_path)
     stem = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gguf" else path.name
     digest = hashlib.sha256(file_path.encode(errors="surrogateescape")).hexdigest()
     bare = slug(_PART_NUMBER.sub("", stem))[:MAX_ID_LENGTH].rstrip("-._")
-    folder = slug(path.parent.name)
-    if not bare:
-        candidates = [f"model-{digest[:8]}", f"model-{digest}"]
+    if bare:
+        yield bare
+        if folder := slug(path.parent.name):
+            yield _joined(bare, folder)
+        yield _joined(bare, digest[:6])
     else:
-        candidates = [
-            bare,
-            *([_joined(bare, folder)] if folder else []),
-            _joined(bare, digest[:6]),
-            _joined(bare, digest),
-        ]
-    for candidate in candidates:
-        if candidate not in taken and candidate not in RESERVED_IDS:
-            return candidate
-    raise ValueError(f"{file_path!r} has an id already")
+        bare = f"model-{digest[:8]}"
+        yield bare
+    for number in itertools.count(2):
+        yield _joined(bare, str(number))
 
 
 def _joined(bare: str, suffix: str) -> str:
-    suffix = suffix[: MAX_ID_LENGTH // 2]
-    return f"{bare[: MAX_ID_LENGTH - 1 - len(suffix)]}-{suffix}"
+    suffix = suffix[: MAX_ID_LENGTH // 2].rstrip("-._")
+    return f"{bare[: MAX_ID_LENGTH - 1 - len(suffix)].rstrip('-._')}-{suffix}"

@@ -81,31 +81,30 @@ def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str,
     """The known model for each path found, where there is one."""
     by_path = {model.facts.file_path: model for model in known.values()}
     assigned = {facts.file_path: by_path[facts.file_path] for facts in found if facts.file_path in by_path}
-    used = {model.model_id for model in assigned.values()}
-    by_file: dict[tuple[int, int, int], Model] = {}
-    by_content: dict[tuple[int, str], Model] = {}
-    for model in known.values():
-        if model.model_id in used:
-            continue
-        if identity := model.facts.identity:
-            by_file.setdefault((identity.device, identity.inode, identity.size), model)
-        if model.facts.fingerprint and model.facts.status is ModelStatus.OK:
-            by_content.setdefault((model.facts.size_bytes, model.facts.fingerprint), model)
-    for facts in found:
-        if facts.file_path in assigned:
-            continue
-        candidates: list[Model | None] = []
-        if identity := facts.identity:
-            same_file = by_file.get((identity.device, identity.inode, identity.size))
-            candidates.append(same_file if same_file and _may_be_the_same(facts, same_file.facts) else None)
-        if facts.fingerprint:
-            candidates.append(by_content.get((facts.size_bytes, facts.fingerprint)))
-        for candidate in candidates:
-            if candidate and candidate.model_id not in used:
+    for sign in (_file, _content):
+        used = {model.model_id for model in assigned.values()}
+        by_sign: dict[object, Model] = {}
+        for model in known.values():
+            if model.model_id not in used and (told_by := sign(model.facts)) is not None:
+                by_sign.setdefault(told_by, model)
+        for facts in found:
+            if facts.file_path in assigned:
+                continue
+            candidate = by_sign.get(sign(facts))
+            if candidate is not None and _may_be_the_same(facts, candidate.facts):
+                del by_sign[sign(facts)]
                 assigned[facts.file_path] = candidate
-                used.add(candidate.model_id)
-                break
     return assigned
+
+
+def _file(facts: ModelFacts) -> object:
+    identity = facts.identity
+    return (identity.device, identity.inode, identity.size) if identity else None
+
+
+def _content(facts: ModelFacts) -> object:
+    is_whole = facts.status in (ModelStatus.OK, ModelStatus.MISSING)
+    return (facts.size_bytes, facts.fingerprint) if facts.fingerprint and is_whole else None
 
 
 def _may_be_the_same(one: ModelFacts, other: ModelFacts) -> bool:

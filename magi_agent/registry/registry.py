@@ -5,12 +5,14 @@ what anybody was told is on disk, and a save that fails leaves nothing to undo. 
 """
 
 import asyncio
+import glob
 import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ from magi_agent.events import ChoicesChanged, EventStream, ModelsChanged
 from magi_agent.registry.merging import Merge, merge
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.stored import DamagedRegistry, NewerRegistry, RegistryContent, RegistryWriter, read_registry
+from magi_agent.serial_changes import SerialChanges
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 256 << 20
@@ -45,7 +48,7 @@ class Registry:
         self._events = events
         self._content = RegistryContent()
         self._writer = RegistryWriter()
-        self._changing = asyncio.Lock()
+        self._changes = SerialChanges("registry")
         self._loaded = False
         self._unsaved = False
         self._present: dict[str, Model] = {}
@@ -108,19 +111,19 @@ class Registry:
 
         Facts can be found again, so they count even where they cannot be saved. Raises ``RegistrySaveFailed`` then.
         """
-        found = tuple(found)
-        async with self._changing:
-            merged = await asyncio.to_thread(merge, self._content.models, found, running)
-            content = replace(self._content, models=merged.models, last_scan=datetime.now(UTC))
-            try:
-                if merged.is_news or self._unsaved or not self._path.exists():
-                    self._unsaved = True
-                    await self._save(content)
-                    self._unsaved = False
-            finally:
-                self._show(content)
-        if merged.is_news:
-            self._events.publish(ModelsChanged(added=merged.added, changed=merged.changed, removed=merged.removed))
+        return await self._changes.make(partial(self._merge, tuple(found), running))
+
+    async def _merge(self, found: tuple[ModelFacts, ...], running: Collection[str]) -> Merge:
+        merged = await asyncio.to_thread(merge, self._content.models, found, running)
+        content = replace(self._content, models=merged.models, last_scan=datetime.now(UTC))
+        self._unsaved |= merged.is_news or not await asyncio.to_thread(os.path.exists, self._path)
+        try:
+            if self._unsaved:
+                await self._save(content)
+        finally:
+            self._show(content)
+            if merged.is_news:
+                self._events.publish(ModelsChanged(added=merged.added, changed=merged.changed, removed=merged.removed))
         return merged
 
     async def choose(self, model_id: str, change: Callable[[Choices], Choices]) -> Model:
@@ -129,15 +132,17 @@ class Registry:
         ``change`` sees the choices as they are when its turn comes. Raises ``ModelNotFound``, ``RegistrySaveFailed``,
         and what ``change`` raises.
         """
-        async with self._changing:
-            before = self.model(model_id)
-            choices = change(before.choices)
-            if choices == before.choices:
-                return before
-            after = replace(before, choices=choices)
-            content = replace(self._content, models={**self._content.models, before.model_id: after})
-            await self._save(content)
-            self._show(content)
+        return await self._changes.make(partial(self._choose, model_id, change))
+
+    async def _choose(self, model_id: str, change: Callable[[Choices], Choices]) -> Model:
+        before = self.model(model_id)
+        choices = change(before.choices)
+        if choices == before.choices:
+            return before
+        after = replace(before, choices=choices)
+        content = replace(self._content, models={**self._content.models, before.model_id: after})
+        await self._save(content)
+        self._show(content)
         self._events.publish(ChoicesChanged(model_id=after.model_id))
         return after
 
@@ -152,23 +157,27 @@ class Registry:
 
         Returns the ids of models whose choices changed. Raises ``RegistrySaveFailed``.
         """
-        async with self._changing:
-            models = dict(self._content.models)
-            changed = []
-            for model in self._present.values():
-                choices = change(model)
-                if choices != model.choices:
-                    models[model.model_id] = replace(model, choices=choices)
-                    changed.append(model.model_id)
-            content = replace(
-                self._content,
-                models=models,
-                active_profile=active_profile or self._content.active_profile,
-                applied_profile_setting=applied_profile_setting or self._content.applied_profile_setting,
-            )
-            if content != self._content:
-                await self._save(content)
-                self._show(content)
+        return await self._changes.make(partial(self._choose_for_all, change, active_profile, applied_profile_setting))
+
+    async def _choose_for_all(
+        self, change: Callable[[Model], Choices], active_profile: str | None, applied_profile_setting: str | None
+    ) -> tuple[str, ...]:
+        models = dict(self._content.models)
+        changed = []
+        for model in self._present.values():
+            choices = change(model)
+            if choices != model.choices:
+                models[model.model_id] = replace(model, choices=choices)
+                changed.append(model.model_id)
+        content = replace(
+            self._content,
+            models=models,
+            active_profile=active_profile or self._content.active_profile,
+            applied_profile_setting=applied_profile_setting or self._content.applied_profile_setting,
+        )
+        if content != self._content:
+            await self._save(content)
+            self._show(content)
         for model_id in changed:
             self._events.publish(ChoicesChanged(model_id=model_id))
         return tuple(changed)
@@ -180,8 +189,8 @@ class Registry:
         self.revision += 1
 
     async def _save(self, content: RegistryContent) -> None:
-        # Shielded: a caller that goes away must not leave the file and the view apart.
-        await asyncio.shield(asyncio.to_thread(self._write, content))
+        await asyncio.to_thread(self._write, content)
+        self._unsaved = False
 
     def _write(self, content: RegistryContent) -> None:
         try:
@@ -222,18 +231,22 @@ class Registry:
         return LoadReport(True, reading.version < 2, tuple(problems)), reading.content
 
     def _keep_aside(self, why: str) -> Path:
-        """Keep a copy of the file that no later save touches."""
-        aside = self._path.with_name(f"{self._path.name}.{why}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-        number = 1
-        while True:
-            try:
-                os.link(self._path, aside)
-            except FileExistsError:
+        """Keep the file under another name, which no later save touches."""
+        stem = f"{self._path.name}.{why}-"
+        try:
+            for kept in self._path.parent.glob(f"{glob.escape(stem)}*"):
+                if kept.samefile(self._path):
+                    return kept  # by an earlier start, after which nothing was saved
+            stem += time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            aside = self._path.with_name(stem)
+            number = 1
+            while aside.exists():
                 number += 1
-                aside = aside.with_name(f"{aside.name.rpartition('~')[0] or aside.name}~{number}")
-            except OSError as error:
-                raise ConfigurationError(
-                    f"{self._path} is damaged and cannot be kept aside: {error.strerror}"
-                ) from None
-            else:
-                return aside
+                aside = self._path.with_name(f"{stem}~{number}")
+            os.link(self._path, aside)
+        except OSError as error:
+            raise ConfigurationError(
+                f"registry.registry_path: {self._path} cannot be kept aside before another takes its place: "
+                f"{error.strerror}"
+            ) from None
+        return aside

@@ -166,7 +166,7 @@ def read_registry(data: bytes) -> Reading:
     problems = []
     for model_id, entry in head.models.items():
         try:
-            if head.version == 1:
+            if head.version < 2:
                 model = _carried_over(model_id, entry, models)
             else:
                 stored = _Model.model_validate(entry)

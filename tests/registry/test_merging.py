@@ -1,0 +1,223 @@
+"""Joining a scan with the registry: nothing anybody chose is lost, no id is given twice, files keep their ids."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magi_agent.discovery.facts import ModelFacts
+from magi_agent.registry import merging
+from magi_agent.registry.merging import merge
+from magi_agent.registry.model import Choices, Model, RuntimeSettings
+from magi_agent.vocabulary import ModelStatus, Tier
+from tests.registry.model_facts import facts_at
+
+CHOSEN = Choices(tier_override=Tier.FAST, enabled=True, port=8081, runtime_settings=RuntimeSettings(ctx_size=2048))
+
+
+def after(*scans: list[ModelFacts], running: tuple[str, ...] = ()) -> dict[str, Model]:
+    known: dict[str, Model] = {}
+    for found in scans:
+        known = merge(known, found, running).models
+    return known
+
+
+def chosen_for(known: dict[str, Model], model_id: str, choices: Choices = CHOSEN) -> dict[str, Model]:
+    return {**known, model_id: replace(known[model_id], choices=choices)}
+
+
+def listed(known: dict[str, Model]) -> dict[str, str]:
+    return {model_id: model.facts.file_path for model_id, model in known.items() if model.present}
+
+
+def test_a_new_model_is_listed_and_not_enabled():
+    merged = merge({}, [facts_at("/m/a.gguf"), facts_at("/m/b.gguf")], ())
+    assert listed(merged.models) == {"a": "/m/a.gguf", "b": "/m/b.gguf"}
+    assert (merged.added, merged.changed, merged.removed) == (("a", "b"), (), ())
+    assert all(model.choices == Choices() for model in merged.models.values())
+    assert not merge(merged.models, [facts_at("/m/b.gguf"), facts_at("/m/a.gguf")], ()).is_news
+
+
+def test_ids_do_not_depend_on_the_order_in_which_files_are_found():
+    found = [facts_at(f"/m/{folder}/x.gguf") for folder in "dacb"]
+    assert listed(after(found)) == listed(after(found[::-1]))
+
+
+def test_changed_facts_keep_the_choices():
+    known = chosen_for(after([facts_at("/m/a.gguf")]), "a")
+    merged = merge(known, [facts_at("/m/a.gguf", inode=99, size=5, fingerprint="new", size_params=70.0)], ())
+    assert (merged.added, merged.changed, merged.removed) == ((), ("a",), ())
+    assert merged.models["a"].choices == CHOSEN
+    assert merged.models["a"].facts.size_params == 70.0
+
+
+def test_choices_come_back_with_the_file():
+    known = chosen_for(after([facts_at("/m/a.gguf")]), "a")
+    gone = merge(known, [], ())
+    assert (gone.removed, listed(gone.models)) == (("a",), {})
+    back = merge(gone.models, [facts_at("/m/a.gguf", inode=7)], ())
+    assert (back.added, back.models["a"].choices, back.models["a"].present) == (("a",), CHOSEN, True)
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied to another disk"])
+def test_a_moved_file_keeps_its_id_and_choices(how):
+    known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
+    moved = facts_at("/other/b.gguf", inode=5 if how == "renamed" else 77, fingerprint="f")
+    merged = merge(known, [moved], ())
+    assert listed(merged.models) == {"a": "/other/b.gguf"}
+    assert merged.models["a"].choices == CHOSEN
+    assert (merged.added, merged.changed, merged.removed) == ((), ("a",), ())
+
+
+def test_a_copy_is_a_model_of_its_own():
+    known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
+    merged = merge(known, [facts_at("/m/a.gguf", inode=5, fingerprint="f"), facts_at("/m/c.gguf", fingerprint="f")], ())
+    assert listed(merged.models) == {"a": "/m/a.gguf", "c": "/m/c.gguf"}
+    assert merged.models["c"].choices == Choices()
+
+
+def test_what_another_one_still_lies_at_is_not_moved():
+    known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
+    # The name now leads to other content, and the old content lies elsewhere: the name keeps the choices.
+    merged = merge(known, [facts_at("/m/a.gguf", inode=6), facts_at("/m/b.gguf", inode=5, fingerprint="f")], ())
+    assert listed(merged.models) == {"a": "/m/a.gguf", "b": "/m/b.gguf"}
+    assert merged.models["a"].choices == CHOSEN
+
+
+def test_one_model_moves_to_one_place_only():
+    known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
+    merged = merge(known, [facts_at(f"/n/{name}.gguf", inode=0, fingerprint="f") for name in "xyz"], ())
+    assert [model.choices for model in merged.models.values()].count(CHOSEN) == 1
+    assert len(listed(merged.models)) == 3
+
+
+def test_a_file_that_got_the_inode_of_one_that_went_is_another_model():
+    known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
+    merged = merge(known, [facts_at("/m/b.gguf", inode=5, fingerprint="g")], ())
+    assert listed(merged.models) == {"b": "/m/b.gguf"}
+    assert merged.models["b"].choices == Choices()
+
+
+def test_a_moved_file_goes_before_a_copy_of_it():
+    known = chosen_for(after([facts_at("/m/z.gguf", inode=5, fingerprint="f")]), "z")
+    found = [facts_at("/n/a.gguf", inode=6, fingerprint="f"), facts_at("/n/b.gguf", inode=5, fingerprint="f")]
+    assert listed(merge(known, found, ()).models) == {"z": "/n/b.gguf", "a": "/n/a.gguf"}
+
+
+def test_a_damaged_file_is_not_told_by_its_header():
+    broken = facts_at("/m/a.gguf", inode=5, fingerprint="f", status=ModelStatus.INCOMPLETE)
+    merged = merge(after([broken]), [facts_at("/m/b.gguf", inode=6, fingerprint="f")], ())
+    assert listed(merged.models) == {"b": "/m/b.gguf"}
+
+
+def test_files_moved_away_from_one_place_again_and_again_keep_their_ids():
+    known: dict[str, Model] = {}
+    for number in range(8):
+        arrived = facts_at("/m/new/x.gguf", inode=100 + number, fingerprint=f"f{number}")
+        moved = [facts_at(f"/m/x{n}.gguf", inode=100 + n, fingerprint=f"f{n}") for n in range(number)]
+        known = merge(known, [arrived, *moved], ()).models
+        moved.append(facts_at(f"/m/x{number}.gguf", inode=100 + number, fingerprint=f"f{number}"))
+        known = merge(known, moved, ()).models
+    assert sorted(listed(known).values()) == [f"/m/x{number}.gguf" for number in range(8)]
+
+
+def test_a_model_whose_server_runs_stays_listed_as_missing():
+    known = chosen_for(after([facts_at("/m/a.gguf"), facts_at("/m/b.gguf")]), "a")
+    gone = merge(known, [], ("a",))
+    assert listed(gone.models) == {"a": "/m/a.gguf"}
+    assert gone.models["a"].facts.status is ModelStatus.MISSING
+    assert "server still runs" in str(gone.models["a"].facts.problem)
+    assert (gone.changed, gone.removed) == (("a",), ("b",))
+    assert not merge(gone.models, [], ("a",)).is_news
+    back = merge(gone.models, [facts_at("/m/a.gguf")], ("a",))
+    assert (back.models["a"].facts.status, back.changed) == (ModelStatus.OK, ("a",))
+    stopped = merge(gone.models, [], ())
+    assert (listed(stopped.models), stopped.removed) == ({}, ("a",))
+    assert stopped.models["a"].choices == CHOSEN
+
+
+def test_of_the_models_that_went_those_nobody_chose_anything_for_are_forgotten_longest_gone_first(monkeypatch):
+    monkeypatch.setattr(merging, "MAX_REMEMBERED", 3)
+    known = chosen_for(after([facts_at(f"/m/m{number}.gguf") for number in range(10)]), "m0")
+    for number in range(1, 11):
+        known = merge(known, [facts_at(f"/m/m{n}.gguf") for n in range(number, 10)], ()).models
+    assert set(known) == {"m0", "m7", "m8", "m9"}
+    assert known["m0"].choices == CHOSEN
+
+
+class Disk:
+    """Files that come, go, move and change."""
+
+    def __init__(self, random_: random.Random) -> None:
+        self.random = random_
+        self.files: dict[str, tuple[int, str]] = {}  # path → inode and fingerprint
+        self.inodes = 0
+
+    def step(self) -> None:
+        free = [f"/{folder}/{name}.gguf" for folder in "mn" for name in ("x", "y", "registry", "x-00001-of-00002", "Ü")]
+        path = self.random.choice(free)
+        action = self.random.choice(["write", "write", "remove", "move"])
+        if action == "write":
+            self.inodes += 1
+            self.files[path] = (self.inodes, self.random.choice(["f1", "f2", f"u{self.inodes}"]))
+        elif action == "remove":
+            self.files.pop(path, None)
+        elif self.files:
+            source = self.random.choice(sorted(self.files))
+            self.files[path] = self.files.pop(source)
+
+    def found(self) -> list[ModelFacts]:
+        found = [facts_at(path, inode=inode, fingerprint=print_) for path, (inode, print_) in self.files.items()]
+        self.random.shuffle(found)
+        return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_nothing_is_lost_and_no_id_doubled_whatever_happens_on_disk(seed):
+    random_ = random.Random(seed)
+    disk = Disk(random_)
+    known: dict[str, Model] = {}
+    choices: dict[str, Choices] = {}
+    for _ in range(random_.randrange(1, 10)):
+        before_files = dict(disk.files)
+        for _ in range(random_.randrange(4)):
+            disk.step()
+        running = tuple(random_.sample(sorted(known), min(len(known), 2)))
+        found = disk.found()
+        merged = merge(known, found, running)
+        models = merged.models
+
+        assert all(model.model_id == model_id for model_id, model in models.items())
+        assert models.keys() >= known.keys()
+        assert all(models[model_id].choices == chosen for model_id, chosen in choices.items())
+        present = {model_id: model for model_id, model in models.items() if model.present}
+        of_files = [model.facts for model in present.values() if model.facts.status is not ModelStatus.MISSING]
+        assert sorted(of_files, key=lambda facts: facts.file_path) == sorted(found, key=lambda facts: facts.file_path)
+        missing = {model_id for model_id, model in present.items() if model.facts.status is ModelStatus.MISSING}
+        assert missing <= set(running)
+        for model_id, model in known.items():
+            path = model.facts.file_path
+            if path in disk.files:
+                assert models[model_id].facts.file_path == path
+                assert models[model_id].present
+            elif model.present and path in before_files:
+                moved_to = [at for at, file in disk.files.items() if file[0] == before_files[path][0]]
+                if moved_to and moved_to[0] not in {other.facts.file_path for other in known.values()}:
+                    assert models[model_id].facts.file_path == moved_to[0]
+
+        before_ids = {model_id for model_id, model in known.items() if model.present}
+        assert set(merged.added) == present.keys() - before_ids
+        assert set(merged.removed) == before_ids - present.keys()
+        assert set(merged.changed) == {
+            model_id for model_id in before_ids & present.keys() if models[model_id].facts != known[model_id].facts
+        }
+        assert not merge(models, found, running).is_news
+
+        known = models
+        for model_id in present:
+            if random_.random() < 0.2:
+                choices[model_id] = Choices(port=random_.randrange(8080, 9000))
+                known = chosen_for(known, model_id, choices[model_id])
