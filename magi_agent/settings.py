@@ -36,7 +36,7 @@ class TcpAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether only this host can reach it."""
-        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        return ipaddress.ip_address(self.host).is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +89,39 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or any(ord(character) < 32 for character in value):
-        raise ValueError("must be a string without control characters")
+def _text(value: object, allowed: str = "a string without control characters") -> str:
+    if not isinstance(value, str) or any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise ValueError(f"must be {allowed}")
     return value
 
 
-def _path(value: object) -> Path:
-    text = _text(value)
+def _path(value: object, allowed: str = "a path") -> Path:
+    text = _text(value, allowed)
     if not text:
-        raise ValueError("must be a path")
+        raise ValueError(f"must be {allowed}")
     return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  # links stay as the operator wrote them
 
 
 def _optional_path(value: object) -> Path | None:
-    return _path(value) if _text(value) else None
+    return None if value == "" else _path(value, "a path, or empty")
 
 
 def _paths(value: object) -> tuple[Path, ...]:
-    parts = value if isinstance(value, list) else _text(value).split(":")
-    paths = tuple(dict.fromkeys(_path(part) for part in parts if part != ""))
-    if not paths:
-        raise ValueError("must be one or more folders, separated by ':' or as a list")
+    allowed = "one or more folders, separated by ':' or as a list"
+    parts = value if isinstance(value, list) else _text(value, allowed).split(":")
+    paths = tuple(dict.fromkeys(_path(part, allowed) for part in parts if part != ""))
+    # What is joined by colons, in the environment and in answers, cannot hold one.
+    if not paths or any(":" in str(path) for path in paths):
+        raise ValueError(f"must be {allowed}")
     return paths
 
 
-def _words(value: object) -> tuple[str, ...]:
-    parts = value if isinstance(value, list) else _text(value).replace(",", " ").split()
-    return tuple(_text(part) for part in parts)
+def _words(value: object, allowed: str) -> tuple[str, ...]:
+    parts = value if isinstance(value, list) else _text(value, allowed).replace(",", " ").split()
+    words = tuple(dict.fromkeys(_text(part, allowed) for part in parts))
+    if any(not word or "," in word or len(word.split()) != 1 or word != word.strip() for word in words):
+        raise ValueError(f"must be {allowed}")
+    return words
 
 
 def _number(value: object) -> float:
@@ -124,7 +129,7 @@ def _number(value: object) -> float:
         raise ValueError("must be a number")
     try:
         return float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError("must be a number") from None
 
 
@@ -149,57 +154,63 @@ def _billions(value: object) -> float:
 
 
 def _port_range(value: object) -> tuple[int, int]:
-    hint = "must be two ports from 1 to 65535, the lower first, such as '8080-8099'"
-    if isinstance(value, list):
-        parts = [str(part) for part in value]
-    else:
-        parts = _text(value).split("-")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(hint)
-    low, high = int(parts[0]), int(parts[1])
+    text = "-".join(map(str, value)) if isinstance(value, list) else value
+    ports = re.fullmatch(r"\s*(\d{1,5})\s*-\s*(\d{1,5})\s*", text, re.ASCII) if isinstance(text, str) else None
+    low, high = (int(ports[1]), int(ports[2])) if ports else (0, 0)
     if not 0 < low <= high < 65_536:
-        raise ValueError(hint)
+        raise ValueError("must be two ports from 1 to 65535, the lower first, such as '8080-8099'")
     return low, high
 
 
-def _address(value: object) -> str:
-    text = _text(value)
+def _address(value: object, allowed: str = "an IP address, such as '127.0.0.1'") -> str:
+    text = _text(value, allowed)
+    if text == "localhost":
+        return "127.0.0.1"
     try:
-        return str(ipaddress.ip_address(text.strip("[]")))
+        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return str(ipaddress.ip_address(bare))
     except ValueError:
-        if text == "localhost":
-            return "127.0.0.1"
-        raise ValueError("must be an IP address, such as '127.0.0.1'") from None
+        raise ValueError(f"must be {allowed}") from None
 
 
 def _tcp(value: object) -> TcpAddress | None:
-    text = _text(value)
-    if text == "off":
+    if value == "off":
         return None
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 <= int(port) < 65_536:
-        raise ValueError("must be 'off' or address and port, such as '127.0.0.1:8000'")
-    return TcpAddress(_address(host), int(port))
+    allowed = "'off' or address and port, such as '127.0.0.1:8000'"
+    host, _, port = _text(value, allowed).rpartition(":")
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) >= 65_536:
+        raise ValueError(f"must be {allowed}")
+    return TcpAddress(_address(host, allowed), int(port))
 
 
 def _socket(value: object) -> Path | None:
     if value == "off":
         return None
-    path = _path(value)
+    allowed = "'off' or a path of at most 107 bytes (the kernel's limit for unix sockets)"
+    path = _path(value, allowed)
     if len(os.fsencode(path)) > 107:
-        raise ValueError("must be 'off' or a path of at most 107 bytes (the kernel's limit for unix sockets)")
+        raise ValueError(f"must be {allowed}")
     return path
 
 
 def _networks(value: object) -> tuple[str, ...]:
-    networks = _words(value)
+    allowed = "addresses or networks of reverse proxies, or the word 'unix'"
+    networks = _words(value, allowed)
     for network in networks:
         try:
             ipaddress.ip_network(network, strict=False)
         except ValueError:
             if network != "unix":
-                raise ValueError("must be addresses or networks of reverse proxies, or the word 'unix'") from None
+                raise ValueError(f"must be {allowed}") from None
     return networks
+
+
+def _origins(value: object) -> tuple[str, ...]:
+    allowed = "origins of web pages, such as 'https://chat.example.org'"
+    origins = _words(value, allowed)
+    if not all(re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*]+", origin) for origin in origins):
+        raise ValueError(f"must be {allowed}")
+    return origins
 
 
 def _choice(*words: str) -> Callable[[object], str]:
@@ -315,7 +326,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "addresses of reverse proxies whose X-Forwarded-* headers count; 'unix' for peers on the unix socket",
     ),
     Setting(
-        "cors_origins", "api", "MAGI_CORS_ORIGINS", "", _words, "origins that browsers may call from; none by default"
+        "cors_origins", "api", "MAGI_CORS_ORIGINS", "", _origins, "origins that browsers may call from; none by default"
     ),
     Setting(
         "systemd_scope",
@@ -350,50 +361,60 @@ def load_settings(options: Mapping[str, str], environment: Mapping[str, str], co
     text = _read_config(path, required=named is not None)
     in_file = _parse_config(path, text)
     values: dict[str, object] = {}
-    for setting in SETTINGS:
-        if setting.name in options:
-            place = setting.option
-            raw: object = options[setting.name]
-        elif environment.get(setting.variable) is not None:
-            place, raw = f"environment variable {setting.variable}", environment[setting.variable]
-        elif setting.name in in_file:
-            place = f"{_place(path, text, setting.section, setting.name)}: {setting.section}.{setting.name}"
-            raw = in_file[setting.name]
-        else:
-            place, raw = f"default of {setting.name}", _default(setting, values, environment)
+    places: dict[str, str] = {}
+
+    def take(setting: Setting, place: str, raw: object) -> None:
         try:
             values[setting.name] = setting.parse(raw)
         except ValueError as error:
-            raise ConfigurationError(f"{place}: {error}, not {raw!r}") from None
+            raise ConfigurationError(f"{place}: {error}, not {_short(raw)}") from None
+        places[setting.name] = place
+
+    for setting in SETTINGS:
+        if setting.name in options:
+            take(setting, setting.option, options[setting.name])
+        elif setting.variable in environment:
+            take(setting, f"environment variable {setting.variable}", environment[setting.variable])
+        elif setting.name in in_file:
+            place = f"{_place(path, text, setting.section, setting.name)}: {setting.section}.{setting.name}"
+            take(setting, place, in_file[setting.name])
+    for setting in SETTINGS:
+        if setting.name not in values:
+            place = f"default of {setting.section}.{setting.name}"
+            take(setting, place, _default(setting, values.get("systemd_scope"), environment))
     settings = Settings(**values)  # type: ignore[arg-type]  # each parse function returns its field's type
-    _check_together(settings)
+    _check_together(settings, places)
     return settings
 
 
-def _default(setting: Setting, values: Mapping[str, object], environment: Mapping[str, str]) -> object:
+def _default(setting: Setting, scope: object, environment: Mapping[str, str]) -> str:
     runtime = environment.get("XDG_RUNTIME_DIR")
-    if setting.name == "socket" and runtime and _scope_of(values, environment) == Scope.USER:
+    if setting.name == "socket" and runtime and scope is Scope.USER:
         # /run belongs to root; a user's agent has a run-time folder of its own.
         return f"{runtime}/magi-agent/api.sock"
     return setting.default
 
 
-def _scope_of(values: Mapping[str, object], environment: Mapping[str, str]) -> object:
-    return values.get("systemd_scope", environment.get("MAGI_SYSTEMD_SCOPE"))
+def _short(raw: object) -> str:
+    text = repr(raw)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _check_together(settings: Settings) -> None:
+def _check_together(settings: Settings, places: Mapping[str, str]) -> None:
     if settings.tcp is None and settings.socket is None:
-        raise ConfigurationError("api.tcp and api.socket are both 'off': nobody could reach the agent; set one of them")
+        raise ConfigurationError(
+            f"{places['tcp']}: 'off', and so is api.socket ({places['socket']}): nobody could reach the agent; "
+            "give one of them an address"
+        )
     if settings.tcp and not settings.tcp.is_loopback:
         raise ConfigurationError(
-            f"api.tcp: {settings.tcp} is reachable from other hosts, which needs tokens, and there are none; "
-            "use a loopback address and a reverse proxy"
+            f"{places['tcp']}: {settings.tcp} is reachable from other hosts, which needs tokens, and there are none; "
+            "use a loopback address, such as '127.0.0.1:8000', and a reverse proxy"
         )
     if settings.fast_max > settings.powerful_min:
         raise ConfigurationError(
-            f"discovery.fast_max: must be at most discovery.powerful_min ({settings.powerful_min:g}), "
-            f"not {settings.fast_max:g}"
+            f"{places['fast_max']}: must be at most discovery.powerful_min ({settings.powerful_min:g}, "
+            f"{places['powerful_min']}), not {settings.fast_max:g}"
         )
 
 
@@ -417,43 +438,57 @@ def _read_config(path: Path, *, required: bool) -> str:
 def _parse_config(path: Path, text: str) -> dict[str, object]:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{path}: is nested too deeply to be a configuration") from None
+    except ValueError as error:
+        message = str(error)
+        place = re.search(r" \(at line (\d+), column \d+\)$", message)
+        where = f"{path}:{place[1]}" if place else str(path)
+        raise ConfigurationError(f"{where}: is not TOML: {message[: place.start()] if place else message}") from None
     known: dict[str, dict[str, Setting]] = {}
     for setting in SETTINGS:
         known.setdefault(setting.section, {})[setting.name] = setting
     found: dict[str, object] = {}
     for section, entries in document.items():
+        place_of_section = _place(path, text, section, None)
         if section not in known:
             raise ConfigurationError(
-                f"{_place(path, text, section, None)}: {section}: unknown section; there are {', '.join(known)}"
+                f"{place_of_section}: {_name(section)}: unknown section; there are {', '.join(known)}"
             )
         if not isinstance(entries, dict):
-            raise ConfigurationError(f"{_place(path, text, section, None)}: {section}: must be a section, [{section}]")
+            raise ConfigurationError(f"{place_of_section}: {section}: must be a section, [{section}]")
         for key, value in entries.items():
             if key not in known[section]:
                 raise ConfigurationError(
-                    f"{_place(path, text, section, key)}: {section}.{key}: unknown key; "
+                    f"{_place(path, text, section, key)}: {section}.{_name(key)}: unknown key; "
                     f"[{section}] has {', '.join(known[section])}"
                 )
             found[key] = value
     return found
 
 
+def _name(key: str) -> str:
+    return key if key.isprintable() and key else _short(key)
+
+
 def _place(path: Path, text: str, section: str, key: str | None) -> str:
     """Where a key stands, as ``file:line``; tomllib does not tell, so the line is looked for."""
     current = ""
+    line_of_section = 0
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
+        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
             current = header[1].strip("\"'")
-            if key is None and current == section:
-                return f"{path}:{number}"
+            full = current
         elif assignment := re.match(r"\s*([\w.\"'-]+)\s*=", line):
             name = assignment[1].replace('"', "").replace("'", "")
             full = f"{current}.{name}" if current else name
-            if full == (f"{section}.{key}" if key else section):
-                return f"{path}:{number}"
-    return str(path)
+        else:
+            continue
+        if key and full == f"{section}.{key}":
+            return f"{path}:{number}"
+        if full.partition(".")[0] == section and not line_of_section:
+            line_of_section = number
+    return f"{path}:{line_of_section}" if line_of_section else str(path)
 
 
 def shown(settings: Settings) -> dict[str, str]:
@@ -468,5 +503,5 @@ def shown(settings: Settings) -> dict[str, str]:
         elif value is None:
             shown[field.name] = "off" if field.name in ("tcp", "socket") else ""
         else:
-            shown[field.name] = f"{value:g}" if isinstance(value, float) else str(value)
+            shown[field.name] = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return shown

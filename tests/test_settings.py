@@ -1,0 +1,353 @@
+"""Configuration: where values come from, what they may be, and what is said of those that may not."""
+
+import ipaddress
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magi_agent.errors import ConfigurationError
+from magi_agent.settings import SETTINGS, Setting, Settings, TcpAddress, load_settings, shown
+from magi_agent.vocabulary import Scope, TcpAccess
+
+BAD: dict[str, list[object]] = {
+    "model_scan_path": ["", ":", [], [""], ["/a:b"], 5, ["/a", 5], "/a\nb"],
+    "rescan_interval": ["0", "-1", "soon", "nan", "inf", "604801", True, [], "", 10**400],
+    "powerful_min": ["-1", "many", "nan", "inf", {}, 10**400],
+    "fast_max": ["-0.5", "few", "1e6"],
+    "registry_path": ["", 5, "a\0b", "a\x7fb"],
+    "llama_server_path": ["", False],
+    "llama_server_host": ["", "example.org", "1.2.3", "[::1", 127],
+    "llama_server_user": ["a\nb", 1000],
+    "port_range": [
+        "8080",
+        "8099-8080",
+        "0-5",
+        "8080-65536",
+        "a-b",
+        [1],
+        [1, 2, 3],
+        [8080.5, 9000],
+        8080,
+        "",
+        "1-2-3",
+        "٣-٤",
+    ],
+    "max_startup_time": ["0", "soon"],
+    "readiness_check_interval": ["0", "soon"],
+    "stop_timeout": ["0", "soon"],
+    "profiles_path": ["", []],
+    "active_profile": ["a\tb", 5],
+    "tcp": [
+        "",
+        "8000",
+        ":8000",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "host:80",
+        "1:2:3",
+        8000,
+        True,
+    ],
+    "tcp_access": ["", "write", "READ", 1, []],
+    "socket": ["", "/" + "x" * 107, 5, "a\rb"],
+    "trusted_proxies": ["example.org", "10.0.0.0/33", ["10.0.0.1 10.0.0.2"], [5], 5],
+    "cors_origins": ["*", "example.org", "https://a/path", "https://", ["https://a https://b"], [""], 5],
+    "systemd_scope": ["", "session", "User", 0],
+    "journal_directory": [5, "a\nb"],
+    "log_level": ["", "loud", "INFO", 10],
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """Write a configuration file and name it."""
+
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "agent.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def load(environment: dict[str, str] | None = None, config: Path | None = None, **options: str) -> Settings:
+    return load_settings(options, environment or {}, config or Path(os.devnull))
+
+
+def refusal(environment: dict[str, str] | None = None, config: Path | None = None, **options: str) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        load(environment, config, **options)
+    assert "\n" not in refused.value.message
+    return refused.value.message
+
+
+def setting(name: str) -> Setting:
+    return next(setting for setting in SETTINGS if setting.name == name)
+
+
+def toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return "{}"
+    if isinstance(value, str):
+        return (
+            '"'
+            + "".join(rf"\u{ord(letter):04x}" if ord(letter) < 32 or ord(letter) == 127 else letter for letter in value)
+            + '"'
+        )
+    return str(value)
+
+
+def test_the_defaults_are_those_of_the_contract():
+    settings = load()
+    assert settings.model_scan_path == (Path("/models"),)
+    assert settings.registry_path == Path("data/model_registry.json").absolute()
+    assert settings.llama_server_path == Path("/usr/local/bin/llama-server")
+    assert settings.llama_server_host == "127.0.0.1"
+    assert (settings.max_startup_time, settings.readiness_check_interval) == (120.0, 2.0)
+    assert settings.active_profile == "development"
+    assert settings.profiles_path == (Path("config/profiles").absolute(),)
+    assert settings.tcp == TcpAddress("127.0.0.1", 8000)
+    assert settings.tcp_access is TcpAccess.READ
+    assert settings.socket == Path("/run/magi-agent/api.sock")
+    assert settings.systemd_scope is Scope.SYSTEM
+    assert settings.port_range == (8080, 8099)
+    assert (settings.powerful_min, settings.fast_max) == (14.0, 7.0)
+    assert settings.cors_origins == ()
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(config):
+    file = config('[api]\ntcp = "127.0.0.1:1111"\nsocket = "/run/file.sock"\ntcp_access = "none"\n')
+    environment = {"MAGI_TCP": "127.0.0.1:2222", "MAGI_SOCKET": "/run/environment.sock"}
+    settings = load(environment, file, tcp="127.0.0.1:3333")
+    assert settings.tcp == TcpAddress("127.0.0.1", 3333)
+    assert settings.socket == Path("/run/environment.sock")
+    assert settings.tcp_access is TcpAccess.NONE
+
+
+def test_the_file_is_named_by_option_else_by_the_environment(config, tmp_path):
+    file = config('[agent]\nlog_level = "debug"\n')
+    other = tmp_path / "other.toml"
+    other.write_text('[agent]\nlog_level = "error"\n')
+    assert load_settings({}, {"MAGI_CONFIG": str(file)}).log_level == "debug"
+    assert load_settings({}, {"MAGI_CONFIG": str(file)}, other).log_level == "error"
+
+
+def test_every_setting_has_a_place_of_its_own():
+    for names in (
+        [setting.name for setting in SETTINGS],
+        [setting.variable for setting in SETTINGS],
+        [setting.option for setting in SETTINGS],
+    ):
+        assert len(set(names)) == len(SETTINGS)
+    assert {setting.name for setting in SETTINGS} == set(Settings.__slots__)
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in SETTINGS])
+def test_every_setting_is_read_from_file_environment_and_option(config, name):
+    where = setting(name)
+    values = {
+        "model_scan_path": "/a:/b",
+        "rescan_interval": "17.25",
+        "powerful_min": "20",
+        "fast_max": "3.5",
+        "registry_path": "/var/lib/r.json",
+        "llama_server_path": "/opt/llama-server",
+        "llama_server_host": "::1",
+        "llama_server_user": "llama",
+        "port_range": "9000-9001",
+        "max_startup_time": "33.5",
+        "readiness_check_interval": "0.25",
+        "stop_timeout": "44",
+        "profiles_path": "/p:/q",
+        "active_profile": "night",
+        "tcp": "[::1]:8001",
+        "tcp_access": "full",
+        "socket": "/run/user/7/a.sock",
+        "trusted_proxies": "10.0.0.0/8 unix",
+        "cors_origins": "https://a.example http://localhost:3000",
+        "systemd_scope": "user",
+        "journal_directory": "/var/log/journal",
+        "log_level": "warning",
+    }
+    value = values[name]
+    by_file = load(config=config(f"[{where.section}]\n{name} = {toml(value)}\n"))
+    by_environment = load({where.variable: value})
+    by_option = load({}, None, **{name: value})
+    assert by_file == by_environment == by_option
+    assert shown(by_option)[name] == value
+    assert shown(load())[name] != value
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_bad_value_is_refused_with_its_place_and_what_is_allowed(config, name, value):
+    where = setting(name)
+    file = config(f"# the first line\n\n[{where.section}]\n{name} = {toml(value)}\n")
+    message = refusal(config=file)
+    assert message.startswith(f"{file}:4: {where.section}.{name}: must be ")
+    assert len(message) < 500
+    if isinstance(value, str):
+        assert refusal({where.variable: value}).startswith(f"environment variable {where.variable}: must be ")
+        message = refusal({}, None, **{name: value})
+        assert message.startswith(f"{where.option}: must be ")
+        assert message.endswith(f", not {value!r}")
+
+
+def test_each_refusal_says_what_would_be_right():
+    assert "'127.0.0.1:8000'" in refusal({"MAGI_TCP": "8000"})
+    assert "'off'" in refusal({"MAGI_SOCKET": ""})
+    assert "'8080-8099'" in refusal({"MAGI_PORT_RANGE": "many"})
+    assert "system, user" in refusal({"MAGI_SYSTEMD_SCOPE": "both"})
+    assert "none, read, full" in refusal({"MAGI_TCP_ACCESS": "some"})
+    assert "debug, info, warning, error" in refusal({"MAGI_LOG_LEVEL": "loud"})
+    assert "seconds" in refusal({"MAX_STARTUP_TIME": "soon"})
+    assert "https://" in refusal({"MAGI_CORS_ORIGINS": "*"})
+
+
+@pytest.mark.parametrize(
+    ("text", "begins", "holds"),
+    [
+        ("\n[apis]\n", ":2: apis: unknown section; ", "discovery, registry, servers, profiles, api, systemd, agent"),
+        ("\n[ api ]\n\n  tpc = 1\n", ":4: api.tpc: unknown key; [api] has ", "tcp, tcp_access, socket"),
+        ("api.tpc = 1\n", ":1: api.tpc: unknown key; ", "tcp"),
+        ('[api]\n"tpc" = 1\n', ":2: api.tpc: unknown key; ", "tcp"),
+        ("api = { tpc = 1 }\n", ":1: api.tpc: unknown key; ", "tcp"),
+        ("log_level = 1\n", ":1: log_level: unknown section; ", "agent"),
+        ("api = 5\n", ":1: api: must be a section, [api]", ""),
+        ("[[api]]\n", ":1: api: must be a section, [api]", ""),
+        ("[servers]\ntcp = 'off'\n", ":2: servers.tcp: unknown key; ", "port_range"),
+        ('[api]\n"a\\nb" = 1\n', ":1: api.'a\\nb': unknown key; ", "tcp"),
+        ('["a\\nb"]\n', ": 'a\\nb': unknown section; ", "api"),
+        ("[api]\ntcp = \n", ":2: is not TOML: ", ""),
+        ("[api]\ntcp = 1\ntcp = 2\n", ":3: is not TOML: ", ""),
+        ("[api", ": is not TOML: ", ""),
+        ("a = " + "[" * 2000, ": is nested too deeply", ""),
+        ("a = " + "9" * 5000, ": is not TOML: ", ""),
+        (b"\xff\xfe", ": is not UTF-8 text", ""),
+        ("#" * (1 << 20) + "\n", ": larger than ", ""),
+    ],
+)
+def test_what_is_no_configuration_is_refused_with_its_line(config, text, begins, holds):
+    file = config(text)
+    message = refusal(config=file)
+    assert message.startswith(f"{file}{begins}")
+    assert holds in message
+
+
+def test_a_file_that_is_named_must_be_there_and_one_that_is_not_need_not(tmp_path):
+    missing = tmp_path / "missing.toml"
+    assert str(missing) in refusal(config=missing)
+    with pytest.raises(ConfigurationError, match="MAGI_CONFIG"):
+        load_settings({}, {"MAGI_CONFIG": str(missing)})
+    assert "Is a directory" in refusal(config=tmp_path)
+
+
+def test_a_users_agent_has_its_socket_in_the_users_folder(config):
+    runtime = {"XDG_RUNTIME_DIR": "/run/user/1000"}
+    expected = Path("/run/user/1000/magi-agent/api.sock")
+    assert load({**runtime, "MAGI_SYSTEMD_SCOPE": "user"}).socket == expected
+    assert load(runtime, config('[systemd]\nsystemd_scope = "user"\n')).socket == expected
+    assert load(runtime, None, systemd_scope="user").socket == expected
+    assert load(runtime).socket == Path("/run/magi-agent/api.sock")
+    assert load({"MAGI_SYSTEMD_SCOPE": "user"}).socket == Path("/run/magi-agent/api.sock")
+    assert load({**runtime, "MAGI_SYSTEMD_SCOPE": "user", "MAGI_SOCKET": "/s"}).socket == Path("/s")
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:8000", "[::]:8000", "192.168.1.5:80", "[fe80::1%eth0]:80", "[::ffff:0.0.0.0]:80"]
+)
+def test_no_tcp_listener_beyond_loopback(config, address):
+    message = refusal({"MAGI_TCP": address})
+    assert message.startswith("environment variable MAGI_TCP: ")
+    assert "loopback" in message
+    file = config(f'[api]\ntcp = "{address}"\n')
+    assert refusal(config=file).startswith(f"{file}:2: api.tcp: ")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "127.8.9.10:1", "[::1]:8000", "localhost:8000", "127.0.0.1:0"])
+def test_tcp_listeners_on_loopback(address):
+    settings = load({"MAGI_TCP": address})
+    assert settings.tcp is not None
+    assert settings.tcp.is_loopback
+    assert ipaddress.ip_address(settings.tcp.host).is_loopback
+
+
+def test_settings_that_make_no_sense_together_are_refused(config):
+    message = refusal({"MAGI_TCP": "off"}, None, socket="off")
+    assert message.startswith("environment variable MAGI_TCP: ")
+    assert "--socket" in message
+    file = config("[discovery]\nfast_max = 20\n")
+    message = refusal(config=file)
+    assert message.startswith(f"{file}:2: discovery.fast_max: ")
+    assert "14" in message
+    assert load({"MAGI_FAST_MAX": "14"}).fast_max == 14
+
+
+def test_paths_are_made_absolute_and_links_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "link").symlink_to(tmp_path)
+    settings = load({"MODEL_SCAN_PATH": "link:~/models:link/../x:link", "REGISTRY_PATH": "r.json"})
+    assert settings.model_scan_path == (tmp_path / "link", Path("/home/somebody/models"), tmp_path / "x")
+    assert settings.state_directory == tmp_path
+
+
+def _paths() -> st.SearchStrategy[str]:
+    names = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters=":/"), min_size=1)
+    return st.lists(names, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
+
+
+_HOSTS = st.one_of(st.ip_addresses(v=4, network="127.0.0.0/8").map(str), st.just("[::1]"))
+_SECONDS = st.floats(1e-6, 604_800, allow_nan=False).map(repr)
+_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]))
+VALUES: dict[str, st.SearchStrategy[str]] = {
+    "model_scan_path": st.lists(_paths(), min_size=1, max_size=4).map(":".join),
+    "rescan_interval": _SECONDS,
+    "powerful_min": st.floats(500_000, 999_999).map(repr),
+    "fast_max": st.floats(0, 14).map(repr),
+    "registry_path": _paths(),
+    "llama_server_path": _paths(),
+    "llama_server_host": st.ip_addresses().map(str),
+    "llama_server_user": _TEXT,
+    "port_range": st.tuples(st.integers(1, 65_535), st.integers(1, 65_535)).map(lambda p: f"{min(p)}-{max(p)}"),
+    "max_startup_time": _SECONDS,
+    "readiness_check_interval": _SECONDS,
+    "stop_timeout": _SECONDS,
+    "profiles_path": st.lists(_paths(), min_size=1, max_size=4).map(":".join),
+    "active_profile": _TEXT,
+    "tcp": st.one_of(st.just("off"), st.builds("{}:{}".format, _HOSTS, st.integers(0, 65_535))),
+    "tcp_access": st.sampled_from([*TcpAccess]).map(str),
+    "socket": _paths().filter(lambda path: len(path.encode()) < 100),
+    "trusted_proxies": st.lists(st.one_of(st.ip_addresses().map(str), st.just("unix"))).map(" ".join),
+    "cors_origins": st.lists(st.builds("https://h{}.example:{}".format, st.integers(), st.integers(1, 9999))).map(
+        ",".join
+    ),
+    "systemd_scope": st.sampled_from([*Scope]).map(str),
+    "journal_directory": st.one_of(st.just(""), _paths()),
+    "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=VALUES))
+def test_what_is_shown_reads_as_the_same_settings(values):
+    settings = load({}, None, **values)
+    assert load({}, None, **shown(settings)) == settings
+
+
+@given(st.dictionaries(st.sampled_from([setting.name for setting in SETTINGS]), _TEXT, min_size=1))
+def test_any_text_is_a_setting_or_refused_with_one_line(values):
+    try:
+        settings = load({setting(name).variable: value for name, value in values.items()})
+    except ConfigurationError as error:
+        assert "\n" not in error.message  # noqa: PT017 - either outcome is right
+        assert "must be" in error.message or "reachable" in error.message  # noqa: PT017
+    else:
+        assert load({}, None, **shown(settings)) == settings
