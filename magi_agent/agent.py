@@ -29,7 +29,7 @@ from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.evidence import UnitEvidence
-from magi_agent.servers.launch import UNIT_PATTERN, model_id_of
+from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience

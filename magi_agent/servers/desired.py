@@ -8,7 +8,7 @@ whose units the servers are: with it they all end.
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +56,9 @@ class Desired:
         self._boot = ""
         self._wishes: dict[str, Wish] = {}
         self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after each change."""
 
     async def load(self, boot: str) -> bool:
         """Take up the wishes of this boot; whether there were any. Those of another boot are void."""
@@ -91,11 +94,19 @@ class Desired:
         """
         if not self._boot:
             raise ServiceUnavailable("systemd", "systemd has not been reached yet; try again in a moment")
+        # In a task of its own: a caller that goes away must not leave the file and the memory apart.
+        change = asyncio.create_task(self._change(dict(runs), by), name="desired")
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+        await asyncio.shield(change)
+
+    async def _change(self, runs: Mapping[str, bool], by: str) -> None:
         async with self._changing:
             now = datetime.now(UTC)
             wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}
-            await asyncio.shield(asyncio.to_thread(self._write, wishes))
+            await asyncio.to_thread(self._write, wishes)
             self._wishes = wishes
+        self.on_change()
 
     def _write(self, wishes: Mapping[str, Wish]) -> None:
         document = {

@@ -1,16 +1,20 @@
 """What can be found out about a unit that runs, or ran: whose port it is, whether it gets on, what it said last."""
 
+import asyncio
 from typing import Final
 
 import psutil
 
 from magi_agent.host.listeners import owned_by
 from magi_agent.servers.failure import LOG_LINES
+from magi_agent.servers.port_holder import holder_of
+from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
 
 _SUFFIX: Final = ".service"
+_ANSWER_WAIT: Final = 5.0
 
 
 class UnitEvidence:
@@ -24,21 +28,19 @@ class UnitEvidence:
         """Whether the unit's own processes listen on the port; ``None`` where the kernel does not tell."""
         return owned_by(port, unit.control_group)
 
+    async def holder_of(self, port: int) -> str:
+        """Who listens on a port, in words."""
+        return await asyncio.to_thread(holder_of, port)
+
     async def progress(self, unit: UnitStatus) -> object:
         """CPU time and bytes read so far: what loading a model costs, fast or slow."""
-        accounting = await self._manager.read_accounting(unit.name)
-        if unit.main_pid is None:
-            return accounting.cpu_usage_nsec
+        process = _process_figures(unit.main_pid) if unit.main_pid else None
         try:
-            process = psutil.Process(unit.main_pid)
-            times = process.cpu_times()
-            read: int | None = process.io_counters().read_bytes
-        except psutil.AccessDenied:
-            read = None
-            times = None
-        except psutil.Error:
-            return accounting.cpu_usage_nsec
-        return accounting.cpu_usage_nsec, times and (times.user, times.system), read
+            async with asyncio.timeout(_ANSWER_WAIT):
+                accounting = await self._manager.read_accounting(unit.name)
+        except (BusError, TimeoutError):
+            return None, process
+        return accounting.cpu_usage_nsec, process
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines of the unit's last run."""
@@ -46,3 +48,17 @@ class UnitEvidence:
             unit.name.removesuffix(_SUFFIX), lines=LOG_LINES, invocation_id=unit.invocation_id or None
         )
         return tuple(entry.message for entry in entries)
+
+
+def _process_figures(pid: int) -> tuple[float, int | None] | None:
+    """CPU seconds and bytes read of one process, as far as this user may know them."""
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        try:
+            read = process.io_counters().read_bytes
+        except psutil.AccessDenied:
+            read = None
+    except psutil.Error:
+        return None
+    return times.user + times.system, read

@@ -1,7 +1,7 @@
 """Why a server failed, as a person and a program want to know it."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -25,8 +25,8 @@ class Failure:
 
     at: datetime
     result: str
-    """systemd's ``Result`` of the unit, or the agent's own word: ``start-timeout``, ``port-in-use``, ``not-usable``,
-    ``start-error``.
+    """systemd's ``Result`` of the unit, or the agent's own word: ``start-timeout``, ``port-in-use``, ``no-free-port``,
+    ``not-usable``, ``ended-early``, ``start-error``.
     """
     message: str
     """One sentence."""
@@ -37,6 +37,13 @@ class Failure:
     restarts: int = 0
     """How often systemd tried again by itself before it gave up."""
     log_lines: tuple[str, ...] = ()
+
+
+def ended_early(unit: UnitStatus) -> Failure:
+    """A server that ended cleanly and by itself, which systemd calls a success, before it was ready."""
+    failure = failure_of(unit)
+    how = f"by {failure.signal}" if failure.signal else f"with status {failure.exit_status or 0}"
+    return replace(failure, result="ended-early", message=f"it ended by itself, {how}, before it was ready")
 
 
 def failure_of(unit: UnitStatus) -> Failure:

@@ -10,12 +10,15 @@ from typing import Final, Protocol
 from magi_agent.errors import ModelNotUsable
 from magi_agent.servers.launch import SLICE, LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import argv_of, environment_of
+from magi_agent.systemd.errors import NoSuchUnit
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.transient import Restart, TransientService
+from magi_agent.vocabulary import Scope
 
 _START_TIMEOUT: Final = 30.0
 """Seconds for systemd to execute the binary; loading the model comes after."""
+_MAX_NAME: Final = 200
 _QUICK_RETRIES: Final = 3
 _RETRY_PAUSE: Final = 1.0
 _RETRY_WINDOW: Final = 60.0
@@ -37,14 +40,14 @@ class Launcher(Protocol):
         """Forget that a model's unit failed. Raises ``BusError``."""
 
 
-def service_of(launch: LaunchSpecification) -> TransientService:
-    """The unit that a launch specification describes."""
+def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
+    """The unit that a launch specification describes; ``ValueError`` where systemd could not carry it faithfully."""
     folders = {Path(launch.model_path).parent, launch.binary.parent, launch.binary.resolve().parent}
     if launch.projector_path:
         folders.add(Path(launch.projector_path).parent)
     return TransientService(
         name=unit_name(launch.model_id),
-        description=f"llama-server for {launch.display_name}",
+        description=f"llama-server for {_printable(launch.display_name)}",
         argv=argv_of(launch),
         environment=environment_of(launch),
         slice=SLICE,
@@ -56,10 +59,16 @@ def service_of(launch: LaunchSpecification) -> TransientService:
         start_limit_burst=_QUICK_RETRIES + 1,
         timeout_start_sec=_START_TIMEOUT,
         timeout_stop_sec=launch.stop_timeout,
-        user=launch.user,
-        dynamic_user=launch.user is None,
+        # A user's manager runs everything as that user.
+        user=launch.user if scope is Scope.SYSTEM else None,
+        dynamic_user=launch.user is None and scope is Scope.SYSTEM,
         read_only_paths=tuple(PurePosixPath(path) for path in sorted({*folders, *launch.readable_folders})),
     )
+
+
+def _printable(name: str) -> str:
+    """What a model is called, by a file's header or name, as a line of text that systemd takes."""
+    return "".join(character if character.isprintable() else "?" for character in name[:_MAX_NAME])
 
 
 class DirectLauncher:
@@ -71,21 +80,27 @@ class DirectLauncher:
     async def start(self, launch: LaunchSpecification) -> JobResult:
         """Make and start the unit of one model."""
         try:
-            service = service_of(launch)
-            launch.model_path.encode()
-        except UnicodeEncodeError:
+            service = service_of(launch, self._manager.scope)
+            await self.clear(launch.model_id)
+            return await self._manager.start_transient(service, timeout=_START_TIMEOUT + 5)
+        except ValueError as error:
             raise ModelNotUsable(
-                "its path is not UTF-8, which systemd cannot pass on; rename it",
+                f"systemd cannot run model {launch.model_id}: {error}",
                 {"modelId": launch.model_id},
             ) from None
-        await self.clear(launch.model_id)
-        return await self._manager.start_transient(service, timeout=_START_TIMEOUT + 5)
 
     async def stop(self, model_id: str, stop_timeout: float) -> JobResult:
         """Stop a model's unit."""
-        # After SIGKILL systemd waits as long again before it gives up on what is left.
-        return await self._manager.stop(unit_name(model_id), timeout=2 * stop_timeout + 5)
+        try:
+            # After SIGKILL systemd waits as long again before it gives up on what is left.
+            return await self._manager.stop(unit_name(model_id), timeout=2 * stop_timeout + 5)
+        except NoSuchUnit:
+            await self._manager.refresh(unit_name(model_id))
+            return JobResult.DONE
 
     async def clear(self, model_id: str) -> None:
         """Forget that a model's unit failed."""
-        await self._manager.reset_failed(unit_name(model_id))
+        try:
+            await self._manager.reset_failed(unit_name(model_id))
+        except NoSuchUnit:
+            await self._manager.refresh(unit_name(model_id))

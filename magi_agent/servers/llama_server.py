@@ -13,6 +13,8 @@ from magi_agent.servers.launch import LaunchSpecification
 _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _OURS: Final = "LLAMA_ARG_"
+_LOOPBACK: Final = "127.0.0.1"
+_REACHED_BY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104
 
 
 def argv_of(launch: LaunchSpecification) -> tuple[str, ...]:
@@ -64,9 +66,15 @@ def port_of(argv: Iterable[str]) -> int | None:
     return int(port) if port and port.isdecimal() else None
 
 
-def host_of(argv: Iterable[str]) -> str | None:
-    """The address a server was told to bind."""
-    return _options(argv).get("host") or None
+def url_of(argv: Iterable[str]) -> str | None:
+    """Where a server is reached from this host; ``None`` if it was told no port."""
+    argv = tuple(argv)
+    port = port_of(argv)
+    if port is None:
+        return None
+    host = _options(argv).get("host") or _LOOPBACK
+    host = _REACHED_BY.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def model_path_of(environment: Iterable[str]) -> str | None:
@@ -98,4 +106,4 @@ def _options(argv: Iterable[str]) -> dict[str, str]:
 def _shown(value: str | None) -> str:
     if value is None:
         return "the default"
-    return value or "set"
+    return value.encode(errors="surrogateescape").decode(errors="replace") or "set"

@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from magi_agent.systemd.status import UnitStatus
+
 
 class UnitCondition(StrEnum):
     """What matters of a unit for what to do next."""
@@ -18,8 +20,27 @@ class UnitCondition(StrEnum):
     """Active, starting, or waiting for systemd's own restart."""
     GOING = "going"
     """Being stopped."""
+    QUEUED = "queued"
+    """Not running, with a job of systemd's under way: the end of a stop or of half a restart, or a start that waits."""
     FAILED = "failed"
     """It ended badly; its name is taken until that is cleared."""
+
+
+def condition_of(unit: UnitStatus | None) -> UnitCondition:
+    """What matters of a unit for what to do next."""
+    if unit is None or unit.load_state == "not-found":
+        return UnitCondition.ABSENT
+    match unit.active_state:
+        case "active" | "activating" | "reloading":
+            return UnitCondition.UP
+        case "deactivating":
+            return UnitCondition.GOING
+        case _ if unit.job_id is not None:
+            return UnitCondition.QUEUED
+        case "failed":
+            return UnitCondition.FAILED
+        case _:
+            return UnitCondition.ABSENT
 
 
 class Verb(StrEnum):
@@ -70,10 +91,12 @@ def make_plan(
         if condition is UnitCondition.GOING:
             continue
         if not wanted[model_id]:
-            if condition is UnitCondition.UP:
+            if condition in (UnitCondition.UP, UnitCondition.QUEUED):
                 steps.append(Step(Verb.STOP, model_id))
             elif condition is UnitCondition.FAILED:
                 steps.append(Step(Verb.CLEAR, model_id))
+        elif condition is UnitCondition.QUEUED:
+            continue
         elif condition is UnitCondition.UP:
             if model_id in restarts:
                 steps.append(Step(Verb.RESTART, model_id))

@@ -3,16 +3,14 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
-
-import psutil
 
 from magi_agent.errors import ModelNotUsable, PortInUse
 from magi_agent.host.listeners import listeners
 from magi_agent.registry.model import Choices, Model, RuntimeSettings
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.launch import LaunchSpecification
+from magi_agent.servers.port_holder import holder_of
 from magi_agent.servers.ports import free_port
 from magi_agent.settings import Settings
 
@@ -52,6 +50,10 @@ class StartPreparation:
             stop_timeout=settings.stop_timeout,
         )
 
+    def knows(self, model_id: str) -> bool:
+        """Whether the registry lists such a model."""
+        return model_id in self._registry.models
+
     async def launch_for(self, model_id: str) -> LaunchSpecification:
         """How a model is to be started now; it has a port when this returns.
 
@@ -65,7 +67,7 @@ class StartPreparation:
         port = model.choices.port
         assert port is not None  # noqa: S101  # given above
         if not await self._came_free(port):
-            holder = await asyncio.to_thread(_holder, port)
+            holder = await asyncio.to_thread(holder_of, port)
             raise PortInUse(
                 f"port {port} of {model_id} is held by {holder}; stop that, or give the model another port",
                 {"modelId": model_id, "port": port, "holder": holder},
@@ -102,31 +104,3 @@ def not_usable(model: Model) -> ModelNotUsable:
         f"model {model.model_id} cannot be used: {model.facts.problem or model.facts.status}",
         {"modelId": model.model_id, "status": str(model.facts.status), "problem": model.facts.problem},
     )
-
-
-def _holder(port: int) -> str:
-    """Who listens on a port, as well as this process may know."""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if (
-                connection.status == psutil.CONN_LISTEN
-                and connection.pid
-                and connection.laddr
-                and connection.laddr.port == port
-            ):
-                process = psutil.Process(connection.pid)
-                unit = _unit_of(connection.pid)
-                return f"{process.name()} (process {connection.pid}{f', unit {unit}' if unit else ''})"
-    except psutil.Error:
-        pass
-    owners = {listener.uid for listener in listeners(port)}
-    return f"a process of user {', '.join(map(str, sorted(owners)))}" if owners else "another process"
-
-
-def _unit_of(pid: int) -> str | None:
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    names = (line.rpartition("/")[2] for line in lines)
-    return next((name for name in names if name.endswith((".service", ".scope"))), None)

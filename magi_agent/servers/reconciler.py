@@ -2,7 +2,8 @@
 
 One loop. It looks at what is desired and at the units systemd has, makes a plan (``plan.py``), and carries it out,
 each model's step in a task of its own and never two for one model. Whatever changes (a wish, a unit, a connection)
-only wakes the loop; what to do is always decided from the whole situation, so a signal that was lost costs time and nothing else.
+only wakes the loop; what to do is always decided from the whole situation, so a signal that was lost costs time and
+nothing else.
 
 ::
 
@@ -10,42 +11,48 @@ only wakes the loop; what to do is always decided from the whole situation, so a
                           ▲                 │ failed, or no progress           │
                           └── cool-down ◀───┴──────────────◀───────────────────┘ failed
 
-What it remembers between two looks (``_Server``) can be found out again: readiness by asking, failure from the unit,
-and a cool-down that a restart of the agent cuts short does no harm.
+An end that the agent did not bring about is somebody's word if it was clean: systemctl stop, or of the slice. It is
+taken back by any wish that is newer than it.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 import aiohttp
 
 from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged
-from magi_agent.servers.desired import Desired
-from magi_agent.servers.failure import Failure, failure_of
+from magi_agent.servers.desired import Desired, Wish
+from magi_agent.servers.failure import Failure, ended_early, failure_of
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import Launcher
-from magi_agent.servers.llama_server import host_of, port_of
-from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, make_plan
+from magi_agent.servers.llama_server import port_of, url_of
+from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
 from magi_agent.servers.readiness import Patience, Verdict, wait_until_ready
+from magi_agent.servers.record import ServerRecord
+from magi_agent.servers.states import state_of
 from magi_agent.systemd.errors import BusDisconnected
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitChange, UnitStatus
 from magi_agent.vocabulary import ServerState
 
 _LOG: Final = logging.getLogger(__name__)
+_Work = Callable[[], Coroutine[Any, Any, None]]
 _STARTS_AT_ONCE: Final = 4
 _LOOK_AGAIN: Final = 30.0
-_FIRST_COOLDOWN: Final = 10.0
-_LONGEST_COOLDOWN: Final = 300.0
-_STEADY: Final = 60.0
-"""Seconds a server must have been ready for its earlier failures to be forgotten."""
 _LOG_WAIT: Final = 2.0
+_BUS_PAUSE: Final = 0.05
+"""Seconds in which the end of a connection becomes known to everybody."""
+_STEP_PAUSE: Final = 1.0
+"""Seconds before a step that could not be taken is planned again."""
+
+_ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
 OUTCOMES: Final = frozenset({ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN})
 """The states in which a start has ended, one way or the other."""
@@ -53,6 +60,9 @@ OUTCOMES: Final = frozenset({ServerState.READY, ServerState.DEGRADED, ServerStat
 
 class Preparation(Protocol):
     """What must be settled before a start."""
+
+    def knows(self, model_id: str) -> bool:
+        """Whether there is such a model now; one that went may come back, and what was wished for it holds again."""
 
     async def launch_for(self, model_id: str) -> LaunchSpecification:
         """How a model is to be started now. Raises ``MagiError`` where it cannot be."""
@@ -64,52 +74,14 @@ class Evidence(Protocol):
     async def owns_port(self, unit: UnitStatus, port: int) -> bool | None:
         """Whether the unit's own processes listen on the port; ``None`` where nobody can tell."""
 
+    async def holder_of(self, port: int) -> str:
+        """Who listens on a port, in words."""
+
     async def progress(self, unit: UnitStatus) -> object:
         """A value that changes while the unit's processes get on."""
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines the unit wrote to the journal. Raises ``MagiError``."""
-
-
-@dataclass(slots=True)
-class _Server:
-    state: ServerState = ServerState.STOPPED
-    """As it was told to everybody last."""
-    proven: tuple[str, int | None] | None = None
-    """Invocation and process that were proven ready."""
-    ready_since: float | None = None
-    failure: Failure | None = None
-    recording: bool = False
-    """Whether the failure's last log lines are being read; it is told with them."""
-    attempts: int = 0
-    retry_at: float | None = None
-    restart: bool = False
-    ending: bool = False
-    """Whether the agent itself is ending it, so that its end is nobody else's word."""
-    let_go: bool = False
-    """Whether somebody else stopped it, and the wish that says so is on its way to disk."""
-    step: asyncio.Task[None] | None = None
-    watch: asyncio.Task[None] | None = None
-    watched: tuple[str, int | None] | None = None
-
-    def was_ready_for(self, now: float) -> float:
-        """Seconds since it was proven ready; 0 if it never was."""
-        return 0.0 if self.ready_since is None else now - self.ready_since
-
-
-def condition_of(unit: UnitStatus | None) -> UnitCondition:
-    """What matters of a unit for what to do next."""
-    if unit is None or unit.load_state == "not-found":
-        return UnitCondition.ABSENT
-    match unit.active_state:
-        case "active" | "activating" | "reloading":
-            return UnitCondition.UP
-        case "deactivating":
-            return UnitCondition.GOING
-        case "failed":
-            return UnitCondition.FAILED
-        case _:
-            return UnitCondition.ABSENT
 
 
 class Reconciler:
@@ -134,26 +106,31 @@ class Reconciler:
         self._events = events
         self._patience = patience
         self._stop_timeout = stop_timeout
-        self._servers: dict[str, _Server] = {}
+        self._records: dict[str, ServerRecord] = {}
         self._wake = asyncio.Event()
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._loop_task: asyncio.Task[None] | None = None
+        self._live = False
         self._halted = False
+        desired.on_change = self.wake
         self.last_look = 0.0
         """When the loop last looked, on the event loop's clock; a liveness probe reads it."""
 
     async def start(self) -> None:
-        """Begin to reconcile."""
+        """Begin to reconcile. Until then nothing that is said of units counts."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=64, force_close=True), auto_decompress=False
         )
+        self._live = True
+        self.last_look = asyncio.get_running_loop().time()
         self.look_at_all()
-        self._loop_task = self._spawn(self._run(), "reconciler")
+        self._loop_task = self._spawn(self._run, "reconciler")
 
     async def stop(self) -> None:
         """Let go of everything; the servers run on."""
+        self._live = False
         self._halted = True
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
@@ -172,56 +149,63 @@ class Reconciler:
 
     def state(self, model_id: str) -> ServerState:
         """The state a model's server is in."""
-        server = self._servers.get(model_id)
-        return server.state if server else ServerState.STOPPED
+        record = self._records.get(model_id)
+        return record.state if record else ServerState.STOPPED
+
+    def wants(self, model_id: str) -> bool:
+        """Whether a model's server should run, as far as is known; ``Desired`` learns last of a stop from outside."""
+        wish = self._desired[model_id]
+        return wish is not None and wish.run and wish is not self._record(model_id).let_go
 
     def failure(self, model_id: str) -> Failure | None:
         """Why a model's server failed last, while that matters."""
-        server = self._servers.get(model_id)
-        return server.failure if server else None
+        record = self._records.get(model_id)
+        return record.failure if record else None
 
     def retry_in(self, model_id: str) -> float | None:
         """Seconds until a model that failed is tried again."""
-        server = self._servers.get(model_id)
-        if server is None or server.retry_at is None:
+        record = self._records.get(model_id)
+        if record is None or record.retry_at is None:
             return None
-        return max(0.0, server.retry_at - asyncio.get_running_loop().time())
+        return max(0.0, record.retry_at - asyncio.get_running_loop().time())
 
     def forgive(self, model_id: str) -> None:
         """Forget a model's failures: a person wants it started now."""
-        server = self._server(model_id)
-        server.failure = None
-        server.recording = False
-        server.attempts = 0
-        server.retry_at = None
+        record = self._record(model_id)
+        record.forget_failure()
+        record.attempts = 0
         self._announce(model_id)
         self.wake()
 
     def ask_restart(self, model_id: str) -> None:
         """Replace the running server of a model."""
         self.forgive(model_id)
-        self._server(model_id).restart = True
+        self._record(model_id).restart = True
         self.wake()
 
     def restart_pending(self, model_id: str) -> bool:
-        """Whether a restart was asked for and has not begun to start anew."""
-        server = self._servers.get(model_id)
-        return server is not None and (server.restart or (server.ending and self._desired.wants(model_id)))
+        """Whether a restart was asked for and what ran before has not ended yet."""
+        record = self._records.get(model_id)
+        return record is not None and record.restart
 
     def plan(self, wanted: Mapping[str, bool] | None = None) -> Plan:
         """What would be done now, or if ``wanted`` were desired; nothing is carried out."""
         if wanted is None:
             wanted = {
-                model_id: wish.run and not self._server(model_id).let_go
+                model_id: self.wants(model_id)
                 for model_id, wish in self._desired.wishes.items()
+                if not wish.run or self._preparation.knows(model_id)
             }
-        units = {model_id_of(name): condition_of(unit) for name, unit in self._manager.units.items()}
+        units = {
+            (model_id := model_id_of(name)): self._record(model_id).condition(unit)
+            for name, unit in self._manager.units.items()
+        }
         return make_plan(
             wanted,
             units,
-            restarts={model_id for model_id, server in self._servers.items() if server.restart},
+            restarts={model_id for model_id, record in self._records.items() if record.restart},
             retry_at={
-                model_id: server.retry_at for model_id, server in self._servers.items() if server.retry_at is not None
+                model_id: record.retry_at for model_id, record in self._records.items() if record.retry_at is not None
             },
             now=asyncio.get_running_loop().time(),
         )
@@ -236,66 +220,102 @@ class Reconciler:
 
     def unit_changed(self, change: UnitChange) -> None:
         """Take note of what systemd says of one unit."""
+        if not self._live:
+            return
         model_id = model_id_of(change.name)
-        server = self._server(model_id)
+        record = self._record(model_id)
         before, after = condition_of(change.before), condition_of(change.after)
-        if after is UnitCondition.UP:
-            self._watch_loading(model_id, change.after)
+        if after is UnitCondition.UP and change.after is not None:
+            if before is not UnitCondition.UP and not record.is_doing(Verb.STOP) and not record.is_doing(Verb.RESTART):
+                record.ending = False
+            self._watch_loading(model_id, record, change.after)
         else:
-            self._end_watch(server)
+            self._end_watch(record)
+        if after is not UnitCondition.UP and before not in _ON_THE_MOVE:
+            record.leaving = self._desired[model_id]
         if after is UnitCondition.FAILED and change.after is not None:
-            self._unit_failed(model_id, server, change.after)
-        elif after is UnitCondition.ABSENT and before in (UnitCondition.UP, UnitCondition.GOING):
-            self._unit_gone(model_id, server)
+            self._unit_failed(model_id, record, change.after)
+            record.ending = False
+        elif after is UnitCondition.ABSENT and before in (UnitCondition.UP, *_ON_THE_MOVE):
+            self._unit_gone(model_id, record, change)
+            record.ending = False
         self._announce(model_id)
         self.wake()
 
     def look_at_all(self) -> None:
         """Take all units as they are now: at the start, and after any doubt."""
+        if not self._live:
+            return
         for name, unit in list(self._manager.units.items()):
             self.unit_changed(UnitChange(name, None, unit))
-        for model_id in {*self._servers, *self._desired.wishes}:
+        for model_id in {*self._records, *self._desired.wishes}:
             self._announce(model_id)
         self.wake()
 
-    def _unit_failed(self, model_id: str, server: _Server, unit: UnitStatus) -> None:
-        known = server.failure
-        if server.ending:
+    def _unit_failed(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
+        if record.counted == unit.invocation_id:
+            return
+        if record.ending:
+            record.counted = unit.invocation_id
             _LOG.warning("server of %s had to be killed to stop it (%s)", model_id, unit.result)
-        elif known is None or known.invocation_id != (unit.invocation_id or None):
-            self._count_failure(server, failure_of(unit))
-            self._background(self._record_failure(model_id, server, unit), f"failure of {model_id}")
+            return
+        record.doubtful = unit.invocation_id
+        self._background(partial(self._judge_failure, model_id, record, unit), f"failure of {model_id}")
 
-    def _unit_gone(self, model_id: str, server: _Server) -> None:
+    async def _judge_failure(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
+        """Tell a failure from the moment before systemd's own restart, in which a unit is shown as failed too."""
+        try:
+            now = await self._manager.refresh(unit.name)
+        except BusDisconnected:
+            return  # with the connection comes the question again
+        finally:
+            if record.doubtful == unit.invocation_id and self._manager.connected:
+                record.doubtful = None
+        if now and condition_of(now) is UnitCondition.FAILED and record.counted != now.invocation_id:
+            self._record_failure(model_id, record, failure_of(now), now)
+        self._announce(model_id)
+        self.wake()
+
+    def _unit_gone(self, model_id: str, record: ServerRecord, change: UnitChange) -> None:
         """A clean end that the agent did not ask for is somebody's word: it stays stopped."""
-        if server.ending or server.let_go or not self._desired.wants(model_id) or self._halted:
+        wish, unit = self._desired[model_id], change.before
+        if record.ending or wish is None or not self.wants(model_id) or self._halted or unit is None:
             return
-        if not self._manager.connected:
+        if not self._manager.connected or wish is not record.leaving:
+            # Nobody can tell who did it, or somebody has asked for another run since.
             return
-        server.let_go = True
+        if unit.active_state == "active" and unit.job_id is None and not record.was_ready(unit):
+            # No stop led up to this, and a server does not end before it is ready unless something is wrong.
+            self._record_failure(model_id, record, ended_early(change.after or unit), unit)
+            return
+        record.let_go = wish
         _LOG.info("server of %s was stopped from outside; it stays stopped", model_id)
-        self._background(self._respect_stop(model_id), f"stop of {model_id}")
+        self._background(partial(self._respect_stop, model_id, wish), f"stop of {model_id}")
 
-    async def _respect_stop(self, model_id: str) -> None:
+    async def _respect_stop(self, model_id: str, overruled: Wish) -> None:
+        if self._desired[model_id] is not overruled:
+            return
         try:
             await self._desired.wish([model_id], run=False, by="systemctl")
         except MagiError as error:
             # It stays stopped for as long as this agent runs; only the next one would not know.
             _LOG.error("%s", error)  # the sentence says it all
-            return
-        self._server(model_id).let_go = False
-        self.wake()
 
-    async def _record_failure(self, model_id: str, server: _Server, unit: UnitStatus) -> None:
-        """Tell of a failure once its last words are known."""
-        failure = server.failure
-        server.recording = True
+    def _record_failure(self, model_id: str, record: ServerRecord, failure: Failure, unit: UnitStatus) -> None:
+        """Count a failure; it is told of once its last words are known."""
+        record.counted = unit.invocation_id
+        record.recording = failure
+        record.count_failure(failure, asyncio.get_running_loop().time())
+        self._background(partial(self._add_last_lines, model_id, record, failure, unit), f"last words of {model_id}")
+
+    async def _add_last_lines(self, model_id: str, record: ServerRecord, failure: Failure, unit: UnitStatus) -> None:
         try:
             lines = await self._last_lines(unit)
         finally:
-            server.recording = False
-        if failure is not None and server.failure is failure:
-            server.failure = replace(failure, log_lines=lines)
+            if record.recording is failure:
+                record.recording = None
+        if record.failure is failure:
+            record.failure = replace(failure, log_lines=lines)
             self._tell_failure(model_id, failure)
 
     async def _last_lines(self, unit: UnitStatus) -> tuple[str, ...]:
@@ -307,18 +327,8 @@ class Reconciler:
             return ()
 
     def _fail(self, model_id: str, failure: Failure) -> None:
-        self._count_failure(self._server(model_id), failure)
+        self._record(model_id).count_failure(failure, asyncio.get_running_loop().time())
         self._tell_failure(model_id, failure)
-
-    def _count_failure(self, server: _Server, failure: Failure) -> None:
-        now = asyncio.get_running_loop().time()
-        if server.was_ready_for(now) >= _STEADY:
-            server.attempts = 0
-        server.ready_since = None
-        server.proven = None
-        server.failure = failure
-        server.attempts += 1
-        server.retry_at = now + min(_FIRST_COOLDOWN * 2 ** (server.attempts - 1), _LONGEST_COOLDOWN)
 
     def _tell_failure(self, model_id: str, failure: Failure) -> None:
         _LOG.error(
@@ -330,59 +340,72 @@ class Reconciler:
         self._announce(model_id)
         self.wake()
 
-    def _watch_loading(self, model_id: str, unit: UnitStatus | None) -> None:
-        server = self._server(model_id)
-        if unit is None or unit.active_state != "active" or unit.main_pid is None:
+    def _watch_loading(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
+        """See to it that a server which runs is proven ready."""
+        if unit.active_state != "active" or unit.main_pid is None:
+            self._end_watch(record)
             return
         key = (unit.invocation_id, unit.main_pid)
-        if server.proven == key or (server.watched == key and server.watch and not server.watch.done()):
+        if record.proven == key or record.ending or record.restart:
             return
-        self._end_watch(server)
-        server.watched = key
-        server.watch = self._spawn(self._await_readiness(model_id, unit), f"readiness of {model_id}")
+        if record.watched == key and record.watch and not record.watch.done():
+            return
+        url, port = url_of(unit.argv), port_of(unit.argv)
+        if url is None or port is None:
+            if record.watched != key:
+                _LOG.warning("%s was started without --port, so nobody can tell whether it is ready", unit.name)
+            record.watched = key
+            return
+        self._end_watch(record)
+        record.watched = key
+        record.watch = self._spawn(
+            partial(self._await_readiness, model_id, record, unit, url, port), f"readiness of {model_id}"
+        )
 
-    def _end_watch(self, server: _Server) -> None:
-        if server.watch is not None and server.watch is not asyncio.current_task():
-            server.watch.cancel()
-        server.watch = None
-        server.watched = None
-        server.proven = None
+    def _end_watch(self, record: ServerRecord) -> None:
+        if record.watch is not None:
+            record.watch.cancel()
+        record.watch = None
+        record.watched = None
 
-    async def _await_readiness(self, model_id: str, unit: UnitStatus) -> None:
+    async def _await_readiness(
+        self, model_id: str, record: ServerRecord, unit: UnitStatus, url: str, port: int
+    ) -> None:
         assert self._session is not None  # noqa: S101  # started before any unit is looked at
-        port = port_of(unit.argv)
-        if port is None:
-            _LOG.warning("%s was started without --port, so nobody can tell whether it is ready", unit.name)
-            return
         verdict = await wait_until_ready(
             self._session,
-            f"http://{reachable(host_of(unit.argv))}:{port}",
-            owns_port=lambda: self._evidence.owns_port(unit, port),
+            url,
+            owns_port=lambda: self._evidence.owns_port(self._manager.units.get(unit.name, unit), port),
             progress=lambda: self._evidence.progress(unit),
             patience=self._patience,
         )
-        server = self._server(model_id)
         if verdict is Verdict.READY:
-            server.proven = (unit.invocation_id, unit.main_pid)
-            server.ready_since = asyncio.get_running_loop().time()
-            server.failure = None
-            server.retry_at = None
+            record.proven = (unit.invocation_id, unit.main_pid)
+            record.ready_since = asyncio.get_running_loop().time()
+            record.forget_failure()
             _LOG.info("server of %s is ready on port %d", model_id, port, extra={"magi_model": model_id})
             self._announce(model_id)
             return
-        server.ending = True
-        message = (
-            f"it showed no progress for {self._patience.stillness:g} seconds and was not ready"
-            if verdict is Verdict.TIMEOUT
-            else f"another program answers on its port {port}"
-        )
-        result = "start-timeout" if verdict is Verdict.TIMEOUT else "port-in-use"
+        if verdict is Verdict.TIMEOUT:
+            message = f"it showed no progress for {self._patience.stillness:g} seconds and was not ready"
+        else:
+            message = f"its port {port} is held by {await self._evidence.holder_of(port)}, which answers in its place"
+        if not self.wants(model_id):
+            _LOG.warning("server of %s: %s; nobody asked for it, so it is left alone", model_id, message)
+            return
         lines = await self._last_lines(unit)
+        record.counted = unit.invocation_id
+        record.restart = True
         self._fail(
             model_id,
-            Failure(datetime.now(UTC), result, message, invocation_id=unit.invocation_id or None, log_lines=lines),
+            Failure(
+                datetime.now(UTC),
+                "start-timeout" if verdict is Verdict.TIMEOUT else "port-in-use",
+                message,
+                invocation_id=unit.invocation_id or None,
+                log_lines=lines,
+            ),
         )
-        await self._launcher.stop(model_id, self._stop_timeout)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -396,125 +419,122 @@ class Reconciler:
                     await self._wake.wait()
 
     def _step_all(self) -> float | None:
+        for name, unit in self._manager.units.items():
+            # Were a watch to end before its time, this look would be the one to set it up again.
+            if condition_of(unit) is UnitCondition.UP:
+                model_id = model_id_of(name)
+                self._watch_loading(model_id, self._record(model_id), unit)
         plan = self.plan()
         for step in plan.steps:
             if self._halted and step.verb is not Verb.STOP:
                 continue
-            server = self._server(step.model_id)
-            if server.step is None or server.step.done():
-                server.step = self._spawn(self._carry_out(step), f"{step.verb} of {step.model_id}")
-                server.step.add_done_callback(lambda _: self.wake())
+            record = self._record(step.model_id)
+            if record.step is None or record.step.done():
+                record.verb = step.verb
+                record.step = self._spawn(partial(self._carry_out, step), f"{step.verb} of {step.model_id}")
+                record.step.add_done_callback(lambda _: self.wake())
                 self._announce(step.model_id)
+            elif step.verb is Verb.STOP and record.is_doing(Verb.START):
+                # The unit is there, and systemd's stop job replaces its start job: no need to wait for that one.
+                record.step.cancel()
         return plan.wake_at
 
     async def _carry_out(self, step: Step) -> None:
-        server = self._server(step.model_id)
+        record = self._record(step.model_id)
         try:
             match step.verb:
                 case Verb.START:
-                    await self._start(step.model_id, server)
+                    await self._start(step.model_id, record)
                 case Verb.STOP:
-                    await self._stop(step.model_id, server)
-                    server.failure = None
+                    await self._stop(step.model_id, record)
+                    record.forget_failure()
                 case Verb.RESTART:
-                    server.restart = False
-                    await self._stop(step.model_id, server)
+                    await self._stop(step.model_id, record)
+                    record.restart = False
                 case Verb.CLEAR:
                     await self._launcher.clear(step.model_id)
-                    server.failure = None
-                    server.retry_at = None
+                    record.forget_failure()
         except BusDisconnected as error:
             # Whether it took effect is not known: with the connection comes the whole truth, and a new plan.
             _LOG.warning("%s of %s: %s", step.verb, step.model_id, error)
+            await asyncio.sleep(_BUS_PAUSE)
         except MagiError as error:
             if step.verb is not Verb.START:
                 _LOG.error("cannot %s %s: %s", step.verb, step.model_id, error)
-                await asyncio.sleep(1)  # the plan asks for the same again at once
+                await asyncio.sleep(_STEP_PAUSE)  # the plan asks for the same again at once
             else:
                 words = {"PortInUse": "port-in-use", "ModelNotUsable": "not-usable", "NoFreePort": "no-free-port"}
                 self._fail(step.model_id, Failure(datetime.now(UTC), words.get(error.error, "start-error"), str(error)))
+        except Exception as error:
+            # A defect. It is reported as one; the pause keeps the loop from running hot on it.
+            if step.verb is Verb.START:
+                self._fail(
+                    step.model_id, Failure(datetime.now(UTC), "start-error", f"a defect of the agent: {error!r}")
+                )
+            else:
+                await asyncio.sleep(_STEP_PAUSE)
+            raise
         finally:
             self._announce(step.model_id)
 
-    async def _start(self, model_id: str, server: _Server) -> None:
-        server.restart = False
-        server.ending = False
+    async def _start(self, model_id: str, record: ServerRecord) -> None:
+        record.restart = False
         async with self._starting:
             launch = await self._preparation.launch_for(model_id)
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
                 self.halt()
+            if self._halted or not self.wants(model_id):
                 return
             result = await self._launcher.start(launch)
         if not result.ok:
             unit = await self._manager.refresh(unit_name(model_id))
-            if condition_of(unit) is UnitCondition.ABSENT:
+            if condition_of(unit) is UnitCondition.ABSENT and self.wants(model_id):
                 message = f"systemd's job to start it ended with {result.value!r}"
                 self._fail(model_id, Failure(datetime.now(UTC), "start-error", message))
 
-    async def _stop(self, model_id: str, server: _Server) -> None:
-        server.ending = True
-        server.failure = None
-        server.retry_at = None
-        self._end_watch(server)
-        await self._launcher.stop(model_id, self._stop_timeout)
+    async def _stop(self, model_id: str, record: ServerRecord) -> None:
+        record.ending = True
+        self._end_watch(record)
+        self._announce(model_id)
+        try:
+            await self._launcher.stop(model_id, self._stop_timeout)
+        finally:
+            record.ending = condition_of(self._manager.get(unit_name(model_id))) in _ON_THE_MOVE
 
     def _announce(self, model_id: str) -> None:
         """Tell everybody, if the state of a model's server is another than they were told."""
-        server = self._server(model_id)
-        state = self._state_now(model_id, server)
-        if state is not None and state is not server.state:
-            before, server.state = server.state, state
+        record = self._record(model_id)
+        run = self.wants(model_id)
+        known = self._preparation.knows(model_id) if run else True
+        state = state_of(
+            record,
+            self._manager.get(unit_name(model_id)),
+            wanted=run if self._desired[model_id] and known else None,
+            startable=not self._halted,
+        )
+        if state is not None and state is not record.state:
+            before, record.state = record.state, state
             self._events.publish(ServerChanged(model_id=model_id, before=before, after=state))
 
-    def _state_now(self, model_id: str, server: _Server) -> ServerState | None:
-        """The state as it follows from all that is known; ``None`` while that is not settled."""
-        if server.recording:
-            return None
-        unit = self._manager.units.get(unit_name(model_id))
-        wanted = self._desired.wants(model_id) and not server.let_go
-        match condition_of(unit):
-            case UnitCondition.GOING:
-                return ServerState.STOPPING
-            case UnitCondition.UP if unit is not None and unit.active_state == "active":
-                is_ready = server.proven == (unit.invocation_id, unit.main_pid)
-                return ServerState.READY if is_ready else ServerState.LOADING
-            case UnitCondition.UP:
-                return ServerState.STARTING
-            case condition if server.failure is not None:
-                if wanted:
-                    return ServerState.COOLDOWN
-                return ServerState.FAILED if condition is UnitCondition.FAILED else ServerState.STOPPED
-            case condition if wanted and not self._halted:
-                return ServerState.STARTING
-            case condition:
-                return ServerState.FAILED if condition is UnitCondition.FAILED else ServerState.STOPPED
+    def _record(self, model_id: str) -> ServerRecord:
+        return self._records.setdefault(model_id, ServerRecord())
 
-    def _server(self, model_id: str) -> _Server:
-        return self._servers.setdefault(model_id, _Server())
-
-    def _background(self, work: Awaitable[None], name: str) -> None:
+    def _background(self, work: _Work, name: str) -> None:
         _ = self._spawn(work, name)  # kept in self._tasks, by which stop() ends it
 
-    def _spawn(self, work: Awaitable[None], name: str) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(_reporting(work, name))
+    def _spawn(self, work: _Work, name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(_reporting(work, name), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
 
-async def _reporting(work: Awaitable[None], name: str) -> None:
+async def _reporting(work: _Work, name: str) -> None:
     try:
-        await work
+        await work()
     except MagiError as error:
         _LOG.error("%s: %s", name, error)
-    except Exception:
+    except Exception:  # noqa: BLE001
         # The end of the line for a background task: without this nobody would ever hear of it.
         _LOG.exception("%s ended with a defect", name)
-        raise
-
-
-def reachable(host: str | None) -> str:
-    """The address at which a server bound to ``host`` is reached from this host, as it stands in a URL."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", None: "127.0.0.1"}.get(host, host)  # noqa: S104
-    return f"[{host}]" if host and ":" in host else str(host)

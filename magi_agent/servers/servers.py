@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import psutil
@@ -22,11 +23,11 @@ from magi_agent.registry.registry import Registry
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.launch import model_id_of, unit_name
-from magi_agent.servers.llama_server import differences, host_of, port_of
+from magi_agent.servers.llama_server import differences, port_of, url_of
 from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
-from magi_agent.servers.plan import UnitCondition
+from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation, not_usable
-from magi_agent.servers.reconciler import OUTCOMES, Reconciler, condition_of, reachable
+from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
@@ -124,14 +125,20 @@ class Servers:
         """One model's server, running or not. Raises ``ModelNotFound``."""
         return await self._picture(self._registry.model(model_id))
 
+    def state(self, model_id: str) -> ServerState:
+        """The state a model's server is in; that of a model nobody knows is ``stopped``."""
+        return self._reconciler.state(model_id)
+
     def unknown_units(self) -> Collection[str]:
         """Units of ours, by name, that belong to no model the registry knows; they are left alone."""
         return sorted(name for name in self._manager.units if model_id_of(name) not in self._registry.models)
 
     def wanted(self) -> dict[str, ServerState]:
-        """The state of each model that should run."""
+        """The state of each model that should run, and that there is: one that went is no longer waited for."""
         return {
-            model_id: self._reconciler.state(model_id) for model_id, wish in self._desired.wishes.items() if wish.run
+            model_id: self._reconciler.state(model_id)
+            for model_id, wish in self._desired.wishes.items()
+            if wish.run and model_id in self._registry.models
         }
 
     def operation(self, operation_id: str) -> Operation:
@@ -153,18 +160,17 @@ class Servers:
         """
         model = self._registry.model(model_id)
         model_id = model.model_id
-        if self._reconciler.state(model_id) in UP and self._desired.wants(model_id):
+        if self._reconciler.state(model_id) in UP and self._reconciler.wants(model_id):
             return await self._outcome(model_id, f"Model {model_id} is running already", changed=False, settled=True)
         if not model.is_usable:
             raise not_usable(model)
-        changed = not (self._desired.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
+        changed = not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
         if model.choices.port is None:
             await self._preparation.give_port(model_id)
         async with self._following(model_id) as settled:
             await self._desired.wish([model_id], run=True, by=by)
             self._reconciler.forgive(model_id)
-            self._reconciler.wake()
-            done = await settled(lambda state: state in OUTCOMES, wait)
+            done = await settled(lambda state: state in OUTCOMES or not self._reconciler.wants(model_id), wait)
         if done and self._reconciler.state(model_id) not in UP:
             raise self._start_failed(model_id)
         message = f"Model {model_id} is ready" if done else f"Model {model_id} is starting"
@@ -176,18 +182,16 @@ class Servers:
         Raises ``ModelNotFound``, ``RegistrySaveFailed``.
         """
         model_id = self._registry.model(model_id).model_id
-        if (
-            self._reconciler.state(model_id) in DOWN
-            and not self._desired.wants(model_id)
-            and not self._has_unit(model_id)
-        ):
+        if self._is_down(model_id) and not self._reconciler.wants(model_id):
             return await self._outcome(model_id, f"Model {model_id} is stopped already", changed=False, settled=True)
         async with self._following(model_id) as settled:
             await self._desired.wish([model_id], run=False, by=by)
             self._reconciler.forgive(model_id)
-            self._reconciler.wake()
-            done = await settled(lambda state: state in DOWN and not self._has_unit(model_id), wait)
+            await settled(lambda _: self._is_down(model_id) or self._reconciler.wants(model_id), wait)
+        done = self._is_down(model_id) and not self._reconciler.wants(model_id)
         message = f"Model {model_id} is stopped" if done else f"Model {model_id} is stopping"
+        if self._reconciler.wants(model_id):
+            message = f"Model {model_id} is to run again: somebody said so meanwhile"
         return await self._outcome(model_id, message, changed=True, settled=done)
 
     async def restart(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
@@ -201,7 +205,11 @@ class Servers:
             await self._desired.wish([model_id], run=True, by=by)
             self._reconciler.ask_restart(model_id)
             done = await settled(
-                lambda state: state in OUTCOMES and not self._reconciler.restart_pending(model_id), wait
+                lambda state: (
+                    (state in OUTCOMES and not self._reconciler.restart_pending(model_id))
+                    or not self._reconciler.wants(model_id)
+                ),
+                wait,
             )
         if done and self._reconciler.state(model_id) not in UP:
             raise self._start_failed(model_id)
@@ -238,8 +246,13 @@ class Servers:
         self._operations.add(operation)
         task = asyncio.create_task(self._carry_out(operation, verb), name=f"{kind} {operation.operation_id}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._operation_ended, operation))
         return operation
+
+    def _operation_ended(self, operation: Operation, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        operation.finished_at = datetime.now(UTC)
+        self._events.publish(OperationFinished(operation_id=operation.operation_id))
 
     async def _carry_out(self, operation: Operation, verb: Callable[[str, float], Awaitable[Outcome]]) -> None:
         async def one(model_id: str, part: Part) -> None:
@@ -248,23 +261,24 @@ class Servers:
                 outcome = await verb(model_id, _OPERATION_WAIT)
             except MagiError as error:
                 part.status, part.message = OperationStatus.FAILED, error.message
+            except Exception as error:  # noqa: BLE001
+                # A defect in what is done for one model must not cost the others theirs.
+                _LOG.exception("%s of %s ended with a defect", operation.kind, model_id)
+                part.status, part.message = OperationStatus.FAILED, f"a defect of the agent: {error!r}"
             else:
                 part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
                 part.message = outcome.message
 
-        try:
-            await asyncio.gather(*(one(model_id, part) for model_id, part in operation.parts.items()))
-        finally:
-            operation.finished_at = datetime.now(UTC)
-            self._events.publish(OperationFinished(operation_id=operation.operation_id))
+        await asyncio.gather(*(one(model_id, part) for model_id, part in operation.parts.items()))
 
-    def _has_unit(self, model_id: str) -> bool:
-        return condition_of(self._manager.units.get(unit_name(model_id))) is not UnitCondition.ABSENT
+    def _is_down(self, model_id: str) -> bool:
+        unit = self._manager.units.get(unit_name(model_id))
+        return self._reconciler.state(model_id) in DOWN and condition_of(unit) is UnitCondition.ABSENT
 
     def _start_failed(self, model_id: str) -> StartFailed:
         failure = self._reconciler.failure(model_id)
         if failure is None:
-            return StartFailed(f"model {model_id} did not start", {"modelId": model_id})
+            return StartFailed(f"model {model_id} was stopped before it was ready", {"modelId": model_id})
         return StartFailed(
             f"model {model_id} did not start: {failure.message}",
             {
@@ -304,7 +318,6 @@ class Servers:
         unit = self._manager.units.get(unit_name(model_id))
         runs = unit is not None and condition_of(unit) in (UnitCondition.UP, UnitCondition.GOING)
         port = (port_of(unit.argv) if unit and runs else None) or model.choices.port
-        host = host_of(unit.argv) if unit and runs else None
         memory, cpu = await self._usage(unit) if unit and runs else (None, None)
         since = unit.exec_main_start_timestamp if unit and runs and unit.main_pid else None
         return Server(
@@ -313,7 +326,7 @@ class Servers:
             unit=unit_name(model_id),
             state=self._reconciler.state(model_id),
             port=port,
-            url=f"http://{reachable(host)}:{port}" if port and runs else None,
+            url=url_of(unit.argv) if unit and runs else None,
             pid=unit.main_pid if unit and runs else None,
             uptime_seconds=max(0, int(time.time() - since)) if since else 0,
             restarts=unit.n_restarts if unit else 0,

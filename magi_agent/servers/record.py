@@ -1,0 +1,81 @@
+"""What the reconciler remembers of each server."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from magi_agent.servers.desired import Wish
+from magi_agent.servers.failure import Failure
+from magi_agent.servers.plan import UnitCondition, Verb, condition_of
+from magi_agent.systemd.status import UnitStatus
+from magi_agent.vocabulary import ServerState
+
+_FIRST_COOLDOWN: Final = 10.0
+_LONGEST_COOLDOWN: Final = 300.0
+_MOST_DOUBLINGS: Final = 10
+_STEADY: Final = 60.0
+"""Seconds a server must have been ready for its earlier failures to be forgotten."""
+
+
+@dataclass(slots=True)
+class ServerRecord:
+    """One model's server, as far as the agent has something to remember of it between two looks.
+
+    All of it can be found out again: readiness by asking, failure from the unit, and a cool-down that a restart of the
+    agent cuts short does no harm.
+    """
+
+    state: ServerState = ServerState.STOPPED
+    """As it was told to everybody last."""
+    proven: tuple[str, int | None] | None = None
+    """Invocation and process that were proven ready."""
+    ready_since: float | None = None
+    failure: Failure | None = None
+    doubtful: str | None = None
+    """Invocation of which it is not known yet whether systemd has given up on it."""
+    counted: str | None = None
+    """Invocation of which it is known already how it ended."""
+    recording: Failure | None = None
+    """The failure whose last log lines are being read; it is told with them."""
+    attempts: int = 0
+    retry_at: float | None = None
+    restart: bool = False
+    """Whether what runs is to be ended, whatever is wished for afterwards."""
+    ending: bool = False
+    """Whether the agent itself is ending it, so that its end is nobody else's word."""
+    leaving: Wish | None = None
+    """What was wished for when somebody else began to stop it."""
+    let_go: Wish | None = None
+    """The wish that somebody overruled by stopping it."""
+    step: asyncio.Task[None] | None = None
+    verb: Verb | None = None
+    """What the step does."""
+    watch: asyncio.Task[None] | None = None
+    watched: tuple[str, int | None] | None = None
+
+    def is_doing(self, verb: Verb) -> bool:
+        """Whether such a step is under way."""
+        return self.verb is verb and self.step is not None and not self.step.done()
+
+    def condition(self, unit: UnitStatus | None) -> UnitCondition:
+        """What matters of its unit, a failure that is not certain yet being none."""
+        condition = condition_of(unit)
+        return UnitCondition.QUEUED if condition is UnitCondition.FAILED and self.doubtful is not None else condition
+
+    def was_ready(self, unit: UnitStatus) -> bool:
+        """Whether this run of the unit was proven ready."""
+        return self.proven is not None and self.proven[0] == unit.invocation_id
+
+    def count_failure(self, failure: Failure, now: float) -> None:
+        """Let it cool down, each time twice as long."""
+        if self.ready_since is not None and now - self.ready_since >= _STEADY:
+            self.attempts = 0
+        self.ready_since = None
+        self.failure = failure
+        self.attempts += 1
+        doublings = min(self.attempts - 1, _MOST_DOUBLINGS)
+        self.retry_at = now + min(_FIRST_COOLDOWN * 2**doublings, _LONGEST_COOLDOWN)
+
+    def forget_failure(self) -> None:
+        """It failed no longer ago than never."""
+        self.failure = self.recording = self.retry_at = None

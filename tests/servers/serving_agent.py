@@ -1,0 +1,169 @@
+"""The part of an agent that serves models, wired as the composition root wires it, without the API."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from magi_agent.discovery.scanner import Scanner
+from magi_agent.events import Event, EventStream, ServerChanged
+from magi_agent.registry.model import RuntimeSettings
+from magi_agent.registry.registry import Registry
+from magi_agent.servers.desired import Desired
+from magi_agent.servers.evidence import UnitEvidence
+from magi_agent.servers.launch import unit_name
+from magi_agent.servers.launcher import DirectLauncher, Launcher
+from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.readiness import Patience
+from magi_agent.servers.reconciler import Reconciler
+from magi_agent.servers.servers import Server, Servers
+from magi_agent.settings import Settings
+from magi_agent.systemd.journal import Journal
+from magi_agent.systemd.manager import SystemdManager
+from magi_agent.systemd.status import UnitStatus
+from magi_agent.vocabulary import Scope, ServerState
+
+PATIENCE_OF_TESTS = 60.0
+"""Seconds; what never comes fails the test after that. Generous: the machine may be loaded."""
+
+LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
+    ServerState.STOPPED: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.COOLDOWN},
+    ServerState.STARTING: {ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED, ServerState.COOLDOWN},
+    ServerState.LOADING: {
+        ServerState.READY,
+        ServerState.STARTING,
+        ServerState.STOPPING,
+        ServerState.STOPPED,
+        ServerState.COOLDOWN,
+    },
+    ServerState.READY: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED},
+    ServerState.STOPPING: {ServerState.STOPPED, ServerState.STARTING, ServerState.COOLDOWN},
+    ServerState.COOLDOWN: {ServerState.STARTING, ServerState.STOPPED, ServerState.STOPPING, ServerState.FAILED},
+    ServerState.FAILED: {ServerState.STARTING, ServerState.STOPPING, ServerState.STOPPED},
+}
+
+
+class RecordingStream(EventStream):
+    """The stream of events, which remembers every change of a server's state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes: list[ServerChanged] = []
+
+    def publish(self, event: Event) -> None:
+        if isinstance(event, ServerChanged):
+            self.changes.append(event)
+        super().publish(event)
+
+
+@dataclass(slots=True)
+class ServingAgent:
+    """Everything from wishes to units, for one folder of models and one folder of state.
+
+    Used as ``async with``; leaving it ends the agent and leaves the servers alone. Several may follow one another on
+    the same folders, as an agent does that is started anew.
+    """
+
+    models: Path
+    state: Path
+    settings: Settings
+    make_launcher: Callable[[SystemdManager], Launcher] = DirectLauncher
+    bus_address: str | None = None
+    profile_settings: dict[str, RuntimeSettings] = field(default_factory=dict)
+    events: RecordingStream = field(default_factory=RecordingStream)
+    journal: Journal = field(init=False)
+    registry: Registry = field(init=False)
+    desired: Desired = field(init=False)
+    manager: SystemdManager = field(init=False)
+    reconciler: Reconciler = field(init=False)
+    preparation: StartPreparation = field(init=False)
+    servers: Servers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.settings.journal_directory)
+        self.registry = Registry(self.settings.registry_path, self.events)
+        self.desired = Desired(self.state / "desired.json")
+        self.manager = SystemdManager(
+            Scope.USER,
+            address=self.bus_address,
+            on_change=lambda change: self.reconciler.unit_changed(change),
+            on_connection=lambda connected: self.reconciler.look_at_all() if connected else None,
+        )
+        self.preparation = StartPreparation(self.registry, self.settings, lambda: self.profile_settings)
+        self.reconciler = Reconciler(
+            self.manager,
+            self.make_launcher(self.manager),
+            self.desired,
+            self.preparation,
+            UnitEvidence(self.manager, self.journal),
+            self.events,
+            Patience(self.settings.max_startup_time, self.settings.readiness_check_interval),
+            self.settings.stop_timeout,
+        )
+        self.servers = Servers(
+            self.manager, self.registry, self.desired, self.reconciler, self.preparation, self.events
+        )
+
+    async def __aenter__(self) -> Self:
+        self.manager.start()
+        await self.registry.load()
+        await self.scan()
+        await self.manager.wait_connected(PATIENCE_OF_TESTS)
+        await self.desired.load(await self.manager.boot_id())
+        await self.reconciler.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.servers.close()
+        await self.reconciler.stop()
+        await self.manager.close()
+
+    async def scan(self) -> None:
+        """Bring the registry in step with the model folder."""
+        result = await asyncio.to_thread(Scanner([self.models]).scan)
+        await self.registry.merge(result.models, self.reconciler.running())
+
+    def unit(self, model_id: str) -> UnitStatus:
+        """The unit of a model's server, which must be there."""
+        unit = self.manager.get(unit_name(model_id))
+        assert unit is not None, f"{model_id} has no unit"
+        return unit
+
+    async def until(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE_OF_TESTS) -> None:
+        """Wait for a condition on this agent."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}; went through {self.told()}"
+            await asyncio.sleep(0.01)
+
+    async def until_state(self, model_id: str, *states: ServerState, seconds: float = PATIENCE_OF_TESTS) -> Server:
+        """Wait until a model's server is in one of these states, and return its picture."""
+        await self.until(lambda: self.reconciler.state(model_id) in states, f"{model_id} is {states}", seconds)
+        return await self.servers.server(model_id)
+
+    async def ready(self, model_id: str) -> Server:
+        """Start a model's server and return it when it is ready."""
+        outcome = await self.servers.start(model_id, by="test", wait=PATIENCE_OF_TESTS)
+        assert outcome.settled, f"{model_id} is not ready; went through {self.told(model_id)}"
+        return outcome.server
+
+    def told(self, model_id: str | None = None) -> list[str]:
+        """The states that were told of, in order, for one model or all."""
+        if model_id is None:
+            return [f"{event.model_id}: {event.before} -> {event.after}" for event in self.events.changes]
+        events = [event for event in self.events.changes if event.model_id == model_id]
+        return [str(event.after) for event in events]
+
+    def check_transitions(self) -> None:
+        """Each state follows from the one told before, by a legal step."""
+        now: dict[str, ServerState] = {}
+        for event in self.events.changes:
+            assert event.before is now.get(event.model_id, ServerState.STOPPED), self.told()
+            assert event.after in LEGAL_TRANSITIONS[event.before], f"{event.before} -> {event.after}: {self.told()}"
+            now[event.model_id] = event.after
+        for model_id, state in now.items():
+            assert self.reconciler.state(model_id) is state

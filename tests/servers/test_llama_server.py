@@ -1,0 +1,163 @@
+"""llama-server's command line and environment, and how one that runs is compared with what it should be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magi_agent.registry.model import RuntimeSettings
+from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
+from magi_agent.servers.launcher import service_of
+from magi_agent.servers.llama_server import argv_of, differences, environment_of, model_path_of, port_of, url_of
+from magi_agent.systemd.transient import Restart, TransientService
+from magi_agent.vocabulary import Scope
+
+LAUNCH = LaunchSpecification(
+    model_id="qwen3-8b",
+    display_name="Qwen3 8B",
+    binary=Path("/usr/local/bin/llama-server"),
+    model_path="/models/Qwen3 8B.gguf",
+    projector_path=None,
+    host="127.0.0.1",
+    port=8081,
+    runtime_settings=RuntimeSettings(),
+    readable_folders=(Path("/models"),),
+    user=None,
+    stop_timeout=20.0,
+)
+FULL = replace(
+    LAUNCH,
+    projector_path="/models/mmproj.gguf",
+    runtime_settings=RuntimeSettings(n_gpu_layers=-1, ctx_size=4096, n_threads=8, batch_size=512),
+)
+
+
+def _environment(launch: LaunchSpecification) -> list[str]:
+    """As systemd lists it."""
+    return [f"{name}={value}" for name, value in environment_of(launch).items()]
+
+
+def _differences(launch: LaunchSpecification, running: LaunchSpecification) -> tuple[str, ...]:
+    return differences(launch, argv_of(running), _environment(running))
+
+
+def test_the_command_line_says_what_ps_should_show() -> None:
+    assert argv_of(FULL) == (
+        "/usr/local/bin/llama-server", "--host", "127.0.0.1", "--port", "8081", "--alias", "qwen3-8b", "--metrics",
+        "--n-gpu-layers", "-1", "--ctx-size", "4096", "--threads", "8", "--batch-size", "512",
+    )  # fmt: skip
+    assert argv_of(LAUNCH)[-1] == "--metrics"
+    assert environment_of(FULL) == {
+        "LLAMA_ARG_MODEL": "/models/Qwen3 8B.gguf",
+        "LLAMA_ARG_MMPROJ": "/models/mmproj.gguf",
+    }
+    assert environment_of(LAUNCH) == {"LLAMA_ARG_MODEL": "/models/Qwen3 8B.gguf"}
+
+
+@given(path=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_what_a_file_name_can_hold_travels_in_the_environment_only(path: str) -> None:
+    launch = replace(FULL, model_path=f"/models/<{path}>", projector_path=f"/models/<p{path}>")
+
+    assert not any("<" in argument for argument in argv_of(launch))
+    assert model_path_of(_environment(launch)) == launch.model_path
+    assert _differences(launch, launch) == ()
+
+
+@pytest.mark.parametrize(
+    ("launch", "reasons"),
+    [
+        (LAUNCH, ()),
+        (FULL, ()),
+        (replace(FULL, display_name="another name", stop_timeout=1.0, readable_folders=()), ()),
+        (replace(FULL, port=8085), ("port: runs with 8081, should be 8085",)),
+        (replace(FULL, host="0.0.0.0"), ("host: runs with 127.0.0.1, should be 0.0.0.0",)),
+        (
+            replace(FULL, binary=Path("/opt/llama")),
+            ("binary: runs with /usr/local/bin/llama-server, should be /opt/llama",),
+        ),
+        (replace(FULL, model_path="/m=n.gguf"), ("model file: runs with /models/Qwen3 8B.gguf, should be /m=n.gguf",)),
+        (replace(FULL, projector_path=None), ("projector: runs with /models/mmproj.gguf, should be the default",)),
+        (
+            replace(FULL, runtime_settings=RuntimeSettings(n_gpu_layers=0, n_threads=8)),
+            (
+                "n-gpu-layers: runs with -1, should be 0",
+                "ctx-size: runs with 4096, should be the default",
+                "batch-size: runs with 512, should be the default",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_each_change_is_its_own_reason(launch: LaunchSpecification, reasons: tuple[str, ...]) -> None:
+    running = LAUNCH if launch is LAUNCH else FULL
+
+    assert _differences(launch, running) == reasons
+    # And back again: whatever differs, differs seen from either side.
+    assert len(_differences(running, launch)) == len(reasons)
+
+
+def test_what_somebody_else_gave_it_is_a_reason_too() -> None:
+    running = (*argv_of(LAUNCH), "--jinja"), [*_environment(LAUNCH), "LLAMA_ARG_FLASH_ATTN=on", "LANG=C"]
+
+    assert differences(LAUNCH, *running) == (
+        "jinja: runs with set, should be the default",
+        "LLAMA_ARG_FLASH_ATTN: runs with on, should be the default",
+    )
+
+
+def test_reasons_can_always_be_written_as_text() -> None:
+    for reason in _differences(replace(LAUNCH, model_path="/models/\udcff.gguf"), LAUNCH):
+        reason.encode()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8081"),
+        ("192.168.1.5", "http://192.168.1.5:8081"),
+        ("0.0.0.0", "http://127.0.0.1:8081"),
+        ("::", "http://[::1]:8081"),
+        ("fd00::1", "http://[fd00::1]:8081"),
+    ],
+)
+def test_where_a_server_is_reached(host: str, url: str) -> None:
+    argv = argv_of(replace(LAUNCH, host=host))
+
+    assert (port_of(argv), url_of(argv)) == (8081, url)
+
+
+def test_a_server_that_was_told_no_address_is_reached_on_loopback() -> None:
+    assert url_of(("llama-server", "--port", "8081")) == "http://127.0.0.1:8081"
+
+
+@pytest.mark.parametrize("argv", [(), ("llama-server",), ("llama-server", "--port"), ("llama-server", "--port", "x")])
+def test_a_port_that_is_not_there_is_none(argv: tuple[str, ...]) -> None:
+    assert port_of(argv) is None
+    assert url_of(argv) is None
+    assert model_path_of(()) is None
+
+
+@pytest.mark.parametrize("model_id", ["a", "qwen3-8b.q4_k_m", "x.service", "magi-llama-x", "a--b"])
+def test_unit_and_model_name_each_other(model_id: str) -> None:
+    assert model_id_of(unit_name(model_id)) == model_id
+
+
+def test_the_unit_of_a_launch() -> None:
+    service = service_of(FULL, Scope.SYSTEM)
+
+    assert isinstance(service, TransientService)
+    assert service.name == "magi-llama-qwen3-8b.service"
+    assert service.slice == "magi-llama.slice"
+    assert service.syslog_identifier == "magi-llama-qwen3-8b"
+    assert service.restart is Restart.ON_FAILURE
+    assert (service.restart_sec, service.start_limit_burst, service.start_limit_interval_sec) == (1.0, 4, 60.0)
+    assert service.timeout_stop_sec == 20.0
+    assert {str(path) for path in service.read_only_paths} == {"/models", "/usr/local/bin"}
+    assert (service.user, service.dynamic_user) == (None, True)
+    assert service_of(replace(FULL, user="llama"), Scope.SYSTEM).user == "llama"
+    for user in (None, "llama"):
+        assert (service_of(replace(FULL, user=user), Scope.USER).user, service.dynamic_user) == (None, True)
+        assert not service_of(replace(FULL, user=user), Scope.USER).dynamic_user
