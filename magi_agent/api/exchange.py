@@ -18,7 +18,7 @@ from magi_agent.errors import InvalidRequest, ValidationFailed
 JSON: Final = "application/json"
 CALLER: Final = web.RequestKey("caller", Caller)
 """Who makes the request; set for every handler."""
-_BODY_SECONDS: Final = 60.0
+_BODY_SECONDS: Final = 30.0
 _Body = TypeVar("_Body", bound=BaseModel)
 _JSON_TYPE: Final = re.compile(r"application/(?:[\w.+-]+\+)?json")
 
@@ -66,6 +66,11 @@ async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
         raise UnsupportedMediaType(
             f"the body must be JSON: send 'Content-Type: {JSON}', not {request.content_type!r}",
             {"contentType": request.content_type},
+        )
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"the body is encoded as {encoding!r}: send it as it is", {"contentEncoding": encoding}
         )
     raw = await _received(request)
     try:

@@ -7,6 +7,8 @@ from aiohttp.payload import Payload
 
 SLICE: Final = 192 * 1024
 """Bytes that are handed to the socket at once: about as many as the kernel takes of them."""
+_FIRST: Final = 4096
+"""Bytes that go ahead of them: by the time the rest comes, the reader is awake."""
 
 
 class LargeBody(Payload):
@@ -28,5 +30,6 @@ class LargeBody(Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write it all. Raises ``ConnectionError`` when the caller is gone."""
         content = memoryview(self._content)
-        for start in range(0, len(content), SLICE):
+        await writer.write(content[:_FIRST])
+        for start in range(_FIRST, len(content), SLICE):
             await writer.write(content[start : start + SLICE])

@@ -161,6 +161,7 @@ def _connection(runner: web.AppRunner) -> asyncio.Protocol:
         access_log=None,  # type: ignore[arg-type]  # its own word for "none", missing from its types
         keepalive_timeout=_KEEP_ALIVE,
         lingering_time=_LINGER,
+        auto_decompress=False,
     )
 
 

@@ -50,7 +50,7 @@ class ModelDocuments:
             encoded = await self._each(models.values())
             entries = (to_json(model_id) + b":" + one for model_id, one in zip(models, encoded, strict=True))
             body = b'{"models":{' + b",".join(entries) + b"}" + rest
-            self._keep("", revision, body)
+            self._bodies[""] = (revision, body)
             if len(self._encoded) > len(models):
                 self._encoded = dict(zip(models, zip(models.values(), encoded, strict=True), strict=True))
         return body
@@ -61,17 +61,12 @@ class ModelDocuments:
         body = self._kept(tier, revision)
         if body is None:
             body = array(await self._each(model for model in models.values() if model.effective_tier is tier))
-            self._keep(tier, revision, body)
+            self._bodies[tier] = (revision, body)
         return body
 
     def _kept(self, name: str, revision: int) -> bytes | None:
         kept = self._bodies.get(name)
         return kept[1] if kept is not None and kept[0] == revision else None
-
-    def _keep(self, name: str, revision: int, body: bytes) -> None:
-        kept = self._bodies.get(name)
-        if kept is None or kept[0] < revision:
-            self._bodies[name] = (revision, body)
 
     async def _each(self, models: Iterable[Model]) -> list[bytes]:
         encoded = []

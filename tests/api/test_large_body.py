@@ -12,6 +12,14 @@ from magi_agent.api.large_body import SLICE
 CONTENT = bytes(number % 251 for number in range(10 * SLICE + 7))
 
 
+async def until(condition):
+    async with asyncio.timeout(10):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 async def serving(tmp_path):
     """An application that gives a large answer, and the transports of its callers."""
@@ -50,9 +58,7 @@ async def test_for_a_caller_who_does_not_read_no_more_than_a_slice_is_kept(servi
         loop = asyncio.get_running_loop()
         await loop.sock_connect(caller, path)
         await loop.sock_sendall(caller, b"GET / HTTP/1.1\r\nHost: magi\r\n\r\n")
-        async with asyncio.timeout(10):
-            while not transports or not transports[0].get_write_buffer_size():
-                await asyncio.sleep(0.01)
+        await until(lambda: transports and transports[0].get_write_buffer_size())
         assert transports[0].get_write_buffer_size() <= SLICE
         read = b""
         async with asyncio.timeout(10):
@@ -66,8 +72,6 @@ async def test_a_caller_who_leaves_in_between_harms_nobody(serving):
     writer.write(b"GET / HTTP/1.1\r\nHost: magi\r\n\r\n")
     await reader.readexactly(1000)
     writer.transport.abort()
-    async with asyncio.timeout(10):
-        while not transports[0].is_closing():
-            await asyncio.sleep(0.01)
+    await until(transports[0].is_closing)
     async with ClientSession(connector=UnixConnector(path)) as session, session.get("http://magi/") as response:
         assert await response.read() == CONTENT

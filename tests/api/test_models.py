@@ -184,6 +184,16 @@ async def test_thinking_leaves_a_chosen_tier_alone(serve: Serve) -> None:
     assert (await api.model("api-one"))["tierOverride"] == "fast"
 
 
+async def test_thinking_off_leaves_the_tier_to_discovery(serve: Serve) -> None:
+    api = await serve("api-one")
+
+    body = (await api.ask("PUT", "/api/models/api-one/thinking", {"thinking": False})).success()
+
+    assert (body["tierChanged"], body["override"]) == (False, True)
+    model = await api.model("api-one")
+    assert (model["tierOverride"], model["thinkingOverride"], model["effectiveThinking"]) == (None, False, False)
+
+
 @pytest.mark.parametrize("thinking", [False, None])
 async def test_thinking_off_or_cleared_never_touches_the_tier(serve: Serve, thinking: bool | None) -> None:
     api = await serve("api-one")
@@ -267,6 +277,16 @@ async def test_a_rescan_of_folders_that_are_not_there_fails_and_keeps_what_is_kn
 
     assert list(details["folders"]) == [str(models)]
     assert "api-one" in (await api.get("/api/models/registry"))["models"]
+
+
+async def test_an_error_may_name_a_path_that_is_no_utf8(serve: Serve, tmp_path: Path) -> None:
+    api = await serve(model_scan_path=os.fsdecode(os.fsencode(tmp_path) + b"/odd-\xff"))
+
+    reply = await api.ask("POST", "/api/models/rescan")
+
+    assert list(reply.failure(500, "RescanFailed")["folders"]) == [f"{tmp_path}/odd-\ufffd"]
+    assert f"{tmp_path}/odd-\ufffd" in reply.body["message"]
+    assert (await api.get("/api/models/registry"))["scanPaths"] == [f"{tmp_path}/odd-\ufffd"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
 import json
 import logging
@@ -19,17 +20,28 @@ from tests.api.conftest import Serve
 TIER = "/api/models/api-one/tier"
 
 
-async def raw(api: Api, sent: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Send bytes over a connection of their own; the status line, the headers and all that follows."""
+async def connect(api: Api) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection of its own to the listener that the test runs for."""
     settings = api.agent.settings
-    if api.session.connector is not None and hasattr(api.session.connector, "path"):
-        reader, writer = await asyncio.open_unix_connection(str(settings.socket))
-    else:
-        assert settings.tcp is not None
-        reader, writer = await asyncio.open_connection(settings.tcp.host, settings.tcp.port)
+    if api.base == "http://localhost":
+        return await asyncio.open_unix_connection(str(settings.socket))
+    assert settings.tcp is not None
+    return await asyncio.open_connection(settings.tcp.host, settings.tcp.port)
+
+
+async def handled(api: Api) -> bool:
+    """Whether a request has reached its handler."""
+    runner = api.agent._listeners._runner
+    assert runner is not None
+    assert runner.server is not None
+    return bool(runner.server.requests_count)
+
+
+async def raw(api: Api, sent: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Send bytes over a connection of their own; the status line, the headers and the body of the answer."""
+    reader, writer = await connect(api)
     try:
         writer.write(sent)
-        await writer.drain()
         async with asyncio.timeout(30):
             head = await reader.readuntil(b"\r\n\r\n")
             status, *lines = head.decode().split("\r\n")[:-2]
@@ -267,18 +279,45 @@ async def test_an_expectation_that_cannot_be_met(serve: Serve, path: str) -> Non
     assert headers["x-request-id"] == "expect-1"
 
 
-async def test_a_body_that_breaks_off(serve: Serve) -> None:
+async def test_a_body_that_is_chunked_wrongly(serve: Serve) -> None:
     api = await serve("api-one")
-    sent = (
-        f"PUT {TIER} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        "Transfer-Encoding: chunked\r\n\r\nzz\r\n"
-    )
+    head = f"PUT {TIER} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
-    status, headers, content = await raw(api, sent.encode())
+    status, headers, content = await raw(api, f"{head}Transfer-Encoding: chunked\r\n\r\nzz\r\n".encode())
 
     assert re.match(r"HTTP/1\.[01] 400 ", status)
     assert json.loads(content)["error"] == "BadRequest"
     assert headers["x-request-id"]
+
+
+async def test_a_client_that_breaks_off_is_no_defect(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    api = await serve("api-one")
+    caplog.set_level(logging.INFO, "magi_agent.api")
+    _, writer = await connect(api)
+    writer.write(
+        f"PUT {TIER} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        'Content-Length: 100\r\n\r\n{"tier":'.encode()
+    )
+    await until(lambda: handled(api), "the request is being handled")
+    writer.close()
+
+    async def over() -> bool:
+        return any(record.getMessage().startswith(f"PUT {TIER}: 400 ") for record in caplog.records)
+
+    await until(over, "the request is over")
+
+
+async def test_a_body_that_is_compressed(serve: Serve) -> None:
+    api = await serve("api-one")
+
+    reply = await api.ask(
+        "PUT",
+        TIER,
+        data=gzip.compress(b'{"tier": "fast"}'),
+        headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
+    )
+
+    assert reply.failure(415, "UnsupportedMediaType") == {"contentEncoding": "gzip"}
 
 
 async def test_a_body_that_does_not_come(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +355,7 @@ async def test_a_crash_tells_nothing_on_the_wire_and_all_to_the_journal(
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.exc_info is not None
     assert "a secret of the inside" in str(record.exc_info[1])
+    caplog.clear()
     (await api.ask("GET", "/api/models/registry")).success()
 
 
