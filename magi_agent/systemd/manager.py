@@ -253,6 +253,8 @@ class SystemdManager:
         try:
             await self._attach(bus)
             while True:
+                # Before the wait too: the end may have come with the last answer, and its wake-up is cleared by then.
+                bus.raise_if_ended()
                 await self._wait_for_work()
                 bus.raise_if_ended()
                 await self._table.settle(bus)

@@ -245,16 +245,25 @@ class TestSurroundings:
         assert told == [[["127.0.0.1", 0, True]], True]
 
     @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
-    def test_with_the_version_2_hierarchy_alone_the_owner_is_known(self, listen: Listen, port: int) -> None:
+    @pytest.mark.parametrize(
+        ("mounts", "owned"),
+        [
+            ('umount -R -l /sys/fs/cgroup && mount -t cgroup2 none "/sys/fs/cgroup"', True),
+            ("mount -t tmpfs none /sys/fs/cgroup", None),
+        ],
+        ids=["version 2 alone", "something else on top"],
+    )
+    def test_the_version_2_hierarchy_is_found_where_it_can_be_seen(
+        self, listen: Listen, port: int, mounts: str, owned: bool | None
+    ) -> None:
         group = listen(port)
-        only_version_2 = 'umount -R -l /sys/fs/cgroup; mount -t cgroup2 none "/sys/fs/cgroup" && exec "$@"'
 
         told = run(
-            *("unshare", "--mount", "--propagation=private", "sh", "-c", only_version_2, "sh"),
+            *("unshare", "--mount", "--propagation=private", "sh", "-c", f'{mounts} && exec "$@"', "sh"),
             *(sys.executable, "-c", ASKS, str(port), group, "-", "as nobody"),
         )
 
-        assert json.loads(told.stdout) == [[["127.0.0.1", 0, True]], True]
+        assert json.loads(told.stdout) == [[["127.0.0.1", 0, True]], owned]
 
     def test_a_hierarchy_that_is_seen_in_part_knows_its_part_only(self) -> None:
         hierarchy = module._Hierarchy(Path("/sys/fs/cgroup"), PurePosixPath("/container"))

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from dbus_next.constants import MessageType
+from dbus_next.message import Message
 
 from magi_agent.systemd.bus import CALLS_IN_FLIGHT, DBUS_NAME, DBUS_PATH, Bus, Signal, address_of
 from magi_agent.systemd.errors import (
@@ -108,6 +110,27 @@ class TestConnecting:
             await Bus.connect(Scope.USER, address=f"unix:path={systemd_user.runtime}/systemd/private", timeout=0.5)
 
     @pytest.mark.usefixtures("systemd_user")
+    async def test_to_one_that_refuses_hello_says_why(self, tmp_path: Path) -> None:
+        # As the private socket does, whenever it is quick enough.
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while (line := await reader.readline()) and not line.startswith(b"BEGIN"):
+                writer.write(b"OK 0123456789abcdef0123456789abcdef\r\n")
+            answer = Message(
+                message_type=MessageType.ERROR,
+                reply_serial=1,
+                error_name="org.freedesktop.DBus.Error.UnknownMethod",
+                signature="s",
+                body=["no such method"],
+                serial=1,
+            )
+            writer.write(answer._marshall())
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_unix_server(refuse, str(tmp_path / "other")):
+            with pytest.raises(BusDisconnected, match="refused: no such method"):
+                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/other", timeout=20)
+
     async def test_again_and_again_leaves_no_socket_open(self, tmp_path: Path) -> None:
         before = open_files()
         for _ in range(5):

@@ -90,6 +90,7 @@ async def test_one_run_is_told_from_another(journal: Journal, speak: Speak) -> N
 
     assert messages(await journal.read_last(identifier, lines=10, invocation_id=first)) == ["first run", LAST_WORD]
     assert messages(await journal.read_last(identifier, lines=10, invocation_id=second)) == ["second run", LAST_WORD]
+    assert await journal.read_last(identifier, lines=10, invocation_id="0" * 32) == []
     both = ["first run", LAST_WORD, "second run", LAST_WORD]
     assert messages(await journal.read_last(identifier, lines=10)) == both
 
