@@ -412,7 +412,12 @@ class Reconciler:
         while True:
             self._wake.clear()
             self.last_look = loop.time()
-            wake_at = self._step_all() if self._manager.connected else None
+            try:
+                wake_at = self._step_all() if self._manager.connected else None
+            except Exception:  # noqa: BLE001
+                # A defect in the plan for one situation must not leave every model without a keeper.
+                _LOG.exception("the reconciler met a defect; it looks again")
+                wake_at = loop.time() + _STEP_PAUSE
             pause = _LOOK_AGAIN if wake_at is None else max(0.0, min(_LOOK_AGAIN, wake_at - loop.time()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

@@ -77,5 +77,5 @@ class ServerRecord:
         self.retry_at = now + min(_FIRST_COOLDOWN * 2**doublings, _LONGEST_COOLDOWN)
 
     def forget_failure(self) -> None:
-        """It failed no longer ago than never."""
+        """Forget how it failed last."""
         self.failure = self.recording = self.retry_at = None
