@@ -12,6 +12,8 @@ from typing import Final
 
 from logging_journald import JournaldTransport, check_journal_stream
 
+from magi_agent.request_id import RequestIdFilter
+
 IDENTIFIER: Final = "magi-agent"
 _OURS: Final = "magi_"
 # Priorities of syslog(3).
@@ -72,6 +74,7 @@ def set_up_logging(level: str) -> None:
         handler = logging.StreamHandler(sys.stderr)
         times = "%H:%M:%S" if sys.stderr.isatty() else None
         handler.setFormatter(_LineFormatter("%(asctime)s %(levelname)-7s %(message)s", times))
+    handler.addFilter(RequestIdFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -300,6 +300,14 @@ class TestAsAUnit:
         assert "life-one is ready" in entry["MESSAGE"]
         assert entry["LOGGER"] == "magi_agent.servers.reconciler"
 
+    def test_what_a_request_did_is_found_by_its_id(self, unit: AgentProcess, systemd_user: SystemdUser) -> None:
+        answer = unit.ask("POST", "/api/models/rescan")
+
+        [entry] = wait_until(
+            lambda: self.entries(systemd_user, f"MAGI_REQUEST_ID={answer.headers['x-request-id']}"), "it is there"
+        )
+        assert entry["MESSAGE"].startswith("POST /api/models/rescan: 200 in ")
+
     def test_it_stops_cleanly(self, unit: AgentProcess) -> None:
         unit.must("POST", "/api/models/servers/life-one/start?wait=60")
         subprocess.run(["systemctl", "--user", "stop", UNIT], check=True, timeout=60)

@@ -40,24 +40,30 @@ def answering(identify: Identify, access: Mapping[object, Access], cross_origin:
             except MagiError as error:
                 response = error_answer(error)
                 if error.status >= _SERVER_ERROR:
-                    _LOG.error("%s %s: %s", request.method, request.rel_url.raw_path, error)
+                    _LOG.error("%s %s: %s", request.method, request.rel_url.raw_path, error, extra=_marked(request_id))
             except web.HTTPException as error:
                 response = http_error_answer(request, error)
             except Exception:  # noqa: BLE001  # the end of the line: logged whole, and told to the caller as a crash
-                _LOG.exception("%s %s met a defect", request.method, request.rel_url.raw_path)
+                what = request.method, request.rel_url.raw_path
+                _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
                 response = crash_answer()
         seconds = time.perf_counter() - began
         headers = response.headers
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"
         cross_origin.mark(request, headers)
-        _log(request, response.status, seconds, caller.name)
+        _log(request, response.status, seconds, caller.name, request_id)
         return response
 
     return answer
 
 
-def _log(request: web.Request, status: int, seconds: float, who: str) -> None:
+def _marked(request_id: str) -> dict[str, str]:
+    """What a log record carries to name its request."""
+    return {"magi_request_id": request_id}
+
+
+def _log(request: web.Request, status: int, seconds: float, who: str, request_id: str) -> None:
     level = logging.DEBUG if request.method in SAFE_METHODS else logging.INFO
     if _LOG.isEnabledFor(level):
         # The path as it came, percent-encoded: nothing in it can pass for another line.
@@ -69,5 +75,5 @@ def _log(request: web.Request, status: int, seconds: float, who: str) -> None:
             status,
             seconds * 1000,
             who,
-            extra={"magi_request_id": REQUEST_ID.get()},
+            extra=_marked(request_id),
         )

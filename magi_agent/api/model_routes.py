@@ -168,7 +168,6 @@ class ModelRoutes:
                 message=f"Tier updated for {model.model_id}",
                 model_id=model.model_id,
                 tier=tier,
-                override=tier is not None,
             )
         )
 
@@ -190,7 +189,6 @@ class ModelRoutes:
                 message=f"Thinking capability updated for {model.model_id}",
                 model_id=model.model_id,
                 thinking=thinking,
-                override=thinking is not None,
                 tier_changed=tier_changed,
             )
         )

@@ -139,7 +139,7 @@ class TierAnswer(Answer):
     message: str
     model_id: str
     tier: Tier | None
-    override: bool
+    override: Literal[True] = Field(True, description="that it is a person's word now, which null is too")
 
 
 class ThinkingRequest(Request):
@@ -154,7 +154,7 @@ class ThinkingAnswer(Answer):
     message: str
     model_id: str
     thinking: bool | None
-    override: bool
+    override: Literal[True] = Field(True, description="that it is a person's word now, which null is too")
     tier_changed: bool
 
 

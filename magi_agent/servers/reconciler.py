@@ -437,7 +437,7 @@ class Reconciler:
             if record.step is None or record.step.done():
                 record.verb = step.verb
                 record.step = self._spawn(partial(self._carry_out, step), f"{step.verb} of {step.model_id}")
-                record.step.add_done_callback(lambda _: self.wake())
+                record.step.add_done_callback(partial(self._step_ended, step.model_id))
                 self._announce(step.model_id)
             elif step.verb is Verb.STOP and record.is_doing(Verb.START):
                 # The unit is there, and systemd's stop job replaces its start job: no need to wait for that one.
@@ -479,8 +479,10 @@ class Reconciler:
             else:
                 await asyncio.sleep(_STEP_PAUSE)
             raise
-        finally:
-            self._announce(step.model_id)
+
+    def _step_ended(self, model_id: str, _: asyncio.Task[None]) -> None:
+        self._announce(model_id)
+        self.wake()
 
     async def _start(self, model_id: str, record: ServerRecord) -> None:
         record.restart = False

@@ -60,6 +60,22 @@ async def test_a_path_that_is_no_utf8_is_listed_as_json_can_carry_it(
     assert [model["filename"] for model in listed.values()] == ["api-odd-\ufffd.gguf"]
 
 
+async def test_a_registry_of_half_a_megabyte_arrives_whole(serve: Serve, models: Path, toy_model: MakeToyModel) -> None:
+    for number in range(300):
+        toy_model(models / f"api-{'long-' * 30}{number}.gguf")
+    api = await serve()
+
+    get, head = await api.ask("GET", "/api/models/registry"), await api.ask("HEAD", "/api/models/registry")
+
+    assert len(get.success()["models"]) == 300
+    assert len(get.content) > 500_000
+    assert head.headers["Content-Length"] == get.headers["Content-Length"] == str(len(get.content))
+    assert (head.status, head.content) == (200, b"")
+    small = await api.ask("GET", "/health/live")
+    assert set(small.headers) == set(get.headers), "whatever its size, an answer has the same headers"
+    assert small.headers["Content-Type"] == get.headers["Content-Type"]
+
+
 async def test_one_model_comes_with_its_server(serve: Serve) -> None:
     api = await serve("api-one")
 
@@ -126,7 +142,7 @@ async def test_a_tier_is_overridden_and_cleared(serve: Serve) -> None:
     assert (model["tierOverride"], model["effectiveTier"], model["assignedTier"]) == ("powerful", "powerful", assigned)
     assert [model["modelId"] for model in await api.get("/api/models/tiers/powerful")] == ["api-one"]
     body = (await api.ask("PUT", "/api/models/api-one/tier", {"tier": None})).success()
-    assert (body["tier"], body["override"]) == (None, False)
+    assert (body["tier"], body["override"]) == (None, True)
     assert (await api.model("api-one"))["effectiveTier"] == assigned
 
 
@@ -201,7 +217,7 @@ async def test_thinking_off_or_cleared_never_touches_the_tier(serve: Serve, thin
 
     body = (await api.ask("PUT", "/api/models/api-one/thinking", {"thinking": thinking})).success()
 
-    assert (body["thinking"], body["tierChanged"], body["override"]) == (thinking, False, thinking is not None)
+    assert (body["thinking"], body["tierChanged"], body["override"]) == (thinking, False, True)
     model = await api.model("api-one")
     assert (model["tierOverride"], model["thinkingOverride"]) == ("powerful", thinking)
 

@@ -353,6 +353,7 @@ async def test_a_crash_tells_nothing_on_the_wire_and_all_to_the_journal(
     assert b"secret" not in reply.content
     assert b"Traceback" not in reply.content
     (record,) = [record for record in caplog.records if record.exc_info]
+    assert vars(record)["magi_request_id"] == "crash-1"
     assert record.exc_info is not None
     assert "a secret of the inside" in str(record.exc_info[1])
     caplog.clear()
