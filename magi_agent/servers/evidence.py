@@ -15,6 +15,7 @@ from magi_agent.systemd.status import UnitStatus
 
 _SUFFIX: Final = ".service"
 _ANSWER_WAIT: Final = 5.0
+_JOURNAL_PAUSES: Final = (0.1, 0.3, 0.0)
 
 
 class UnitEvidence:
@@ -44,10 +45,15 @@ class UnitEvidence:
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines of the unit's last run."""
-        entries = await self._journal.read_last(
-            unit.name.removesuffix(_SUFFIX), lines=LOG_LINES, invocation_id=unit.invocation_id or None
-        )
-        return tuple(entry.message for entry in entries)
+        for pause in _JOURNAL_PAUSES:
+            entries = await self._journal.read_last(
+                unit.name.removesuffix(_SUFFIX), lines=LOG_LINES, invocation_id=unit.invocation_id or None
+            )
+            if entries:
+                return tuple(entry.message for entry in entries)
+            # What a process said right before its end reaches the journal a moment after systemd told of the end.
+            await asyncio.sleep(pause)
+        return ()
 
 
 def _process_figures(pid: int) -> tuple[float, int | None] | None:

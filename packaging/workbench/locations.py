@@ -5,10 +5,14 @@ Standard library only: the set-up and the private systemd use it before anything
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder with `pyproject.toml` in it."""
+
+PYTHON = Path(sys.executable).resolve()
+"""The interpreter itself: a sandboxed unit does not see the virtual environment of a checkout below `/tmp`."""
 
 VENV = CHECKOUT / ".venv"
 """The virtual environment with both commands and everything the tests need."""

@@ -29,7 +29,8 @@ if "below" in sys.argv:
             break
 host, port = sys.argv[1], int(sys.argv[2])
 listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+    listening.setsockopt(socket.SOL_SOCKET, option, 1)
 listening.bind((host, port))
 listening.listen()
 time.sleep(600)
@@ -52,7 +53,10 @@ def listen(systemd_user: SystemdUser, tmp_path: Path) -> Iterator[Listen]:
         known = len(listeners(port))
         command = (sys.executable, str(script), host, str(port), *words)
         run("systemd-run", "--user", "--quiet", f"--unit={unit}", *options, *command)
-        wait_until(lambda: len(listeners(port)) > known, "the unit listens")
+        wait_until(
+            lambda: len(listeners(port)) > known or shown(unit, "ActiveState") == "failed", "the unit listens or fails"
+        )
+        assert shown(unit, "ActiveState") == "active", run("systemctl", "--user", "status", unit, check=False).stdout
         return shown(unit, "ControlGroup")
 
     yield start
@@ -70,7 +74,8 @@ def port(unused_ports: PortRanges) -> int:
 def stranger(port: int, host: str = "127.0.0.1") -> socket.socket:
     """A socket of this process, which is in no unit."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        listening.setsockopt(socket.SOL_SOCKET, option, 1)
     listening.bind((host, port))
     listening.listen()
     return listening

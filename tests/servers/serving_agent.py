@@ -41,7 +41,14 @@ LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
         ServerState.COOLDOWN,
     },
     ServerState.READY: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED},
-    ServerState.STOPPING: {ServerState.STOPPED, ServerState.STARTING, ServerState.COOLDOWN},
+    # The last two are a stop that was called off before it was carried out.
+    ServerState.STOPPING: {
+        ServerState.STOPPED,
+        ServerState.STARTING,
+        ServerState.COOLDOWN,
+        ServerState.LOADING,
+        ServerState.READY,
+    },
     ServerState.COOLDOWN: {ServerState.STARTING, ServerState.STOPPED, ServerState.STOPPING, ServerState.FAILED},
     ServerState.FAILED: {ServerState.STARTING, ServerState.STOPPING, ServerState.STOPPED},
 }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import locations
 
 from magi_agent.host.listeners import listeners
 
@@ -81,4 +81,4 @@ def script(path: Path, *lines: str, interpreter: str = "/bin/sh") -> Path:
 
 def stand_in(path: Path, *, stop: str = "os._exit(0)", health: int = 200) -> Path:
     """Write a program that answers on ``/health`` and nowhere else; ``stop`` is what it does on SIGTERM, in Python."""
-    return script(path, STAND_IN.format(stop=stop, health=health), interpreter=sys.executable)
+    return script(path, STAND_IN.format(stop=stop, health=health), interpreter=str(locations.PYTHON))

@@ -115,7 +115,9 @@ async def test_a_start_by_hand_after_the_cause_is_gone_does_not_wait(
 ) -> None:
     toy_model(models / "srv-mended.gguf")
     program = script(tmp_path / "program", "exit 1")
-    async with make_agent(llama_server_path=str(program)) as agent:
+    # The program runs another, which the unit must see too.
+    folders = f"{models}:{llama_server.parent}"
+    async with make_agent(llama_server_path=str(program), model_scan_path=folders) as agent:
         with pytest.raises(StartFailed):
             await agent.servers.start("srv-mended", by="test", wait=PATIENCE_OF_TESTS)
         script(program, f'exec {llama_server} "$@"')

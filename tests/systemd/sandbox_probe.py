@@ -21,6 +21,7 @@ _AF_PACKET_ANY = 0x0300
 _CLONE_NEWUTS = 0x04000000
 _CLONE_NEWUSER = 0x10000000
 _MS_BIND = 0x1000
+_PTRACE_TRACEME = 0
 _DELETE_MODULE = {"x86_64": 176, "aarch64": 106}[os.uname().machine]
 _OWN_FOLDER = Path(__file__).parent
 
@@ -45,6 +46,11 @@ def _write(path: str) -> Callable[[], None]:
 def _suid() -> None:
     with tempfile.NamedTemporaryFile() as file:
         os.chmod(file.name, 0o4755)  # noqa: PTH101
+
+
+def _owner() -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        os.chown(file.name, os.getuid(), os.getgid())
 
 
 def _writable_code() -> None:
@@ -75,6 +81,8 @@ ATTEMPTS: dict[str, Callable[[], object]] = {
     "new UTS namespace": lambda: _in_child(lambda: _checked(libc.unshare(_CLONE_NEWUTS))),
     "real-time scheduling": lambda: _in_child(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))),
     "set-user-id file": _suid,
+    "change an owner": _owner,
+    "be traced": lambda: _in_child(lambda: _checked(libc.ptrace(_PTRACE_TRACEME, 0, None, None))),
     "change personality": lambda: _checked(libc.personality(_ADDR_NO_RANDOMIZE)),
     "mount": lambda: _in_child(lambda: _checked(libc.mount(b"/tmp", b"/tmp", None, _MS_BIND, None))),
     "unload a module": lambda: _checked(libc.syscall(_DELETE_MODULE, b"magi_no_such_module", 0)),

@@ -112,6 +112,8 @@ class TestConnecting:
     @pytest.mark.usefixtures("systemd_user")
     async def test_to_one_that_refuses_hello_says_why(self, tmp_path: Path) -> None:
         # As the private socket does, whenever it is quick enough.
+        hung_up = asyncio.Event()
+
         async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while (line := await reader.readline()) and not line.startswith(b"BEGIN"):
                 writer.write(b"OK 0123456789abcdef0123456789abcdef\r\n")
@@ -126,10 +128,12 @@ class TestConnecting:
             writer.write(answer._marshall())
             await reader.read()
             writer.close()
+            hung_up.set()
 
         async with await asyncio.start_unix_server(refuse, str(tmp_path / "other")):
             with pytest.raises(BusDisconnected, match="refused: no such method"):
                 await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/other", timeout=20)
+            await until(hung_up.is_set, "the connection is closed")
 
     async def test_again_and_again_leaves_no_socket_open(self, tmp_path: Path) -> None:
         before = open_files()

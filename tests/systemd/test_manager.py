@@ -211,7 +211,8 @@ class TestStop:
 
         assert await manager.stop(name, timeout=STARTS) is JobResult.DONE
 
-        assert not alive(pid)
+        # systemd tells of the end a moment before it lets go of the process.
+        await until(lambda: not alive(pid), "the process is gone")
         await until(lambda: manager.get(name) is None, "the unit is unloaded")
 
     async def test_of_what_is_not_there_is_a_typed_error(self, manager: SystemdManager, unit_name: MakeName) -> None:
@@ -229,7 +230,8 @@ class TestStop:
 
         assert await manager.stop(name, timeout=STARTS) is JobResult.DONE
 
-        assert not alive(pid)
+        # systemd tells of the end a moment before it lets go of the process.
+        await until(lambda: not alive(pid), "the process is gone")
         after = known(manager, name)
         assert (after.active_state, after.result) == ("failed", "timeout")
         assert (after.exec_main_code, after.exec_main_status) == (2, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import re
@@ -321,6 +322,8 @@ asyncio.run(main())
                 yield Unit(name, writer)
                 systemctl("kill", "--signal=KILL", name, check=False)
                 writer.close()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
 
     async def test_understands_ready_status_reloading_and_stopping(self, unit: Unit) -> None:
         assert unit.state == "activating"

@@ -6,11 +6,11 @@ import asyncio
 import json
 import shutil
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import locations
 import pytest
 
 from magi_agent.systemd.jobs import JobResult
@@ -38,6 +38,8 @@ DENIED = {
     "new UTS namespace": "EPERM",
     "real-time scheduling": "EPERM",
     "set-user-id file": "EPERM",
+    "change an owner": "EPERM",
+    "be traced": "EPERM",
     "change personality": "EPERM",
     "mount": "EPERM",
     "unload a module": "EPERM",
@@ -65,7 +67,7 @@ def probe(manager: SystemdManager, unit_name: MakeName, tmp_path: Path) -> Probe
             unit = TransientService(
                 name=unit_name("sandbox"),
                 description="tries its sandbox",
-                argv=(sys.executable, str(script), str(listening.getsockname()[1])),
+                argv=(str(locations.PYTHON), str(script), str(listening.getsockname()[1])),
                 environment={"OUTSIDE": str(outside)},
                 read_only_paths=(PurePosixPath(shown),),
                 sandbox=sandbox,

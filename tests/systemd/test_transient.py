@@ -7,10 +7,10 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
 
+import locations
 import pytest
 
 from magi_agent.systemd.jobs import JobResult
@@ -97,7 +97,7 @@ async def test_environment_and_arguments_survive_a_reload_and_a_restart(
     unit = service(
         name=name,
         description="odd: 100% größe",
-        argv=(sys.executable, str(reports.script), *ODD_ARGUMENTS),
+        argv=(str(locations.PYTHON), str(reports.script), *ODD_ARGUMENTS),
         environment={**ODD_ENVIRONMENT, "PORT": str(reports.port)},
         restart=Restart.ON_FAILURE,
         restart_sec=0.1,
@@ -134,7 +134,7 @@ async def test_a_sandboxed_unit_still_sees_its_folders_after_a_reload_and_a_rest
     script.write_text(REPORT)
     unit = service(
         name=unit_name("folders"),
-        argv=(sys.executable, str(script)),
+        argv=(str(locations.PYTHON), str(script)),
         environment={"PORT": str(reports.port)},
         restart=Restart.ON_FAILURE,
         restart_sec=0.1,
