@@ -85,7 +85,7 @@ async def test_the_pause_doubles_with_each_failure_and_a_start_by_hand_forgives(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(record_module, "_FIRST_COOLDOWN", 0.4)
     toy_model(models / "srv-doubles.gguf")
-    exits = script(tmp_path / "exits", "exit 1")
+    exits = script(tmp_path / "exits", "echo out of order", "exit 1")
     async with make_agent(llama_server_path=str(exits)) as agent:
         await agent.servers.start("srv-doubles", by="test")
         pauses = []
