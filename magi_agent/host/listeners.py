@@ -42,6 +42,7 @@ _TIMEOUT: Final = 0.2
 _READ_BYTES: Final = 65536
 _MOST_READS: Final = 64
 _MOST_SUBGROUPS: Final = 256
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -69,13 +70,15 @@ def listeners(port: int) -> tuple[Listener, ...]:
         return tuple(_by_proc(port))
 
 
-def owned_by(port: int, control_group: str) -> bool | None:
+def owned_by(port: int, control_group: str, address: str | None = None) -> bool | None:
     """Tell whether every socket that listens on ``port`` is of this control group or one below it.
 
-    ``control_group`` is what systemd calls it: a path below the hierarchy's root. ``False`` also when nobody listens
-    there or the control group is gone; ``None`` where the kernel does not tell.
+    ``control_group`` is what systemd calls it: a path below the hierarchy's root. With ``address``, only the sockets
+    count that may answer there; where it is a name, all count. ``False`` also when nobody listens there or the control group is gone; ``None`` where
+    the kernel does not tell.
     """
-    found = listeners(port)
+    asked = _ip_address(address)
+    found = [listener for listener in listeners(port) if asked is None or _may_answer(listener, asked)]
     if not found:
         return False
     ids = {listener.cgroup_id for listener in found}
@@ -94,6 +97,23 @@ def owned_by(port: int, control_group: str) -> bool | None:
         if not ids:
             return True
     return False
+
+
+def _ip_address(text: str | None) -> _Address | None:
+    try:
+        return ipaddress.ip_address(text) if text else None
+    except ValueError:
+        return None
+
+
+def _may_answer(listener: Listener, asked: _Address) -> bool:
+    """Whether a connection to ``asked`` may end at this socket; one for all IPv6 addresses may take IPv4 too."""
+    bound: _Address = ipaddress.ip_address(listener.address)
+    if isinstance(bound, ipaddress.IPv6Address) and bound.ipv4_mapped:
+        bound = bound.ipv4_mapped
+    if bound.is_unspecified:
+        return bound.version == 6 or asked.version == 4
+    return bound == asked
 
 
 def _by_netlink(port: int) -> Iterator[Listener]:

@@ -7,6 +7,7 @@ import psutil
 
 from magi_agent.host.listeners import owned_by
 from magi_agent.servers.failure import LOG_LINES
+from magi_agent.servers.llama_server import address_of
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal
@@ -26,8 +27,8 @@ class UnitEvidence:
         self._journal = journal
 
     async def owns_port(self, unit: UnitStatus, port: int) -> bool | None:
-        """Whether the unit's own processes listen on the port; ``None`` where the kernel does not tell."""
-        return owned_by(port, unit.control_group)
+        """Whether it is the unit's own processes that answer on the port; ``None`` where the kernel does not tell."""
+        return owned_by(port, unit.control_group, address_of(unit.argv))
 
     async def holder_of(self, port: int) -> str:
         """Who listens on a port, in words."""

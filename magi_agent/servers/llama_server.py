@@ -66,14 +66,19 @@ def port_of(argv: Iterable[str]) -> int | None:
     return int(port) if port and port.isdecimal() else None
 
 
+def address_of(argv: Iterable[str]) -> str:
+    """The address at which a server is reached from this host."""
+    host = _options(argv).get("host") or _LOOPBACK
+    return _REACHED_BY.get(host, host)
+
+
 def url_of(argv: Iterable[str]) -> str | None:
     """Where a server is reached from this host; ``None`` if it was told no port."""
     argv = tuple(argv)
     port = port_of(argv)
     if port is None:
         return None
-    host = _options(argv).get("host") or _LOOPBACK
-    host = _REACHED_BY.get(host, host)
+    host = address_of(argv)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -163,6 +163,32 @@ class TestOwnedBy:
             assert owned_by(port, group) is False
         assert owned_by(port, group) is True
 
+    @pytest.mark.parametrize(
+        ("strangers", "asked", "owned"),
+        [
+            ("::1", "127.0.0.1", True),
+            ("127.0.0.2", "127.0.0.1", True),
+            ("127.0.0.1", "127.0.0.1", False),
+            ("0.0.0.0", "127.0.0.1", False),
+            ("::", "127.0.0.1", False),
+            ("::1", None, False),
+            ("::1", "localhost", False),
+        ],
+    )
+    def test_only_those_count_that_may_answer_at_the_address(
+        self, listen: Listen, port: int, strangers: str, asked: str | None, owned: bool
+    ) -> None:
+        group = listen(port, host="127.0.0.1")
+
+        with stranger(port, strangers):
+            assert owned_by(port, group, asked) is owned
+
+    def test_a_stranger_on_all_ipv4_addresses_does_not_answer_at_an_ipv6_one(self, listen: Listen, port: int) -> None:
+        group = listen(port, host="::1")
+
+        with stranger(port, "0.0.0.0"):
+            assert owned_by(port, group, "::1") is True
+
     def test_a_unit_whose_socket_is_in_a_group_below_its_own(self, listen: Listen, port: int) -> None:
         group = listen(port, "below", properties=("Delegate=yes",))
 
