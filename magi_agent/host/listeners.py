@@ -74,8 +74,8 @@ def owned_by(port: int, control_group: str, address: str | None = None) -> bool 
     """Tell whether every socket that listens on ``port`` is of this control group or one below it.
 
     ``control_group`` is what systemd calls it: a path below the hierarchy's root. With ``address``, only the sockets
-    count that may answer there; where it is a name, all count. ``False`` also when nobody listens there or the control group is gone; ``None`` where
-    the kernel does not tell.
+    count that may answer there; where it is a name, all do. ``False`` also when nobody listens there or the control
+    group is gone; ``None`` where the kernel does not tell.
     """
     asked = _ip_address(address)
     found = [listener for listener in listeners(port) if asked is None or _may_answer(listener, asked)]

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magi_agent.atomic_file import remove_leftovers, write_atomically
 from magi_agent.errors import RegistrySaveFailed, ServiceUnavailable
+from magi_agent.serial_changes import SerialChanges
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 16 << 20
@@ -55,20 +57,24 @@ class Desired:
         self._path = path
         self._boot = ""
         self._wishes: dict[str, Wish] = {}
-        self._changing = asyncio.Lock()
-        self._changes: set[asyncio.Task[None]] = set()
+        self._changes = SerialChanges("desired")
         self.on_change: Callable[[], None] = lambda: None
         """Called after each change."""
 
     async def load(self, boot: str) -> bool:
         """Take up the wishes of this boot; whether there were any. Those of another boot are void."""
-        self._boot = boot
-        self._wishes = {}
+        return await self._changes.make(partial(self._load, boot))
+
+    async def _load(self, boot: str) -> bool:
         stored = await asyncio.to_thread(self._read)
-        if stored is None or stored.boot != boot:
-            return False
-        self._wishes = {model_id: Wish(wish.run, wish.by, wish.at) for model_id, wish in stored.models.items()}
-        return True
+        known = stored is not None and stored.boot == boot
+        self._wishes = (
+            {model_id: Wish(wish.run, wish.by, wish.at) for model_id, wish in stored.models.items()}
+            if stored is not None and known
+            else {}
+        )
+        self._boot = boot
+        return known
 
     def __getitem__(self, model_id: str) -> Wish | None:
         return self._wishes.get(model_id)
@@ -94,18 +100,13 @@ class Desired:
         """
         if not self._boot:
             raise ServiceUnavailable("systemd", "systemd has not been reached yet; try again in a moment")
-        # In a task of its own: a caller that goes away must not leave the file and the memory apart.
-        change = asyncio.create_task(self._change(dict(runs), by), name="desired")
-        self._changes.add(change)
-        change.add_done_callback(self._changes.discard)
-        await asyncio.shield(change)
+        await self._changes.make(partial(self._change, dict(runs), by))
 
     async def _change(self, runs: Mapping[str, bool], by: str) -> None:
-        async with self._changing:
-            now = datetime.now(UTC)
-            wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}
-            await asyncio.to_thread(self._write, wishes)
-            self._wishes = wishes
+        now = datetime.now(UTC)
+        wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}
+        await asyncio.to_thread(self._write, wishes)
+        self._wishes = wishes
         self.on_change()
 
     def _write(self, wishes: Mapping[str, Wish]) -> None:
