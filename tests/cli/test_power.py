@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.agent_process import wait_until
 from tests.cli.conftest import Magictl
 from tests.cli.stand_in import Answer, StandIn, error, model, server
 from tests.cli.terminal import MAGICTL, lines_left, on_terminal, piped, shown, surroundings
@@ -219,13 +220,18 @@ def test_the_live_lines_of_many_models_fit_a_small_terminal(agent: StandIn) -> N
     agent.add(*(model(name) for name in ids))
     agent.hold("POST", "/start")
 
+    def begun() -> list[str]:
+        return [path for method, path in agent.seen if method == "POST"]
+
     with on_terminal("start", *ids, columns=40, lines=15, environment=surroundings(MAGI_URL=agent.url)) as terminal:
-        terminal.wait_for(lambda output: output.count("model-number") >= 16, "live lines, drawn twice")
-        begun = [path for method, path in agent.seen if method == "POST"]
+        wait_until(lambda: len(begun()) >= 8, "eight are under way")
+        drawn = terminal.text.count("model-number")
+        terminal.wait_for(lambda output: output.count("model-number") >= drawn + 16, "live lines, drawn twice")
+        at_once = len(begun())
         agent.held.set()
         assert terminal.end() == 0
 
-    assert len(begun) == 8, "so many are under way at once"
+    assert at_once == 8, "so many are under way at once"
     for name in ids:
         assert f"✓ {name} ready" in terminal.text.replace("\n", "")
 
