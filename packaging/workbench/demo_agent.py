@@ -91,7 +91,7 @@ class DemoAgent:
     def stop(self) -> None:
         """Stop the models, then the agent; quietly, whatever of it runs."""
         self._systemctl("stop", self.unit)
-        self._systemctl("stop", "magi-llama-*.service", "magi-llama.slice")
+        self._systemctl("stop", "magi-llama-*.service", "magi-llama.slice", "magi.slice")
         self._systemctl("reset-failed", "magi-llama-*.service", self.unit)
         if self.shell is not None:
             shutil.rmtree(CHECKOUT / self.shell.parent, ignore_errors=True)
