@@ -90,12 +90,14 @@ def keep(command: list[str], group: cgroups.Group) -> int:
 def _make_private_run() -> None:
     """Cover /run with an empty one that shows everything of the old one but systemd's, the logs' and the users' parts.
 
-    The machine's own journal is covered too, so that journalctl sees the private one alone.
+    The machine's own journal is covered too, so that journalctl sees the private one alone. The credentials of the
+    machine's services stay out: where there are any, systemd hides them from each unit behind a folder of the part that
+    is covered, and no unit with a mount namespace would start.
     """
     run = Path("/run")
     old = os.open(run, os.O_PATH | os.O_DIRECTORY)
     shown = Path("/proc/self/fd", str(old))
-    entries = sorted({entry.name for entry in shown.iterdir()} - {"systemd", "log", "user"})
+    entries = sorted({entry.name for entry in shown.iterdir()} - {"systemd", "log", "user", "credentials"})
     kernel.mount("tmpfs", run, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=0755,size=1g")
     for name in entries:
         source, target = shown / name, run / name
