@@ -146,9 +146,11 @@ def _ports() -> Iterator[Iterator[int]]:
         def ports() -> Iterator[int]:
             for block in blocks:
                 # Process ids would not do: each private manager has its own namespace of them. A lock ends with us.
-                claim = claims.enter_context(Path(tempfile.gettempdir(), f"magi-test-ports-{block}").open("w"))
+                path = Path(tempfile.gettempdir(), f"magi-test-ports-{block}")
+                claim = claims.enter_context(path.open("w"))
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    claims.callback(path.unlink, missing_ok=True)
                     yield from range(block, block + _PORT_BLOCK)
 
         yield ports()

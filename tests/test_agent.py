@@ -256,6 +256,7 @@ class TestAsAUnit:
         subprocess.run(
             [*run, "-p", "TimeoutStartSec=30", "-p", "WatchdogSignal=KILL", *variables, AGENT], check=True, timeout=60
         )
+        wait_until(lambda: scanned(agent), "the first scan is through")
         yield agent
         remove_units(UNIT)
 
@@ -290,7 +291,6 @@ class TestAsAUnit:
         wait_until(lambda: unit_property(UNIT, "Result") == "watchdog", "the watchdog sees it")
 
     def test_its_log_is_structured(self, unit: AgentProcess, systemd_user: SystemdUser) -> None:
-        wait_until(lambda: scanned(unit), "the first scan is through")
         unit.must("POST", "/api/models/servers/life-one/start?wait=60")
 
         [entry] = wait_until(

@@ -18,7 +18,6 @@ from magi_agent.vocabulary import Scope
 
 _START_TIMEOUT: Final = 30.0
 """Seconds for systemd to execute the binary; loading the model comes after."""
-_MAX_NAME: Final = 200
 _QUICK_RETRIES: Final = 3
 _RETRY_PAUSE: Final = 1.0
 _RETRY_WINDOW: Final = 60.0
@@ -47,7 +46,7 @@ def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
         folders.add(Path(launch.projector_path).parent)
     return TransientService(
         name=unit_name(launch.model_id),
-        description=f"llama-server for {_printable(launch.display_name)}",
+        description=f"llama-server for {launch.display_name}",
         argv=argv_of(launch),
         environment=environment_of(launch),
         slice=SLICE,
@@ -64,11 +63,6 @@ def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
         dynamic_user=launch.user is None and scope is Scope.SYSTEM,
         read_only_paths=tuple(PurePosixPath(path) for path in sorted({*folders, *launch.readable_folders})),
     )
-
-
-def _printable(name: str) -> str:
-    """What a model is called, by a file's header or name, as a line of text that systemd takes."""
-    return "".join(character if character.isprintable() else "?" for character in name[:_MAX_NAME])
 
 
 class DirectLauncher:

@@ -235,10 +235,11 @@ class Reconciler:
             record.leaving = self._desired[model_id]
         if after is UnitCondition.FAILED and change.after is not None:
             self._unit_failed(model_id, record, change.after)
+            record.restart = record.restart and not record.ending
             record.ending = False
         elif after is UnitCondition.ABSENT and before in (UnitCondition.UP, *_ON_THE_MOVE):
             self._unit_gone(model_id, record, change)
-            record.ending = False
+            record.ending = record.restart = False
         self._announce(model_id)
         self.wake()
 
@@ -305,6 +306,7 @@ class Reconciler:
         """Count a failure; it is told of once its last words are known."""
         record.counted = unit.invocation_id
         record.recording = failure
+        record.restart = False
         record.count_failure(failure, asyncio.get_running_loop().time())
         self._background(partial(self._add_last_lines, model_id, record, failure, unit), f"last words of {model_id}")
 
@@ -455,7 +457,6 @@ class Reconciler:
                     record.forget_failure()
                 case Verb.RESTART:
                     await self._stop(step.model_id, record)
-                    record.restart = False
                 case Verb.CLEAR:
                     await self._launcher.clear(step.model_id)
                     record.forget_failure()
@@ -467,7 +468,7 @@ class Reconciler:
             if step.verb is not Verb.START:
                 _LOG.error("cannot %s %s: %s", step.verb, step.model_id, error)
                 await asyncio.sleep(_STEP_PAUSE)  # the plan asks for the same again at once
-            else:
+            elif self.wants(step.model_id):
                 words = {"PortInUse": "port-in-use", "ModelNotUsable": "not-usable", "NoFreePort": "no-free-port"}
                 self._fail(step.model_id, Failure(datetime.now(UTC), words.get(error.error, "start-error"), str(error)))
         except Exception as error:

@@ -22,6 +22,7 @@ class CuttableBus:
         self._path = path
         self._bus = bus_address.removeprefix("unix:path=").partition(",")[0]
         self._writers: set[asyncio.StreamWriter] = set()
+        self._left: int | None = None
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -39,19 +40,30 @@ class CuttableBus:
         for writer in self._writers:
             writer.transport.abort()
 
+    def cut_after(self, answers: int) -> None:
+        """End every connection right behind so many more pieces of what the bus says: they arrive together."""
+        self._left = answers
+
     async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         from_bus, to_bus = await asyncio.open_unix_connection(self._bus)
         both = {to_client, to_bus}
         self._writers |= both
         try:
-            await asyncio.gather(_hand_on(from_client, to_bus), _hand_on(from_bus, to_client))
+            await asyncio.gather(
+                self._hand_on(from_client, to_bus, counted=False), self._hand_on(from_bus, to_client, counted=True)
+            )
         finally:
             self._writers -= both
 
-
-async def _hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(_CHUNK):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                writer.write(data)
+                if counted and self._left is not None:
+                    self._left -= 1
+                    if self._left == 0:
+                        self._left = None
+                        for each in self._writers:
+                            each.close()
+                await writer.drain()
+        writer.close()

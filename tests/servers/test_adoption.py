@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_agent.errors import StartFailed
 from magi_agent.registry.model import RuntimeSettings
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.launcher import DirectLauncher
@@ -18,7 +19,7 @@ from magi_agent.vocabulary import ModelStatus, ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS
-from tests.servers.system import complete, systemctl
+from tests.servers.system import complete, script, systemctl
 
 
 class DeafLauncher(DirectLauncher):
@@ -125,6 +126,24 @@ async def test_what_runs_without_a_wish_is_watched_and_not_touched(
         outcome = await agent.servers.stop("srv-unasked", by="test", wait=PATIENCE_OF_TESTS)
         assert outcome.settled
         agent.check_transitions()
+
+
+async def test_what_runs_without_a_wish_and_never_gets_ready_is_left_alone_until_somebody_wants_it(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy_model(models / "srv-idle.gguf")
+    sleeps = str(script(tmp_path / "sleeps", "echo idle", "exec sleep 600"))
+    async with make_agent(llama_server_path=sleeps) as agent:
+        await agent.servers.start("srv-idle", by="test")
+        before = await agent.until_state("srv-idle", ServerState.LOADING)
+    (agent.state / "desired.json").unlink()
+    async with make_agent(llama_server_path=sleeps, max_startup_time="0.5") as agent:
+        await agent.until(lambda: "nobody asked for it, so it is left alone" in caplog.text, "it is given up on")
+        after = await agent.servers.server("srv-idle")
+        assert (after.state, after.pid, after.failure) == (ServerState.LOADING, before.pid, None)
+        with pytest.raises(StartFailed, match="it showed no progress"):
+            await agent.servers.start("srv-idle", by="test", wait=PATIENCE_OF_TESTS)
+        await agent.until(lambda: not agent.manager.units, "the unit is gone")
 
 
 async def test_a_wish_that_was_saved_before_the_agent_died_is_carried_out_by_the_next(

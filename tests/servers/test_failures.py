@@ -176,6 +176,49 @@ async def test_one_that_never_gets_ready_is_stopped_and_its_last_words_are_told(
         agent.check_transitions()
 
 
+async def test_the_pause_before_a_restart_of_systemds_is_no_stillness_of_the_server(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
+) -> None:
+    toy_model(models / "srv-restless.gguf")
+    exits = script(tmp_path / "exits", "echo not yet", "sleep 0.2", "exit 5")
+    async with make_agent(llama_server_path=str(exits), max_startup_time="0.4") as agent:
+        with pytest.raises(StartFailed, match="it exited with status 5"):
+            await agent.servers.start("srv-restless", by="test", wait=PATIENCE_OF_TESTS)
+
+
+async def test_a_restart_of_one_that_never_gets_ready_ends_with_its_failure_too(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
+) -> None:
+    toy_model(models / "srv-never-again.gguf")
+    sleeps = script(tmp_path / "sleeps", "exec sleep 600")
+    async with make_agent(llama_server_path=str(sleeps), max_startup_time="1") as agent:
+        await agent.servers.start("srv-never-again", by="test")
+        await agent.until_state("srv-never-again", ServerState.LOADING)
+        with pytest.raises(StartFailed, match="it showed no progress"):
+            await agent.servers.restart("srv-never-again", by="test", wait=PATIENCE_OF_TESTS)
+        assert not agent.reconciler.restart_pending("srv-never-again")
+        assert (agent.reconciler.retry_in("srv-never-again") or 0) > 5
+
+
+class UnheardLauncher(DirectLauncher):
+    """Starts, and never learns how its job ended."""
+
+    async def start(self, launch: LaunchSpecification) -> JobResult:
+        await super().start(launch)
+        return await asyncio.Future()
+
+
+async def test_a_stop_does_not_wait_for_a_start_job_that_hangs(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / "srv-hanging.gguf")
+    async with make_agent(make_launcher=UnheardLauncher) as agent:
+        await agent.ready("srv-hanging")
+        outcome = await agent.servers.stop("srv-hanging", by="test", wait=PATIENCE_OF_TESTS)
+        assert outcome.settled
+        await agent.until(lambda: not agent.manager.units, "the unit is gone")
+
+
 async def test_one_that_works_on_is_given_more_time_but_not_for_ever(
     make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
 ) -> None:
@@ -209,6 +252,41 @@ async def test_a_port_that_a_stranger_holds_is_not_started_on_and_the_holder_is_
         strangers.pop().close()
         server = await agent.ready("srv-held")
         assert server.port == model.choices.port
+        agent.check_transitions()
+
+
+class CountingLauncher(DirectLauncher):
+    """Counts what it is asked to start."""
+
+    starts = 0
+
+    async def start(self, launch: LaunchSpecification) -> JobResult:
+        type(self).starts += 1
+        return await super().start(launch)
+
+
+async def test_a_start_called_off_while_it_waits_for_its_port_is_not_made_and_no_failure(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, strangers: list[socket.socket]
+) -> None:
+    for model_id in ("srv-off-held", "srv-off-freed"):
+        toy_model(models / f"{model_id}.gguf")
+    async with make_agent(make_launcher=CountingLauncher) as agent:
+        for model_id in ("srv-off-held", "srv-off-freed"):
+            model = await agent.preparation.give_port(model_id)
+            strangers.append(_listen(model.choices.port or 0))
+            await agent.servers.start(model_id, by="test")
+        stops = [
+            asyncio.create_task(agent.servers.stop(model_id, by="test", wait=PATIENCE_OF_TESTS))
+            for model_id in ("srv-off-held", "srv-off-freed")
+        ]
+        await agent.until(lambda: agent.told("srv-off-freed")[-1:] == ["stopping"], "the stop is under way")
+        strangers.pop().close()
+        for stop in stops:
+            outcome = await stop
+            assert outcome.settled
+            assert outcome.server.failure is None
+            assert outcome.server.retry_in is None
+        assert CountingLauncher.starts == 0
         agent.check_transitions()
 
 

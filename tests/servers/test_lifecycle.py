@@ -10,8 +10,10 @@ import pytest
 
 from magi_agent.errors import ModelNotFound, ModelNotUsable, StartFailed
 from magi_agent.registry.model import Choices, RuntimeSettings
+from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.operations import OperationStatus
 from magi_agent.servers.plan import Step, Verb
+from magi_agent.systemd.jobs import JobResult
 from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
@@ -344,3 +346,11 @@ async def test_models_that_are_not_there_or_not_whole_are_refused(
             assert refused.value.details["status"] == "incomplete"
         assert agent.desired.wishes == {}
         assert agent.registry.model("srv-cut-off").choices.port is None
+
+
+async def test_what_systemd_does_not_know_is_stopped_and_clear(make_agent: MakeAgent) -> None:
+    async with make_agent() as agent:
+        launcher = DirectLauncher(agent.manager)
+        assert await launcher.stop("srv-nothing", 1.0) is JobResult.DONE
+        await launcher.clear("srv-nothing")
+        assert agent.manager.units == {}

@@ -206,6 +206,25 @@ async def test_the_connection_cut_at_any_moment_of_starts_and_stops_loses_and_do
         agent.check_transitions()
 
 
+async def test_the_connection_that_ends_with_any_answer_loses_and_doubles_nothing(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, systemd_user: SystemdUser, tmp_path: Path
+) -> None:
+    toy_model(models / "srv-cut-off.gguf")
+    async with (
+        CuttableBus(systemd_user.bus_address, tmp_path / "bus") as bus,
+        make_agent(bus_address=bus.address) as agent,
+    ):
+        for answers in range(1, 16):
+            bus.cut_after(answers)
+            await agent.servers.start("srv-cut-off", by="test")
+            server = await agent.until_state("srv-cut-off", ServerState.READY, seconds=20)
+            assert (server.restarts, server.failure) == (0, None)
+            await agent.servers.stop("srv-cut-off", by="test")
+            await agent.until_state("srv-cut-off", ServerState.STOPPED, seconds=20)
+            await agent.until(lambda: not agent.manager.units, "the unit is gone", seconds=20)
+        agent.check_transitions()
+
+
 async def test_a_wish_made_while_the_bus_is_down_is_carried_out_when_it_is_back(
     make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
 ) -> None:
