@@ -12,8 +12,8 @@ import pytest
 
 from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel, SystemdUser
+from tests.cuttable_bus import CuttableBus
 from tests.servers.conftest import MakeAgent
-from tests.servers.cuttable_bus import CuttableBus
 from tests.servers.serving_agent import PATIENCE_OF_TESTS, ServingAgent
 from tests.servers.system import complete, stand_in, systemctl
 

@@ -30,10 +30,12 @@ from magi_agent.systemd.status import UnitChange, UnitStatus
 from magi_agent.systemd.transient import KillMode, Restart, Sandbox, TransientService
 from magi_agent.vocabulary import Scope
 from tests.conftest import SystemdUser
+from tests.cuttable_bus import CuttableBus
 from tests.systemd.units import PATTERN, MakeName, run, shown, systemctl, until
 
 STARTS = 30.0
 Changes = tuple[SystemdManager, list[UnitChange], list[bool]]
+Cuttable = tuple[SystemdManager, CuttableBus]
 """A connected manager, what it told about units, and what about its connection."""
 
 WRAPPER = [sys.executable, str(locations.CHECKOUT / "packaging" / "workbench" / "private_systemd.py"), "--"]
@@ -63,6 +65,17 @@ async def changes(systemd_user: SystemdUser) -> AsyncIterator[Changes]:
     ) as manager:
         await manager.wait_connected(STARTS)
         yield manager, units, connection
+
+
+@pytest.fixture
+async def cuttable(systemd_user: SystemdUser, tmp_path: Path) -> AsyncIterator[Cuttable]:
+    """A manager whose connection can be cut while systemd is at work: its bus killed then, systemd 252 may stall."""
+    async with (
+        CuttableBus(systemd_user.bus_address, tmp_path / "bus") as bus,
+        SystemdManager(Scope.USER, pattern=PATTERN, address=bus.address) as manager,
+    ):
+        await manager.wait_connected(STARTS)
+        yield manager, bus
 
 
 def state(manager: SystemdManager, name: str) -> str | None:
@@ -430,26 +443,28 @@ class TestReconnect:
         await until(lambda: manager.get(first) is None, "the stop is seen")
 
     async def test_fails_who_waits_for_a_job(
-        self, manager: SystemdManager, unit_name: MakeName, deaf: tuple[str, str], tmp_path: Path
+        self, cuttable: Cuttable, unit_name: MakeName, deaf: tuple[str, str], tmp_path: Path
     ) -> None:
+        manager, bus = cuttable
         name = unit_name()
         await manager.start_transient(service(name, *deaf, timeout_stop_sec=60), timeout=STARTS)
         await until((tmp_path / "ignoring").exists, "it ignores SIGTERM")
         stop = asyncio.create_task(manager.stop(name, timeout=60))
         await until(lambda: state(manager, name) == "deactivating", "the stop has begun")
 
-        kill_bus()
+        bus.cut()
 
         with pytest.raises(BusDisconnected):
             await stop
 
-    async def test_goes_on_however_often_the_bus_dies(self, manager: SystemdManager, unit_name: MakeName) -> None:
+    async def test_goes_on_however_often_the_connection_ends(self, cuttable: Cuttable, unit_name: MakeName) -> None:
+        manager, bus = cuttable
         names = []
         for _ in range(5):
             names.append(unit_name())
             await manager.wait_connected(STARTS)
             await manager.start_transient(service(names[-1]), timeout=STARTS)
-            kill_bus()
+            bus.cut()
             await until(lambda: not manager.connected, "the cut is noticed")
         await manager.wait_connected(STARTS)
 
