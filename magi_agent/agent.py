@@ -107,6 +107,7 @@ class Agent:
         self._boot: str | None = None
         self._connected = asyncio.Event()
         self._reconciling = False
+        self._settled = False
         self._end = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -124,7 +125,7 @@ class Agent:
             except BusError as error:
                 _LOG.error("%s; nothing can be started until it is reached", error)
             await self._listeners.start()
-        except BaseException:
+        except BaseException:  # whatever it was, nothing may be left running; it goes on its way
             await self.stop()
             raise
         self._spawn(self._settle(), "settling")
@@ -175,6 +176,7 @@ class Agent:
         await self._first_scan()
         self._spawn(self._inventory.run(), "inventory")
         await self._active_profile.resolve(self.settings.active_profile)
+        self._settled = True
         await self._want_what_is_chosen()
 
     async def _first_scan(self) -> None:
@@ -244,7 +246,8 @@ class Agent:
                         model = self._registry.models.get(model_id)
                         if after in DOWN and model and model.facts.status is ModelStatus.MISSING:
                             self._inventory.look_again()
-                    case ModelsChanged(added=added) if added and not self._inventory.scanning:
+                    # Until then the profile has not spoken yet, and all are looked at right after it.
+                    case ModelsChanged(added=added) if added and self._settled:
                         await self._want_what_is_chosen()
                     case ProfilesChanged(name=name) if name == self._active_profile.slug:
                         await self._reload_profile()

@@ -130,6 +130,22 @@ def test_in_a_new_boot_what_is_enabled_is_started(agent: AgentProcess) -> None:
     assert server(agent, "life-two")["state"] == "stopped"
 
 
+def test_an_enabled_model_whose_file_comes_late_is_started(agent: AgentProcess) -> None:
+    start(agent)
+    agent.must("PUT", "/api/models/life-one/enabled", {"enabled": True})
+    agent.stop()
+    file, away = agent.models / "life-one.gguf", agent.folder / "life-one.gguf"
+    file.rename(away)
+    (agent.folder / "state" / "desired.json").unlink(missing_ok=True)
+    start(agent)
+    agent.wait_settled()
+    assert agent.ask("GET", "/api/models/life-one").status == 404
+
+    away.rename(file)
+    wait_until(lambda: agent.ask("GET", "/api/models/life-one").status == 200, "it is listed again")
+    settles_as(agent, "life-one", "ready")
+
+
 def test_what_runs_and_nobody_spoke_about_is_adopted(agent: AgentProcess) -> None:
     start(agent)
     agent.must("POST", "/api/models/servers/life-one/start?wait=60")

@@ -14,7 +14,7 @@ _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _OURS: Final = "LLAMA_ARG_"
 _LOOPBACK: Final = "127.0.0.1"
-_REACHED_BY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104
+_REACHED_BY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104  # nothing is bound here
 
 
 def argv_of(launch: LaunchSpecification) -> tuple[str, ...]:
