@@ -1,7 +1,7 @@
 # The commands for working on MAGI Agent. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint bench demo clean
+.PHONY: help setup test fuzz soak lint bench demo clean
 
 python := .venv/bin/python
 beside_systemd := $(python) packaging/workbench/private_systemd.py --
@@ -14,6 +14,13 @@ setup: ## Make .venv and fetch a llama-server and two sample models, once
 
 test: setup ## Run all tests on a real systemd and a real llama-server; choose with ARGS='-k name'
 	@$(beside_systemd) $(python) -m pytest $(ARGS)
+
+fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by FUZZ_CASES=, the same again by FUZZ_SEED=
+	@FUZZ_CASES=$${FUZZ_CASES:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(python) -m pytest -s --timeout=3600 \
+		-o faulthandler_timeout=0 -k "many_damaged or folder_of_damaged" tests/gguf tests/discovery $(ARGS)
+
+soak: setup ## Flood the watch over model folders, and turn them upside down for SOAK_MINUTES=3 from a new SOAK_SEED=
+	@$(beside_systemd) $(python) -m pytest -s -o faulthandler_timeout=0 tests/discovery/soak_watching.py $(ARGS)
 
 lint: setup ## Check style and types
 	@.venv/bin/ruff check

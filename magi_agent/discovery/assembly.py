@@ -13,7 +13,7 @@ from magi_agent.discovery.facts import ModelFacts, TierThresholds
 from magi_agent.discovery.files import FileRecord
 from magi_agent.discovery.kinds import Kind, kind_of, unusable
 from magi_agent.discovery.names import display_name, is_generic, name_facts, split_of
-from magi_agent.discovery.projectors import Named, choose, is_projector_name, named
+from magi_agent.discovery.projectors import Named, is_projector_name, named, offered
 from magi_agent.discovery.split_sets import SplitSet, faults_of
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.vocabulary import ModelStatus
@@ -123,6 +123,7 @@ class FolderAssembly:
             projector_path=None,
             has_vision=False,
             is_embedding=told.is_embedding,
+            is_reranker=told.is_reranker,
             has_chat_template=bool(header and header.has_chat_template),
             status=status,
             problem=problem,
@@ -173,12 +174,15 @@ def _with_projector(
     group: _Group, projectors: Sequence[tuple[FileRecord, Named]], titles: Sequence[Named]
 ) -> Candidate:
     facts = group.candidate.facts
-    chosen = None if facts.is_embedding else choose(group.title, projectors, titles)
-    if chosen is None or chosen.header is None:
+    ranked = offered(group.title, projectors, titles, only_namesakes=facts.is_embedding)
+    if not ranked or ranked[0].header is None:
         return group.candidate
+    header = ranked[0].header
     # Projectors made before audio existed say nothing of either, and are for images.
-    sees = chosen.header.has_vision_encoder or not chosen.header.has_audio_encoder
-    return replace(group.candidate, facts=replace(facts, projector_path=chosen.path, has_vision=sees))
+    sees = header.has_vision_encoder or not header.has_audio_encoder
+    paths = tuple(record.path for record in ranked)
+    facts = replace(facts, projector_path=paths[0], projectors=paths, has_vision=sees)
+    return replace(group.candidate, facts=facts)
 
 
 def _fault_of_single(header: HeaderFacts) -> str | None:

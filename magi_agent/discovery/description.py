@@ -1,10 +1,11 @@
 """One model's facts, joined from its header and its file name. The header goes first where both speak."""
 
+import re
 from dataclasses import dataclass
 
 from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.families import UNKNOWN_FAMILY, families_in, family_of_architecture
-from magi_agent.discovery.kinds import is_embedding
+from magi_agent.discovery.kinds import is_embedding, is_reranker
 from magi_agent.discovery.names import NameFacts, facts_in
 from magi_agent.discovery.quantization import refined
 from magi_agent.discovery.sizes import size_in
@@ -16,8 +17,11 @@ from magi_agent.vocabulary import ThinkingMode, Tier
 _LLAMA = "llama"
 # Nobody's family: embedding models of many have this architecture.
 _BERT = "bert"
-# Expert sizes multiplied by their number ("256x20B") are taken as a size only this near to the truth.
-_PRODUCT_TOLERANCE = 1.5
+# Expert sizes multiplied by their number ("256x20B"), and what one token uses ("17B-16E"), count as a size only this
+# near to the truth.
+_TOLERANCE = 1.5
+# "12-2024": the version that converters find in names which end in a date.
+_DATE = re.compile(r"^\d{1,2}-\d{4}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Description:
     is_instruct: bool
     is_coder: bool
     is_embedding: bool
+    is_reranker: bool
     tier: Tier
     active_params: float | None  # billions
 
@@ -41,9 +46,12 @@ def describe(
 ) -> Description:
     """Describe a model. ``parameter_count`` is the exact sum over all parts; ``None`` while some are missing."""
     titles = _titles(header)
-    size = _size_params(name, header, parameter_count)
+    active = _active_params(name, header, titles)
+    size = _size_params(name, header, titles, parameter_count, active)
     quantization = refined(header.quantization if header else None, name.quantization) or "unknown"
-    embeds = name.is_embedding if header is None else is_embedding(header) or _names_embedding(name, header)
+    names = [name, *titles]
+    embeds = any(named.is_embedding for named in names) or (header is not None and is_embedding(header))
+    ranks = any(named.is_reranker for named in names) or (header is not None and is_reranker(header))
     thinking = ThinkingMode.NONE if embeds else _thinking_mode(name, header, titles)
     return Description(
         family=_family(name, header, titles, filename),
@@ -51,11 +59,12 @@ def describe(
         size_params=size,
         quantization=quantization,
         thinking_mode=thinking,
-        is_instruct=_is_instruct(name, header, titles),
-        is_coder=name.is_coder or any(title.is_coder for title in titles),
+        is_instruct=_is_instruct(names, header, embeds=embeds),
+        is_coder=any(named.is_coder for named in names),
         is_embedding=embeds,
+        is_reranker=ranks,
         tier=tier_of(size, quantization, thinking, thresholds),
-        active_params=_active_params(name, header, titles),
+        active_params=active,
     )
 
 
@@ -63,7 +72,9 @@ def _titles(header: HeaderFacts | None) -> list[NameFacts]:
     """Read the names in the header as file names are read, the most telling first."""
     if header is None:
         return []
-    return [facts_in(text) for text in (header.basename, header.name, header.finetune) if text]
+    # Converters cut the name into these two, at the first word that they know: "Llama" and "3_3-Nemotron-Super".
+    joined = " ".join(text for text in (header.basename, header.finetune) if text)
+    return [facts_in(text) for text in (header.name, joined) if text]
 
 
 def _family(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts], filename: str) -> str:
@@ -84,26 +95,39 @@ def _family(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]
 
 def _version(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> str | None:
     candidates = [title.version for title in titles if title.family] + [name.version]
-    if header is not None and header.version:
+    if header is not None and header.version and not _DATE.search(header.version):
         candidates += [facts_in(f"v{header.version.lower().lstrip('v')}").version]
     return next((version for version in candidates if version), None)
 
 
-def _size_params(name: NameFacts, header: HeaderFacts | None, parameter_count: int | None) -> float:
+def _size_params(
+    name: NameFacts,
+    header: HeaderFacts | None,
+    titles: list[NameFacts],
+    parameter_count: int | None,
+    active: float | None,
+) -> float:
     exact = parameter_count / 1e9 if parameter_count else None
     if header is not None and header.size_label:
         label = size_in(header.size_label)
-        if label.total is not None and _is_credible(label.total, label.is_product, exact):
+        if label.total is not None and _is_credible(label.total, exact, active, is_product=label.is_product):
             return label.total
-    if name.size_params is not None and _is_credible(name.size_params, name.size_is_product, exact):
-        return name.size_params
+    for named in (name, *titles):
+        size = named.size_params
+        if size is not None and _is_credible(size, exact, active, is_product=named.size_is_product):
+            return size
     if exact is None:
         return 0.0
     return round(exact, 2 if exact >= 1 else 3)
 
 
-def _is_credible(size: float, is_product: bool, exact: float | None) -> bool:
-    return not is_product or exact is None or size <= exact * _PRODUCT_TOLERANCE
+def _is_credible(size: float, exact: float | None, active: float | None, *, is_product: bool) -> bool:
+    if exact is None:
+        return True
+    if is_product:
+        return size <= exact * _TOLERANCE
+    # Converters keep the 17 of "17B-16E" as size label.
+    return size != active or exact <= size * _TOLERANCE
 
 
 def _active_params(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> float | None:
@@ -122,14 +146,10 @@ def _thinking_mode(name: NameFacts, header: HeaderFacts | None, titles: list[Nam
     return header.thinking_mode if header is not None else ThinkingMode.NONE
 
 
-def _is_instruct(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> bool:
-    if name.is_instruct or any(title.is_instruct for title in titles):
+def _is_instruct(names: list[NameFacts], header: HeaderFacts | None, *, embeds: bool) -> bool:
+    if any(named.is_instruct for named in names):
         return True
-    if name.is_base or any(title.is_base for title in titles):
+    if any(named.is_base for named in names):
         return False
-    return header is not None and header.has_chat_template and not is_embedding(header)
-
-
-def _names_embedding(name: NameFacts, header: HeaderFacts) -> bool:
-    """Believe a name that says "embedding" unless the header knows better: a chat template makes a chat model."""
-    return name.is_embedding and (not header.has_chat_template or header.pooling_type is not None)
+    # Embedding models keep the chat template of the model that they were made from.
+    return header is not None and header.has_chat_template and not embeds

@@ -1,9 +1,12 @@
 """One model for each file, however many names it has."""
 
 from collections.abc import Iterable
+from operator import attrgetter
 
 from magi_agent.discovery.assembly import Candidate
 from magi_agent.discovery.facts import ModelFacts
+
+_file_path = attrgetter("file_path")
 
 
 def distinct(folders: Iterable[tuple[Candidate, ...]]) -> tuple[ModelFacts, ...]:
@@ -20,8 +23,8 @@ def distinct(folders: Iterable[tuple[Candidate, ...]]) -> tuple[ModelFacts, ...]
                 models.append(candidate.facts)
                 continue
             key = (identity.device, identity.inode)
-            rival = by_file.get(key)
-            if rival is None or _rank(candidate) < _rank(rival):
+            rival = by_file.setdefault(key, candidate)
+            if rival is not candidate and _rank(candidate) < _rank(rival):
                 by_file[key] = candidate
     models += [candidate.facts for candidate in by_file.values()]
     models.sort(key=_file_path)
@@ -30,7 +33,3 @@ def distinct(folders: Iterable[tuple[Candidate, ...]]) -> tuple[ModelFacts, ...]
 
 def _rank(candidate: Candidate) -> tuple[bool, str]:
     return candidate.via_link, candidate.facts.file_path
-
-
-def _file_path(facts: ModelFacts) -> str:
-    return facts.file_path

@@ -46,9 +46,9 @@ class ModelFacts:
     context_length: int | None
     size_bytes: int  # of all parts
     parts: tuple[str, ...]  # absolute paths of all parts, in order; one for a plain file
-    projector_path: str | None  # the multimodal projector to load with it
+    projector_path: str | None  # the multimodal projector to load with it, chosen of ``projectors``
     has_vision: bool
-    is_embedding: bool
+    is_embedding: bool  # not for chat: it embeds, or it ranks
     has_chat_template: bool
     status: ModelStatus
     problem: str | None  # one sentence, where status is not "ok"
@@ -56,5 +56,7 @@ class ModelFacts:
     active_params: float | None  # billions, of a mixture of experts
     identity: FileIdentity | None  # of the first part
     fingerprint: str | None  # of the first part's header
+    is_reranker: bool = False  # an embedding model that scores a text against a question
+    projectors: tuple[str, ...] = ()  # paths of all projectors that go with it, the chosen one first
     # Of the first part; not kept in the registry file, so that it makes no difference between two facts.
     header: HeaderFacts | None = field(default=None, compare=False)

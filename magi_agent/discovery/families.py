@@ -32,11 +32,12 @@ _FAMILY_WORDS: dict[str, str] = {
     "internvl": r"internvl",
     "jamba": r"jamba",
     "jina": r"jina",
-    "kimi": r"kimi",
+    "kimi": r"kimi|moonlight",
     "lfm": r"lfm",
     "llama": r"(?:meta[-_ ]?)?(?:code)?llama",
     "llava": r"llava",
     "mamba": r"mamba",
+    "mimo": r"mimo",
     "minicpm": r"minicpm",
     "minilm": r"(?:all[-_ ])?minilm",
     "minimax": r"minimax",
@@ -71,6 +72,8 @@ _MADE_FROM_OTHERS = ("nemotron",)
 
 # Architectures (general.architecture) whose name does not begin with their family's.
 _ARCHITECTURES: dict[str, str] = {
+    "bailingmoe": "ling",
+    "bailingmoe2": "ling",
     "bert": "bert",
     "chatglm": "glm",
     "cohere2": "command-r",
@@ -85,9 +88,9 @@ _ARCHITECTURES: dict[str, str] = {
     "seed_oss": "seed-oss",
 }
 
-_VERSION_NUMBER = r"(0\.\d{1,2}|[1-9]\d?(?:[._]\d{1,2})?)"
+_VERSION_NUMBER = r"(0\.\d{1,2}|[1-9]\d?(?:[._]\d{1,2}){0,2})"
 _WORDS_BEFORE_A_VERSION = (
-    r"a|chat|coder|code|edge|guard|large|lite|llm|math|medium|mini|moe|nano|nemo|o|omni|pro|reranker|small|super"
+    r"a|chat|coder|code|edge|guard|guardian|large|lite|llm|math|medium|mini|moe|nano|nemo|o|omni|pro|reranker|small|speech|super"
     r"|ultra|v|vision|vl"
 )
 _VERSION_AFTER_FAMILY = re.compile(

@@ -154,7 +154,8 @@ class Walk:
             return True
         self.problems.append(
             Problem(
-                link, f"the link leads out of the configured folders; to scan it, add {shown(target)} to the scan path"
+                link,
+                f"the link leads out of the configured folders; to scan it, add {shown(target)} to model_scan_path",
             )
         )
         return False

@@ -1,15 +1,20 @@
 """Headers read before, kept across starts so that a start does not read every header again.
 
-The file has two lines of JSON: what it is, with a digest, and the entries. It holds nothing that cannot be read
-again, so a file that is damaged or of another version is dropped.
+The file's first line says what it is. Every further one is a digest and, as JSON, some entries; a save appends one with
+what is new, and so costs what changed, not what is known. The file holds nothing that cannot be read again: one of
+another version is dropped, and of a damaged one what stands behind the damage.
 """
 
 import json
 import logging
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from hashlib import blake2b
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, get_origin
 
 from magi_agent.atomic_file import remove_leftovers, write_atomically
 from magi_agent.discovery.facts import FileIdentity
@@ -18,13 +23,20 @@ from magi_agent.vocabulary import ThinkingMode
 
 _LOG = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """To be raised whenever the same header would be read to other facts."""
 MAX_ENTRIES = 100_000
 MAX_FILE_BYTES = 512 * 1024 * 1024
+MAX_STALE = 1000
+"""Entries in the file that are forgotten or overtaken, beyond as many as hold; then a save writes the file anew."""
 
 _FIELDS = tuple(field.name for field in fields(HeaderFacts))
 _THINKING_MODE = _FIELDS.index("thinking_mode")
+_TUPLES = tuple(number for number, field in enumerate(fields(HeaderFacts)) if get_origin(field.type) is tuple)
+_DIGEST_BYTES = 16
+_AT_ONCE = 64  # entries in a line: what is read or written is in memory twice, but never much of it
+_identity_row = attrgetter(*(field.name for field in fields(FileIdentity)))
+_facts_row = attrgetter(*_FIELDS)
 
 
 class HeaderCache:
@@ -34,7 +46,9 @@ class HeaderCache:
         """Begin with what the file at ``path`` holds; ``None`` keeps nothing on disk."""
         self._path = path
         self._known: dict[FileIdentity, HeaderFacts] = {}
-        self._changed = False
+        self._unsaved: set[FileIdentity] = set()
+        self._written = 0  # entries in the file; none is appended where there are none
+        self._outdated = False  # the file holds what appending cannot mend
         if path is not None:
             self._load(path)
 
@@ -49,64 +63,104 @@ class HeaderCache:
         """Remember a header. Beyond ``MAX_ENTRIES`` the oldest is forgotten."""
         if self._known.get(identity) == facts:
             return
-        if len(self._known) >= MAX_ENTRIES:
-            del self._known[next(iter(self._known))]
         self._known[identity] = facts
-        self._changed = True
+        self._forget_oldest()
+        if self._path is not None:
+            self._unsaved.add(identity)
 
     def keep_only(self, identities: set[FileIdentity]) -> None:
         """Forget every file that is not among these."""
         gone = self._known.keys() - identities
         for identity in gone:
             del self._known[identity]
-        self._changed = self._changed or bool(gone)
+        self._outdated = self._outdated or bool(gone)
+
+    def _forget_oldest(self) -> None:
+        while len(self._known) > MAX_ENTRIES:
+            del self._known[next(iter(self._known))]
 
     def save(self) -> None:
-        """Write the file if anything changed. A failure is logged: the cache only saves time."""
-        if self._path is None or not self._changed:
+        """Bring the file up to date if anything changed. A failure is logged: the cache only saves time."""
+        if self._path is None or not (self._unsaved or self._outdated):
             return
-        entries = [
-            [identity.device, identity.inode, identity.size, identity.mtime_ns, *_row(facts)]
-            for identity, facts in self._known.items()
-        ]
-        body = json.dumps(entries, separators=(",", ":"))
-        head = {"magi_header_cache": VERSION, "fields": list(_FIELDS), "digest": _digest(body)}
         try:
-            write_atomically(self._path, f"{json.dumps(head)}\n{body}\n".encode(), durable=False)
+            if self._outdated or not self._is_worth_keeping() or not self._append(self._path):
+                write_atomically(self._path, _head() + b"".join(_lines(self._known.items())), durable=False)
+                self._written = len(self._known)
         except OSError as error:
+            self._outdated = True  # half a line may stand at its end
             _LOG.warning("cannot write the header cache %s: %s", self._path, error.strerror)
             return
-        self._changed = False
+        self._unsaved.clear()
+        self._outdated = False
+
+    def _is_worth_keeping(self) -> bool:
+        return 0 < self._written <= 2 * len(self._known) + MAX_STALE
+
+    def _append(self, path: Path) -> bool:
+        """Append what is not in the file yet; whether there is a file to append to."""
+        new = [(identity, self._known[identity]) for identity in self._unsaved if identity in self._known]
+        try:
+            with path.open("r+b") as file:
+                file.seek(0, os.SEEK_END)
+                file.writelines(_lines(new))
+        except FileNotFoundError:
+            return False
+        self._written += len(new)
+        return True
 
     def _load(self, path: Path) -> None:
         remove_leftovers(path)
         try:
-            with path.open(encoding="utf-8") as file:
-                head, body = file.readline(MAX_FILE_BYTES), file.readline(MAX_FILE_BYTES)
-            self._known = _entries(json.loads(head), body.rstrip("\n"))
+            with path.open("rb") as file:
+                self._take(file)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            self._changed = True
-            _LOG.warning("the header cache %s is not used, and will be written anew: %s", path, error)
+        except (OSError, ValueError, TypeError) as error:
+            self._outdated = True
+            _LOG.warning(
+                "only %d headers of the header cache %s are used, and it will be written anew: %s",
+                len(self._known),
+                path,
+                error,
+            )
+
+    def _take(self, file: BinaryIO) -> None:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
+        head = _head()
+        if file.readline(len(head)) != head:
+            raise ValueError("it is of another version")
+        for line in file:
+            entries = _entries(line)
+            self._known.update(entries)
+            self._forget_oldest()
+            self._written += len(entries)
 
 
-def _entries(head: Any, body: str) -> dict[FileIdentity, HeaderFacts]:
-    if not isinstance(head, dict) or head.get("magi_header_cache") != VERSION or head.get("fields") != list(_FIELDS):
-        raise ValueError("it is of another version")
-    if head.get("digest") != _digest(body):
+def _head() -> bytes:
+    return json.dumps({"magi_header_cache": VERSION, "fields": _FIELDS}).encode() + b"\n"
+
+
+def _lines(entries: Iterable[tuple[FileIdentity, HeaderFacts]]) -> Iterator[bytes]:
+    rows = ((*_identity_row(identity), *_facts_row(facts)) for identity, facts in entries)
+    while some := list(islice(rows, _AT_ONCE)):
+        body = json.dumps(some, separators=(",", ":")).encode() + b"\n"
+        yield _digest(body) + b" " + body
+
+
+def _entries(line: bytes) -> dict[FileIdentity, HeaderFacts]:
+    digest, _, body = line.partition(b" ")
+    if digest != _digest(body):
         raise ValueError("it is damaged")
-    known: dict[FileIdentity, HeaderFacts] = {}
+    entries: dict[FileIdentity, HeaderFacts] = {}
     for device, inode, size, mtime_ns, *row in json.loads(body):
-        values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in row]
-        values[_THINKING_MODE] = ThinkingMode(values[_THINKING_MODE])
-        known[FileIdentity(device, inode, size, mtime_ns)] = HeaderFacts(*values)
-    return known
+        for number in _TUPLES:
+            row[number] = tuple(row[number])
+        row[_THINKING_MODE] = ThinkingMode(row[_THINKING_MODE])
+        entries[FileIdentity(device, inode, size, mtime_ns)] = HeaderFacts(*row)
+    return entries
 
 
-def _row(facts: HeaderFacts) -> list[object]:
-    return [getattr(facts, name) for name in _FIELDS]
-
-
-def _digest(body: str) -> str:
-    return blake2b(body.encode(), digest_size=16).hexdigest()
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=_DIGEST_BYTES).hexdigest().encode()

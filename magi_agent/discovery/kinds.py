@@ -12,7 +12,10 @@ _NOT_FOR_LLAMA_SERVER = re.compile(
 _ENCODERS = re.compile(
     r"bert|eurobert|gemma-embedding|jina-bert-v[23]|llama-embed|modern-bert|neo-bert|nomic-bert(?:-moe)?|t5encoder"
 )
+# llama.cpp's numbers for {arch}.pooling_type.
 _POOLING_NONE = 0
+_POOLING_RANK = 4
+_MAX_RANKING_LABELS = 2  # "yes" and "no"; classifiers of more sort texts instead of ranking them
 
 
 class Kind(Enum):
@@ -53,4 +56,11 @@ def is_embedding(header: HeaderFacts) -> bool:
     """Tell embedding and reranking models: they pool over the text, or are of an architecture that only encodes."""
     if _ENCODERS.fullmatch((header.architecture or "").lower()):
         return True
-    return header.pooling_type is not None and header.pooling_type != _POOLING_NONE
+    return header.pooling_type not in (None, _POOLING_NONE) or is_reranker(header)
+
+
+def is_reranker(header: HeaderFacts) -> bool:
+    """Tell rerankers: they pool to a rank, or end in a classifier that can only mean one."""
+    if header.pooling_type not in (None, _POOLING_NONE):
+        return header.pooling_type == _POOLING_RANK
+    return header.has_classifier and (header.classifier_labels or 1) <= _MAX_RANKING_LABELS

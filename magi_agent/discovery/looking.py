@@ -61,7 +61,7 @@ class Looker:
             folder = target.rpartition("/")[0] or "/"
             problem = (
                 f"the link leads to {shown(target)}, outside the configured folders; "
-                f"to use it, add {shown(folder)} to the scan path"
+                f"to use it, add {shown(folder)} to model_scan_path"
             )
             outside = FileRecord(path, name, identity, None, ModelStatus.INVALID, problem, True, target, link)
             return self._same(known, outside)

@@ -20,7 +20,7 @@ _NOT_THINKING = re.compile(r"(?<![a-z0-9])(?:non?|without|un|not)[-_ ]?(?:thinki
 _THINKING = re.compile(
     r"""(?<![a-z0-9])(?:
         r1(?:t2?)? | qwq | qvq | think | thinking | thinker | reasoner | reasoning | openthinker\d? | gpt[-_ ]?oss
-      | (?:ace|open)reason(?:ing)? | magistral | deepscaler | marco-o1 | exaone-deep | glm-z1 | minimax-m[12]
+      | (?:ace|open|opencode)reason(?:ing)? | magistral | deepscaler | marco-o1 | exaone-deep | glm-z1 | minimax-m[12]
     )(?![a-z0-9])""",
     re.VERBOSE,
 )
@@ -28,10 +28,15 @@ _INSTRUCT = re.compile(
     r"(?<![a-z0-9])(?:instruct(?:ion)?(?:[-_]?v?\d+)?|inst|it|chat|assistant|sft|dpo|rlhf)(?![a-z0-9])"
 )
 _BASE = re.compile(r"(?<![a-z0-9])(?:base|pretrained?|pt)(?![a-z0-9])")
-_CODER = re.compile(r"(?<![a-z0-9])(?:code(?!c)[a-z0-9]*|coding|devstral|(?!en|de|trans)[a-z]*coder\d*)(?![a-z0-9])")
-_EMBEDDING = re.compile(
-    r"(?<![a-z0-9])(?:embed|embedder|embeddings?|embeddinggemma|rerank|reranker|bge|gte|e5|minilm|mxbai)(?![a-z0-9])"
+_FOR_PYTORCH = re.compile(r"[-_ ]pt(?![a-z0-9])")  # what "PT" means in ERNIE's names
+_CODER = re.compile(
+    r"(?<![a-z0-9])(?:(?:open)?code(?!c)[a-z0-9]*|coding|devstral|(?!en|de|trans)[a-z]*coder\d*)(?![a-z0-9])"
 )
+_EMBEDDING = re.compile(
+    r"(?<![a-z0-9])(?:embed|embedder|embeddings?|embeddinggemma|retriever|colbert|bge|gte|e5|labse|minilm|mpnet|mxbai)"
+    r"(?![a-z0-9])"
+)
+_RERANKER = re.compile(r"(?<![a-z0-9])(?:rerank(?:er|ing|qa)?|zerank|cross[-_ ]?encoder|ms[-_ ]?marco)(?![a-z0-9])")
 _SUFFIXES_OF_REPOSITORIES = re.compile(r"(?i)[-_. ](?:gguf|imat|imatrix)$")
 
 
@@ -49,6 +54,7 @@ class NameFacts:
     is_base: bool = False  # the name says that it is not tuned
     is_coder: bool = False
     is_embedding: bool = False  # or a reranker
+    is_reranker: bool = False
     thinks: bool = False  # it always reasons first
 
 
@@ -101,17 +107,20 @@ def facts_in(text: str) -> NameFacts:
     """Read one name (a stem, a header's ``general.name``, a folder's name)."""
     lower = text.lower()
     size = size_in(text)
+    ranks = _RERANKER.search(lower) is not None
+    family = family_in(text)
     return NameFacts(
-        family=family_in(text),
+        family=family,
         version=version_in(text),
         size_params=size.total,
         size_is_product=size.is_product,
         active_params=size.active,
         quantization=quantization_in(text),
         is_instruct=_INSTRUCT.search(lower) is not None,
-        is_base=_BASE.search(lower) is not None,
+        is_base=_BASE.search(_FOR_PYTORCH.sub("", lower) if family == "ernie" else lower) is not None,
         is_coder=_CODER.search(lower) is not None,
-        is_embedding=_EMBEDDING.search(lower) is not None,
+        is_embedding=ranks or _EMBEDDING.search(lower) is not None,
+        is_reranker=ranks,
         thinks=_THINKING.search(_NOT_THINKING.sub("", lower)) is not None,
     )
 
@@ -147,6 +156,7 @@ def _filled(facts: NameFacts, hint: NameFacts) -> NameFacts:
         is_base=facts.is_base or hint.is_base,
         is_coder=facts.is_coder or hint.is_coder,
         is_embedding=facts.is_embedding or hint.is_embedding,
+        is_reranker=facts.is_reranker or hint.is_reranker,
         thinks=facts.thinks or hint.thinks,
     )
 

@@ -8,6 +8,7 @@ A projector serves the models of its folder. Of several in one folder:
 * Then f16 goes before bf16, q8_0, f32 and the rest: every back end knows it, and nothing is lost. Then by path.
 """
 
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from magi_agent.discovery.names import is_generic, stem_of
 from magi_agent.discovery.quantization import quantization_in, without_quantization
 from magi_agent.gguf.facts import HeaderFacts
 
-_MARK = re.compile(r"(?i)(?<![a-z0-9])(?:mmproj|projector|vision[-_]?adapter)(?![a-z0-9])")
+_MARK = re.compile(r"(?i)(?<![a-z0-9])(?:mmproj(?:[-_]model)?|projector|vision[-_]?adapter)(?![a-z0-9])")
 _PREFERENCE = ("f16", "bf16", "q8_0", "f32")
 
 
@@ -41,15 +42,21 @@ def is_projector_name(filename: str) -> bool:
     return _MARK.search(filename) is not None
 
 
-def choose(model: Named, projectors: Sequence[tuple[FileRecord, Named]], models: Sequence[Named]) -> FileRecord | None:
-    """Return the projector for a model; ``models`` are all of the folder, this one included."""
-    alone = len({other.by_file for other in models}) == 1
+def offered(
+    model: Named, projectors: Sequence[tuple[FileRecord, Named]], models: Sequence[Named], *, only_namesakes: bool
+) -> list[FileRecord]:
+    """Return the projectors that go with a model, the one to choose first.
+
+    ``models`` are all of the folder, this one included. With ``only_namesakes`` a name must say that they belong
+    together, as for an embedding model: few of them see.
+    """
+    alone = len({other.by_file for other in models}) == 1 and not only_namesakes
     ranked = [
         (strength, _preference(record), record.path, record)
         for record, name in projectors
         if (strength := _strength(model, name, alone)) is not None
     ]
-    return min(ranked, key=lambda entry: entry[:3])[3] if ranked else None
+    return [record for *_, record in sorted(ranked, key=operator.itemgetter(0, 1, 2))]
 
 
 def _strength(model: Named, projector: Named, alone: bool) -> int | None:

@@ -8,7 +8,7 @@ own; it must not be used from two threads at once. It works without an event loo
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from magi_agent.discovery.folders import CONTROL_SUFFIX, MAX_DEPTH, Listing, Wal
 from magi_agent.discovery.header_cache import HeaderCache
 from magi_agent.discovery.looking import Looker, entry_of
 from magi_agent.discovery.names import is_model_filename
+from magi_agent.vocabulary import ModelStatus
 
 FolderProblem = Problem
 _MAX_HINTS = 4
@@ -33,6 +34,8 @@ class ScanResult:
     models: tuple[ModelFacts, ...]  # by path; the same object as before where nothing changed
     problems: tuple[FolderProblem, ...]  # folders and files that could not be looked at, by path
     unsettled: tuple[str, ...]  # files to look at again soon: they may change without a new identity
+    growing: Mapping[str, int]  # files shorter than their header says, or empty, with the bytes at which to look again
+    folders: Mapping[str, tuple[int, int]]  # device and inode by path; the same object as before where nothing changed
     headers_read: int  # from files, in this scan; the rest was remembered
     files_seen: int  # in this scan
     duration: float  # seconds
@@ -48,6 +51,8 @@ class _Folder:
     has_linked_folders: bool = False
     records: dict[str, FileRecord] = field(default_factory=dict)
     links: list[FileRecord] = field(default_factory=list)  # those of the records that are symbolic links
+    unsettled: list[str] = field(default_factory=list)
+    growing: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -55,6 +60,7 @@ class _Pending:
     """What a refresh has left to do once it has looked at all of its paths."""
 
     everything: bool = False
+    folders: bool = False  # some may have come or gone
     all_links: bool = False
     link_targets: set[str] = field(default_factory=set)
 
@@ -68,10 +74,12 @@ class Scanner:
         """Scan ``folders`` recursively. ``cache_path`` is a file in which headers are kept across starts."""
         self._roots = list(dict.fromkeys(_absolute(folder) for folder in folders))
         self._thresholds = thresholds or TierThresholds()
+        self._configured = self._roots, self._thresholds
         self._cache = HeaderCache(cache_path)
         self._folders: dict[str, _Folder] = {}
         self._problems: dict[str, FolderProblem] = {}  # of folders, by path
         self._last: tuple[ModelFacts, ...] | None = None
+        self._listed: dict[str, tuple[int, int]] = {}
         self._looker = Looker(self._cache)
         self._files_seen = 0
         self._pending = _Pending()
@@ -82,9 +90,19 @@ class Scanner:
         """The configured folders, absolute."""
         return tuple(self._roots)
 
+    def reconfigure(self, folders: Sequence[str | Path], thresholds: TierThresholds) -> None:
+        """Take other folders and thresholds from the next whole scan on. Another thread may be scanning meanwhile."""
+        self._configured = list(dict.fromkeys(_absolute(folder) for folder in folders)), thresholds
+
     def scan(self) -> ScanResult:
         """Look at everything."""
         begin = self._begin()
+        configured = self._configured
+        if configured != (self._roots, self._thresholds):
+            # Every folder's models may be others now; their headers are remembered.
+            self._roots, self._thresholds = configured
+            self._folders = {}
+            self._last = None
         self._look_at_everything()
         identities = self._identities() if len(self._cache) > _CACHE_SLACK else set()
         if len(self._cache) > 2 * len(identities) + _CACHE_SLACK:
@@ -118,23 +136,27 @@ class Scanner:
     def _finish(self, begin: float) -> ScanResult:
         if self._last is None:
             self._last = distinct(folder.assembly.candidates for folder in self._folders.values())
+        if self._pending.folders:
+            listed = {path: folder.identity for path, folder in self._folders.items() if folder.identity is not None}
+            self._listed = self._listed if listed == self._listed else listed
         self._cache.save()
         problems = [*self._problems.values()]
+        unsettled: list[str] = []
+        growing: dict[str, int] = {}
         for folder in self._folders.values():
             problems += folder.assembly.problems
+            unsettled += folder.unsettled
+            growing |= folder.growing
         return ScanResult(
             models=self._last,
             problems=tuple(sorted(problems, key=_path)),
-            unsettled=tuple(self._unsettled()),
+            unsettled=tuple(unsettled),
+            growing=growing,
+            folders=self._listed,
             headers_read=self._looker.headers_read,
             files_seen=self._files_seen,
             duration=time.monotonic() - begin,
         )
-
-    def _unsettled(self) -> list[str]:
-        return [
-            record.path for folder in self._folders.values() for record in folder.records.values() if not record.settled
-        ]
 
     def _identities(self) -> set[FileIdentity]:
         return {
@@ -146,6 +168,7 @@ class Scanner:
 
     def _look_at_everything(self) -> None:
         self._root_identities = [_folder_identity(root) for root in self._roots]
+        self._pending.folders = True
         walk = Walk(self._roots)
         listings = walk.listings([(root, 0) for root in self._roots])
         found = {listing.path: self._take_listing(listing, walk) for listing in listings}
@@ -214,13 +237,14 @@ class Scanner:
         self._pending.everything |= walk.met_again or any(
             is_within(other, path) for other in self._roots if other != root
         )
-        self._forget_below(path)
+        self._forget_below(path, found)
         self._folders.update(found)
         self._problems.update({problem.path: problem for problem in walk.problems})
         self._pending.all_links = True
 
-    def _forget_below(self, path: str) -> None:
-        for known in [known for known in self._folders if is_within(known, path)]:
+    def _forget_below(self, path: str, found: Collection[str] = ()) -> None:
+        self._pending.folders = True
+        for known in [known for known in self._folders if is_within(known, path) and known not in found]:
             del self._folders[known]
             self._pending.all_links = True
             self._last = None
@@ -291,6 +315,8 @@ class Scanner:
 
     def _reassemble(self, folder: _Folder) -> None:
         folder.links = [record for record in folder.records.values() if record.link_target is not None]
+        folder.unsettled = [record.path for record in folder.records.values() if not record.settled]
+        folder.growing = dict(_growing(folder.records.values()))
         before = folder.assembly.candidates
         folder.assembly.update(folder.records.values())
         if folder.assembly.candidates != before:
@@ -301,6 +327,14 @@ class Scanner:
         # The configured folder's own name may name its models (".../Qwen3-8B-GGUF"); what is above it does not.
         hints = [*reversed(_inner(path, root)), root.rpartition("/")[2]][:_MAX_HINTS]
         return FolderAssembly(path, hints, self._thresholds)
+
+
+def _growing(records: Iterable[FileRecord]) -> Iterator[tuple[str, int]]:
+    for record in records:
+        if record.status is ModelStatus.INCOMPLETE and record.identity is not None:
+            required = record.header.required_size if record.header is not None else 1
+            if record.identity.size < required:
+                yield record.link_target or record.path, required
 
 
 def _path(problem: FolderProblem) -> str:

@@ -58,3 +58,5 @@ class HeaderFacts:
     tensor_count: int  # tensors in this file
     fingerprint: str  # hex; equal for equal headers, whatever the file is called
     expert_parameter_count: int = 0  # elements of this file's expert tensors, to sum over a split set
+    has_classifier: bool = False  # this file has the tensors of a classification head
+    classifier_labels: int | None = None  # length of {arch}.classifier.output_labels

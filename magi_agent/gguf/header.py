@@ -39,6 +39,7 @@ MAX_INTEGER: Final = 2**63 - 1  # sizes and offsets are signed 64-bit numbers in
 
 _MAGIC = b"GGUF"
 _DEFAULT_ALIGNMENT = 32
+_CLASSIFIER_TENSORS = frozenset({"cls.weight", "cls.output.weight"})
 _ZEROS_THAT_TELL = 24  # the smallest tensor description; no metadata entry that means anything has so many zeros
 _ENTRY_OVERHEAD = 64  # bytes of memory, about, that a kept object takes beyond its content
 _NUMBER_MEMORY = 40  # bytes of memory, about, that a number in a tuple takes
@@ -112,6 +113,7 @@ class GgufHeader:
     tensor_count: int
     parameter_count: int  # elements of all tensors
     expert_parameter_count: int  # of those, in expert tensors (names with "_exps")
+    has_classifier: bool  # whether there are tensors of a classification head ("cls.output.weight")
     bytes_by_type: Mapping[int, int]  # ggml_type → bytes; 0 for a type whose block size is not known
     alignment: int  # bytes
     data_offset: int  # byte of the file at which tensor data begins
@@ -161,6 +163,7 @@ class _Walk:
         self._alignment = _DEFAULT_ALIGNMENT
         self._parameters = 0
         self._expert_parameters = 0
+        self._has_classifier = False
         self._bytes_by_type: dict[int, int] = {}
         self._padded_bytes = 0  # of all tensors, each with its padding
         self._data_end = 0  # of the tensor that ends last, from the beginning of the data
@@ -187,6 +190,7 @@ class _Walk:
             tensor_count=tensors,
             parameter_count=self._parameters,
             expert_parameter_count=self._expert_parameters,
+            has_classifier=self._has_classifier,
             bytes_by_type=self._bytes_by_type,
             alignment=self._alignment,
             data_offset=data_offset,
@@ -304,6 +308,8 @@ class _Walk:
         self._parameters += elements
         if "_exps" in name:
             self._expert_parameters += elements
+        elif name in _CLASSIFIER_TENSORS:
+            self._has_classifier = True
         self._bytes_by_type[type_number] = self._bytes_by_type.get(type_number, 0) + size
         self._padded_bytes += self._padded(size)
         self._data_end = max(self._data_end, offset + size)

@@ -77,6 +77,8 @@ def facts_of(header: GgufHeader) -> HeaderFacts:
         tensor_count=header.tensor_count,
         fingerprint=header.fingerprint,
         expert_parameter_count=header.expert_parameter_count,
+        has_classifier=header.has_classifier,
+        classifier_labels=entries.length(of + "classifier.output_labels"),
     )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Container, Iterator
 from pathlib import PurePosixPath
 from typing import Final
 
+from magi_agent.discovery.names import stem_of
+
 RESERVED_IDS: Final = frozenset({"registry", "servers", "profiles", "tiers", "port-range", "rescan"})
 MAX_ID_LENGTH: Final = 200
-_PART_NUMBER: Final = re.compile(r"-\d{5}-of-\d{5}$")
 _OUTSIDE_ALPHABET: Final = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -29,9 +30,8 @@ def id_for(file_path: str, taken: Container[str]) -> str:
 
 def _names(file_path: str) -> Iterator[str]:
     path = PurePosixPath(file_path)
-    stem = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gguf" else path.name
     digest = hashlib.sha256(file_path.encode(errors="surrogateescape")).hexdigest()
-    bare = slug(_PART_NUMBER.sub("", stem))[:MAX_ID_LENGTH].rstrip("-._")
+    bare = slug(stem_of(path.name))[:MAX_ID_LENGTH].rstrip("-._")
     if bare:
         yield bare
         if folder := slug(path.parent.name):

@@ -13,6 +13,7 @@ unlisted, so that its id and its choices come back with it.
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final
 
 from magi_agent.discovery.facts import ModelFacts
@@ -22,6 +23,8 @@ from magi_agent.vocabulary import ModelStatus
 
 MAX_REMEMBERED: Final = 10_000
 """How many models without any choice are remembered after they went."""
+
+_file_path: Final = attrgetter("file_path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Merge:
 
 def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Collection[str]) -> Merge:
     """Join ``found`` with ``known``; ``running`` are the ids of models whose servers run."""
-    found = sorted(found, key=lambda facts: facts.file_path)
+    found = sorted(found, key=_file_path)
     assigned = _recognise(known, found)
     taken = set(known)
     merged: dict[str, Model] = {}
@@ -51,14 +54,14 @@ def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Coll
         if before is None:
             model = Model(id_for(facts.file_path, taken), facts)
             taken.add(model.model_id)
-        elif before.present and before.facts == facts and before.facts.header == facts.header:
+        elif before.present and _tell_the_same(before.facts, facts):
             model = before
         else:
             model = replace(before, facts=facts, present=True)
         merged[model.model_id] = model
         if before is None or not before.present:
             added.append(model.model_id)
-        elif model.facts != before.facts:
+        elif model is not before and model.facts != before.facts:
             changed.append(model.model_id)
     removed = []
     for model_id, before in known.items():
@@ -80,8 +83,10 @@ def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Coll
 def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str, Model]:
     """The known model for each path found, where there is one."""
     by_path = {model.facts.file_path: model for model in known.values()}
-    assigned = {facts.file_path: by_path[facts.file_path] for facts in found if facts.file_path in by_path}
+    assigned = {facts.file_path: model for facts in found if (model := by_path.get(facts.file_path)) is not None}
     for sign in (_file, _content):
+        if len(assigned) == len(found):
+            break
         used = {model.model_id for model in assigned.values()}
         by_sign: dict[object, Model] = {}
         for model in known.values():
@@ -95,6 +100,11 @@ def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str,
                 del by_sign[sign(facts)]
                 assigned[facts.file_path] = candidate
     return assigned
+
+
+def _tell_the_same(one: ModelFacts, other: ModelFacts) -> bool:
+    # The scanner gives the same object where nothing changed, and that is nearly always nearly all.
+    return one is other or (one == other and one.header == other.header)
 
 
 def _file(facts: ModelFacts) -> object:

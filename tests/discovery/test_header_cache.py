@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from magi_agent.discovery import header_cache
-from magi_agent.discovery.header_cache import HeaderCache
+from magi_agent.discovery.header_cache import VERSION, HeaderCache
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.gguf.reading import read_facts
 from tests.discovery.model_files import THINKS, identity, model_bytes, rest, write_file
+from tests.faulty_disk import filled, small_disk
 
 CONTENT = model_bytes("llama", template=THINKS, texts={"general.name": "Some \N{LLAMA} Name"})
 
@@ -80,12 +81,13 @@ def test_what_is_remembered_is_what_was_read(models, cache):
         lambda data: data[: len(data) // 2],
         lambda data: data[:-1] + b"x",
         lambda data: data.replace(b"llama", b"llamb", 1),
+        lambda data: data.removesuffix(b"\n"),
         lambda data: b"\xff\xfe" + data,
         lambda _: b"[" * 100_000,
         lambda _: b"null\nnull\n",
         lambda _: b'{"magi_header_cache": 1}\n[]\n',
         lambda data: data.partition(b"\n")[2],
-        lambda data: data.replace(b'"magi_header_cache": 1', b'"magi_header_cache": 2'),
+        lambda data: data.replace(f'"magi_header_cache": {VERSION}'.encode(), b'"magi_header_cache": 1'),
         lambda data: data.replace(b'"architecture"', b'"architektur"', 1),
         lambda _: b"\0" * 100,
     ],
@@ -94,8 +96,100 @@ def test_a_damaged_cache_is_dropped_and_written_anew(models, cache, damage, capl
     headers_read(models, cache)
     cache.write_bytes(damage(cache.read_bytes()))
     assert headers_read(models, cache) == 5
-    assert "is not used" in caplog.text
+    assert "only 0 headers of the header cache" in caplog.text
     assert headers_read(models, cache) == 0
+
+
+def changed_one_by_one(models: Path, cache: Path, count: int) -> Scanner:
+    """Have a scanner write the cache whole, and then once for each of some files."""
+    scanner = Scanner([models], cache_path=cache)
+    scanner.scan()
+    for number in range(count):
+        rest(models / f"x{number}.gguf", age=100 + number)
+        scanner.refresh([str(models / f"x{number}.gguf")])
+    return scanner
+
+
+def test_what_is_new_is_appended(models, cache):
+    scanner = changed_one_by_one(models, cache, 0)
+    before = cache.read_bytes()
+    for number in (1, 2):
+        rest(models / f"x{number}.gguf", age=100)
+        scanner.refresh([str(models / f"x{number}.gguf")])
+        assert _entries_by_line(cache) == [5] + [1] * number
+    assert cache.read_bytes().startswith(before)
+    assert headers_read(models, cache) == 0
+    rest(models / "x3.gguf", age=100)
+    assert headers_read(models, cache) == 1
+    assert _entries_by_line(cache) == [5, 1, 1, 1]
+    assert headers_read(models, cache) == 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda data: data[:-1], 3),
+        (lambda data: data[:-10], 3),
+        (lambda data: data + b"\0" * 100, 4),
+        (lambda data: data + b"half a line", 4),
+        (lambda data: data.replace(data.splitlines(keepends=True)[3], b"\n", 1), 1),
+    ],
+)
+def test_what_stands_before_the_damage_is_used(models, cache, damage, left, caplog):
+    changed_one_by_one(models, cache, 4)
+    cache.write_bytes(damage(cache.read_bytes()))
+    assert headers_read(models, cache) == 4 - left
+    assert f"only {5 + left} headers of the header cache" in caplog.text
+    assert headers_read(models, cache) == 0
+    rest(models / "x4.gguf", age=100)
+    assert headers_read(models, cache) == 1
+    assert headers_read(models, cache) == 0
+
+
+def test_a_cache_that_was_removed_meanwhile_is_written_whole(models, cache):
+    scanner = changed_one_by_one(models, cache, 2)
+    cache.unlink()
+    rest(models / "x4.gguf", age=100)
+    scanner.refresh([str(models / "x4.gguf")])
+    assert headers_read(models, cache) == 0
+
+
+def test_what_is_overtaken_does_not_grow_for_ever(models, cache, monkeypatch):
+    monkeypatch.setattr(header_cache, "MAX_STALE", 3)
+    monkeypatch.setattr(header_cache, "MAX_ENTRIES", 5)
+    scanner = changed_one_by_one(models, cache, 0)
+    written = []
+    for number in range(10):
+        rest(models / "x1.gguf", age=1000 + number)
+        scanner.refresh([str(models / "x1.gguf")])
+        written.append(_entries(cache))
+    assert written == [6, 7, 8, 9, 10, 11, 12, 13, 14, 5]
+
+
+def test_many_entries_take_several_lines(models, cache, monkeypatch):
+    monkeypatch.setattr(header_cache, "_AT_ONCE", 2)
+    first = Scanner([models], cache_path=cache).scan()
+    assert _entries_by_line(cache) == [2, 2, 1]
+    assert Scanner([models], cache_path=cache).scan().models == first.models
+    assert headers_read(models, cache) == 0
+
+
+def test_half_a_line_on_a_full_disk_is_made_good(models, cache, caplog):
+    with small_disk(cache.parent):
+        scanner = changed_one_by_one(models, cache, 0)
+        with filled(cache.parent):
+            for number in range(100):
+                rest(models / "x1.gguf", age=1000 + number)
+                scanner.refresh([str(models / "x1.gguf")])
+                if "cannot write the header cache" in caplog.text:
+                    break
+            assert not cache.read_bytes().endswith(b"\n")
+        rest(models / "x2.gguf", age=100)
+        scanner.refresh([str(models / "x2.gguf")])
+        assert cache.read_bytes().endswith(b"\n")
+        caplog.clear()
+        assert headers_read(models, cache) == 0
+        assert not caplog.text
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(models, tmp_path, caplog):
@@ -145,4 +239,8 @@ def test_files_that_are_not_whole_are_not_remembered(models, cache):
 
 
 def _entries(cache: Path) -> int:
-    return len(json.loads(cache.read_text().splitlines()[1]))
+    return sum(_entries_by_line(cache))
+
+
+def _entries_by_line(cache: Path) -> list[int]:
+    return [len(json.loads(line.partition(b" ")[2])) for line in cache.read_bytes().splitlines()[1:]]

@@ -9,7 +9,7 @@ from magi_agent.discovery.facts import ModelFacts
 from magi_agent.discovery.scanner import Scanner
 from tests.discovery.model_files import model_bytes, write_file
 
-F16, BF16, F32 = 1, 32, 0
+F16, BF16, F32, Q8_0, Q4_K_M = 1, 32, 0, 7, 15
 MODEL = model_bytes("gemma3", texts={"general.name": "Gemma 3 4B It"})
 
 
@@ -25,6 +25,10 @@ def pairs(folder: Path) -> dict[str, str | None]:
         facts.filename: os.path.basename(facts.projector_path) if facts.projector_path else None  # noqa: PTH119
         for facts in Scanner([folder]).scan().models
     }
+
+
+def names_of(paths: tuple[str, ...]) -> list[str]:
+    return [path.rpartition("/")[2] for path in paths]
 
 
 def models(folder: Path) -> list[ModelFacts]:
@@ -65,6 +69,62 @@ def test_of_several_the_one_named_after_the_model_goes_first_and_f16_before_othe
     assert pairs(tmp_path) == {"gemma-3-4b-it-Q4_K_M.gguf": "mmproj-gemma-3-4b-it-f32.gguf"}
 
 
+def test_all_that_go_with_a_model_are_offered_the_one_to_load_first(tmp_path):
+    write_file(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf", MODEL)
+    file_types = {"a.q4_k_m": Q4_K_M, "b.f32": F32, "c.q8_0": Q8_0, "d.bf16": BF16, "e.f16": F16, "f.f16": F16}
+    for name, file_type in file_types.items():
+        write_file(tmp_path / f"mmproj-{name.partition('.')[0]}.gguf", projector(file_type, name="Gemma 3 4B It"))
+    write_file(tmp_path / "gemma-3-4b-it.mmproj-Q8_0.gguf", projector(Q8_0))
+    write_file(tmp_path / "mmproj-model-f16.gguf", projector())
+    (facts,) = models(tmp_path)
+    expected = [
+        "gemma-3-4b-it.mmproj-Q8_0.gguf",
+        *(f"mmproj-{letter}.gguf" for letter in "efdcba"),
+        "mmproj-model-f16.gguf",
+    ]
+    assert names_of(facts.projectors) == expected
+    assert facts.projector_path == facts.projectors[0]
+
+
+def test_projectors_that_come_and_go_are_offered_and_offered_no_more(tmp_path):
+    write_file(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf", MODEL)
+    bf16 = write_file(tmp_path / "mmproj-BF16.gguf", projector(BF16))
+    scanner = Scanner([tmp_path])
+    assert scanner.scan().models[0].projectors == (str(bf16),)
+    f16 = write_file(tmp_path / "mmproj-F16.gguf", projector(F16))
+    assert scanner.refresh([str(f16)]).models[0].projectors == (str(f16), str(bf16))
+    f16.unlink()
+    assert scanner.refresh([str(f16)]).models[0].projectors == (str(bf16),)
+    bf16.unlink()
+    (facts,) = scanner.refresh([str(bf16)]).models
+    assert (facts.projectors, facts.projector_path, facts.has_vision) == ((), None, False)
+
+
+@pytest.mark.parametrize(
+    ("model", "projector_name"),
+    [
+        ("google_gemma-3-4b-it-Q4_K_M.gguf", "mmproj-google_gemma-3-4b-it-f16.gguf"),
+        ("Qwen2.5-VL-7B-Instruct.Q4_K_M.gguf", "Qwen2.5-VL-7B-Instruct.mmproj-fp16.gguf"),
+        ("Qwen2.5-VL-7B-Instruct.i1-IQ2_M.gguf", "Qwen2.5-VL-7B-Instruct.mmproj-Q8_0.gguf"),
+        ("Qwen3VL-4B-Instruct-Q4_K_M.gguf", "mmproj-Qwen3VL-4B-Instruct-F16.gguf"),
+        ("moondream2-text-model-f16.gguf", "moondream2-mmproj-f16.gguf"),
+        ("llava-llama-3-8b-v1_1-int4.gguf", "llava-llama-3-8b-v1_1-mmproj-f16.gguf"),
+        ("SmolVLM2-2.2B-Instruct-Q4_K_M.gguf", "mmproj-SmolVLM2-2.2B-Instruct-Q8_0.gguf"),
+        ("Kimi-VL-A3B-Thinking-2506-UD-Q4_K_XL.gguf", "mmproj-Kimi-VL-A3B-Thinking-2506-f16.gguf"),
+        ("ggml-model-Q4_K_M.gguf", "mmproj-model-f16.gguf"),
+        ("Model-7.6B-Q4_K_M.gguf", "mmproj-model-f16.gguf"),
+    ],
+)
+def test_models_and_projectors_are_paired_as_publishers_name_them(tmp_path, model, projector_name):
+    write_file(tmp_path / "other-1b-Q8_0.gguf", model_bytes("llama"))
+    if "odel-" not in model:
+        write_file(tmp_path / model, model_bytes("qwen2vl"))
+    else:
+        (tmp_path / "other-1b-Q8_0.gguf").rename(tmp_path / model)
+    write_file(tmp_path / projector_name, projector())
+    assert pairs(tmp_path)[model] == projector_name
+
+
 def test_in_a_folder_of_many_models_only_names_pair(tmp_path):
     write_file(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf", MODEL)
     write_file(tmp_path / "gemma-3-4b-it-Q8_0.gguf", MODEL)
@@ -94,7 +154,9 @@ def test_an_unfinished_projector_is_no_model_and_is_reported(tmp_path):
     assert [facts.has_vision for facts in scanner.refresh([str(path)]).models] == [False]
 
 
-def test_an_embedding_model_gets_no_projector(tmp_path):
-    write_file(tmp_path / "bge-m3-f16.gguf", model_bytes("bert"))
+def test_an_embedding_model_gets_only_a_projector_of_its_name(tmp_path):
+    write_file(tmp_path / "Qwen3-VL-Reranker-2B.Q8_0.gguf", model_bytes("qwen3vl"))
     write_file(tmp_path / "mmproj.gguf", projector())
-    assert pairs(tmp_path) == {"bge-m3-f16.gguf": None}
+    assert pairs(tmp_path) == {"Qwen3-VL-Reranker-2B.Q8_0.gguf": None}
+    write_file(tmp_path / "Qwen3-VL-Reranker-2B.mmproj-f16.gguf", projector())
+    assert pairs(tmp_path) == {"Qwen3-VL-Reranker-2B.Q8_0.gguf": "Qwen3-VL-Reranker-2B.mmproj-f16.gguf"}

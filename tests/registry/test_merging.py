@@ -1,17 +1,23 @@
 """Joining a scan with the registry: nothing anybody chose is lost, no id is given twice, files keep their ids."""
 
 import random
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_agent.discovery.facts import ModelFacts
+from magi_agent.discovery.scanner import Scanner
 from magi_agent.registry import merging
 from magi_agent.registry.merging import merge
-from magi_agent.registry.model import Choices, Model, RuntimeSettings
+from magi_agent.registry.model import Choices, Model
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import ModelStatus, Tier
+from tests.discovery.model_files import model_bytes, write_file, write_split
 from tests.registry.model_facts import facts_at
 
 CHOSEN = Choices(tier_override=Tier.FAST, enabled=True, port=8081, runtime_settings=RuntimeSettings(ctx_size=2048))
@@ -145,6 +151,65 @@ def test_of_the_models_that_went_those_nobody_chose_anything_for_are_forgotten_l
         known = merge(known, [facts_at(f"/m/m{n}.gguf") for n in range(number, 10)], ()).models
     assert set(known) == {"m0", "m7", "m8", "m9"}
     assert known["m0"].choices == CHOSEN
+
+
+def moved_in_the_folder(models: Path) -> None:
+    (models / "x-Q8_0.gguf").rename(models / "renamed.gguf")
+
+
+def moved_to_another_folder(models: Path) -> None:
+    (models / "publisher").mkdir()
+    (models / "x-Q8_0.gguf").rename(models / "publisher" / "x-Q8_0.gguf")
+
+
+def moved_with_its_folder(models: Path) -> None:
+    moved_to_another_folder(models)
+    (models / "publisher").rename(models / "other")
+
+
+def copied_and_removed(models: Path) -> None:
+    shutil.copyfile(models / "x-Q8_0.gguf", models / "copy.gguf")
+    (models / "x-Q8_0.gguf").unlink()
+
+
+def put_into_a_cache_of_links(models: Path) -> None:
+    (models / "blobs").mkdir()
+    (models / "x-Q8_0.gguf").rename(models / "blobs" / "0")
+    (models / "linked.gguf").symlink_to("blobs/0")
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        moved_in_the_folder,
+        moved_to_another_folder,
+        moved_with_its_folder,
+        copied_and_removed,
+        put_into_a_cache_of_links,
+    ],
+)
+def test_a_real_file_keeps_its_id_and_choices_wherever_it_goes(tmp_path: Path, move: Callable[[Path], None]):
+    write_file(tmp_path / "x-Q8_0.gguf", model_bytes("llama", texts={"general.name": "Moved"}))
+    write_file(tmp_path / "y-Q8_0.gguf", model_bytes("llama", texts={"general.name": "Stays"}))
+    scanner = Scanner([tmp_path])
+    known = chosen_for(after(list(scanner.scan().models)), "x-q8_0")
+    path = listed(known)["x-q8_0"]
+    move(tmp_path)
+    merged = merge(known, scanner.scan().models, ())
+    assert (merged.added, merged.changed, merged.removed) == ((), ("x-q8_0",), ())
+    assert merged.models["x-q8_0"].choices == CHOSEN
+    assert listed(merged.models)["x-q8_0"] != path
+
+
+def test_a_real_split_set_that_is_moved_and_renamed_keeps_its_id_and_choices(tmp_path: Path):
+    parts = write_split(tmp_path, "Qwen3-235B-Q4_K_M", 3)
+    known = chosen_for(after(list(Scanner([tmp_path]).scan().models)), "qwen3-235b-q4_k_m")
+    (tmp_path / "Q4_K_M").mkdir()
+    for part in parts:
+        part.rename(tmp_path / "Q4_K_M" / part.name.replace("Qwen3", "Renamed"))
+    merged = merge(known, Scanner([tmp_path]).scan().models, ())
+    assert (merged.added, merged.removed) == ((), ())
+    assert merged.models["qwen3-235b-q4_k_m"].choices == CHOSEN
 
 
 class Disk:
