@@ -13,18 +13,21 @@
     │   ├── InvalidTier
     │   └── ValidationFailed
     ├── Conflict (409)
+    │   ├── Draining
     │   ├── ModelNotUsable
     │   ├── NoFreePort
     │   ├── PortInUse
     │   ├── ProfileExists
     │   ├── ProfileActive
-    │   └── ProfileReadOnly
+    │   ├── ProfileReadOnly
+    │   └── SettingsNotUsable
     ├── Failure (500)
     │   ├── RescanFailed
     │   ├── RegistrySaveFailed
     │   ├── ProfileCreationFailed
     │   ├── ProfileSaveFailed
     │   ├── ProfileInvalid
+    │   ├── ProbeFailed
     │   └── StartFailed
     └── ServiceUnavailable (503)
 
@@ -131,6 +134,19 @@ class Conflict(MagiError):
     status = 409
 
 
+class Draining(Conflict):
+    """The host is being drained: nothing is started."""
+
+    error = "Draining"
+
+    def __init__(self, by: str) -> None:
+        super().__init__(
+            f"the host is being drained by {by}, and nothing is started meanwhile; PUT /api/drain or "
+            "'magictl drain --off' ends it",
+            {"by": by},
+        )
+
+
 class ModelNotUsable(Conflict):
     """The model's files are not whole."""
 
@@ -165,6 +181,12 @@ class ProfileReadOnly(Conflict):
     """The profile lies in a folder that belongs to the operator."""
 
     error = "ProfileReadOnly"
+
+
+class SettingsNotUsable(Conflict):
+    """The runtime settings that hold for a model cannot be carried out; ``details.errors`` names each."""
+
+    error = "SettingsNotUsable"
 
 
 class Failure(MagiError):
@@ -202,6 +224,12 @@ class ProfileInvalid(Failure):
     """The profile's file cannot be read as a profile."""
 
     error = "ProfileInvalid"
+
+
+class ProbeFailed(Failure):
+    """A llama-server binary did not say what it can do."""
+
+    error = "ProbeFailed"
 
 
 class StartFailed(Failure):

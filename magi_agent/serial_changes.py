@@ -27,6 +27,10 @@ class SerialChanges:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
+    async def settled(self) -> None:
+        """Wait until every change that was asked for has ended."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
     async def _in_turn(self, change: Callable[[], Awaitable[_T]]) -> _T:
         async with self._turn:
             return await change()

@@ -5,21 +5,26 @@ line's options and the page that documents them all come from it.
 """
 
 import ipaddress
+import json
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 
 from magi_agent.errors import ConfigurationError
-from magi_agent.vocabulary import Scope, TcpAccess
+from magi_agent.runtime_settings.defaults import RuntimeDefaults
+from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.vocabulary import Scope, TcpAccess, Tier
 
 DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_SECONDS: Final = 7 * 86_400.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+DEFAULTS_SECTION: Final = "defaults"
+"""The section with the runtime settings of all models, and in sections below it those of a tier's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,9 @@ class Settings:
     fast_max: float
     registry_path: Path
     llama_server_path: Path
+    llama_server_alternatives: tuple[tuple[str, Path], ...]
+    """Name and path of each other binary that a model may be run by."""
+    allowed_flags: tuple[str, ...]
     llama_server_host: str
     llama_server_user: str
     port_range: tuple[int, int]
@@ -65,6 +73,17 @@ class Settings:
     systemd_scope: Scope
     journal_directory: Path | None
     log_level: str
+    defaults: RuntimeDefaults = field(default_factory=RuntimeDefaults)
+    """Runtime settings that hold where nobody chose; only the file says them."""
+
+    @property
+    def binaries(self) -> tuple[Path, ...]:
+        """Every configured llama-server."""
+        return self.llama_server_path, *(path for _, path in self.llama_server_alternatives)
+
+    def binary(self, name: str | None) -> Path | None:
+        """The llama-server of this name, the usual one for ``None``; ``None`` where there is no such name."""
+        return self.llama_server_path if name is None else dict(self.llama_server_alternatives).get(name)
 
     @property
     def state_directory(self) -> Path:
@@ -122,6 +141,33 @@ def _words(value: object, allowed: str) -> tuple[str, ...]:
     if any(not word or "," in word or len(word.split()) != 1 or word != word.strip() for word in words):
         raise ValueError(f"must be {allowed}")
     return words
+
+
+def _named_paths(value: object) -> tuple[tuple[str, Path], ...]:
+    allowed = "names and paths, such as 'canary=/opt/llama/llama-server', separated by ':' or as a table"
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    else:
+        text = _text(value, allowed)
+        pairs = [entry.partition("=")[::2] for entry in text.split(":")] if text else []
+    if not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name) and path for name, path in pairs):
+        raise ValueError(f"must be {allowed}; a name has lower-case letters, digits, '-' and '_'")
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"must be {allowed}, each name once")
+    return tuple((name, _path(path, allowed)) for name, path in pairs)
+
+
+def _flags(value: object) -> tuple[str, ...]:
+    from magi_agent.runtime_settings.passing import RESERVED
+
+    allowed = "options of llama-server, such as '--no-warmup'"
+    flags = _words(value, allowed)
+    for flag in flags:
+        if not re.fullmatch(r"--[a-z0-9][a-z0-9-]*", flag):
+            raise ValueError(f"must be {allowed}")
+        if flag in RESERVED:
+            raise ValueError(f"must not name {flag}, which stands for a runtime setting or is set by the agent alone")
+    return flags
 
 
 def _number(value: object) -> float:
@@ -261,6 +307,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "the llama-server binary",
     ),
     Setting(
+        "llama_server_alternatives",
+        "servers",
+        "MAGI_LLAMA_SERVER_ALTERNATIVES",
+        "",
+        _named_paths,
+        "other binaries that a model may be run by, as NAME=PATH, separated by ':'",
+    ),
+    Setting(
+        "allowed_flags",
+        "servers",
+        "MAGI_ALLOWED_FLAGS",
+        "",
+        _flags,
+        "llama-server's flags that may be given as extra flags of a model",
+    ),
+    Setting(
         "llama_server_host", "servers", "LLAMA_SERVER_HOST", "127.0.0.1", _address, "address the llama-servers bind"
     ),
     Setting(
@@ -359,7 +421,7 @@ def load_settings(options: Mapping[str, str], environment: Mapping[str, str], co
     named = config or (Path(environment["MAGI_CONFIG"]) if environment.get("MAGI_CONFIG") else None)
     path = named or DEFAULT_CONFIG
     text = _read_config(path, required=named is not None)
-    in_file = _parse_config(path, text)
+    in_file, defaults = _parse_config(path, text)
     values: dict[str, object] = {}
     places: dict[str, str] = {}
 
@@ -382,7 +444,7 @@ def load_settings(options: Mapping[str, str], environment: Mapping[str, str], co
         if setting.name not in values:
             place = f"default of {setting.section}.{setting.name}"
             take(setting, place, _default(setting, values.get("systemd_scope"), environment))
-    settings = Settings(**values)  # type: ignore[arg-type]  # each parse function returns its field's type
+    settings = Settings(**values, defaults=defaults)  # type: ignore[arg-type]  # each parse function returns its type
     _check_together(settings, places)
     return settings
 
@@ -435,7 +497,7 @@ def _read_config(path: Path, *, required: bool) -> str:
         raise ConfigurationError(f"{path}: is not UTF-8 text") from None
 
 
-def _parse_config(path: Path, text: str) -> dict[str, object]:
+def _parse_config(path: Path, text: str) -> tuple[dict[str, object], RuntimeDefaults]:
     try:
         document = tomllib.loads(text)
     except RecursionError:
@@ -449,14 +511,19 @@ def _parse_config(path: Path, text: str) -> dict[str, object]:
     for setting in SETTINGS:
         known.setdefault(setting.section, {})[setting.name] = setting
     found: dict[str, object] = {}
+    defaults = RuntimeDefaults()
     for section, entries in document.items():
         place_of_section = _place(path, text, section, None)
-        if section not in known:
+        if section not in known and section != DEFAULTS_SECTION:
             raise ConfigurationError(
-                f"{place_of_section}: {_name(section)}: unknown section; there are {', '.join(known)}"
+                f"{place_of_section}: {_name(section)}: unknown section; there are "
+                f"{', '.join((*known, DEFAULTS_SECTION))}"
             )
         if not isinstance(entries, dict):
             raise ConfigurationError(f"{place_of_section}: {section}: must be a section, [{section}]")
+        if section == DEFAULTS_SECTION:
+            defaults = _parse_defaults(path, text, entries)
+            continue
         for key, value in entries.items():
             if key not in known[section]:
                 raise ConfigurationError(
@@ -464,7 +531,35 @@ def _parse_config(path: Path, text: str) -> dict[str, object]:
                     f"[{section}] has {', '.join(known[section])}"
                 )
             found[key] = value
-    return found
+    return found, defaults
+
+
+def _parse_defaults(path: Path, text: str, entries: Mapping[str, object]) -> RuntimeDefaults:
+    from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_settings
+
+    def read(prefix: str, settings: object) -> RuntimeSettings:
+        try:
+            return read_settings(settings)
+        except InvalidRuntimeSettings as error:
+            fault = error.faults[0]
+            name = f"{prefix}{fault.name}".rstrip(".")
+            place = _place_of_default(path, text, prefix, fault.name)
+            raise ConfigurationError(f"{place}: {DEFAULTS_SECTION}.{name}: {fault.message}") from None
+
+    tiers = {Tier(key): read(f"{key}.", entry) for key, entry in entries.items() if key in list(Tier)}
+    return RuntimeDefaults(read("", {key: entry for key, entry in entries.items() if key not in list(Tier)}), tiers)
+
+
+def _place_of_default(path: Path, text: str, prefix: str, name: str) -> str:
+    """Where a default stands: its own line, else that of the list or table it is in."""
+    from magi_agent.runtime_settings.settings import wire_name
+
+    outer = name.partition(".")[0]
+    for key in (outer, wire_name(outer), ""):
+        place = _place(path, text, DEFAULTS_SECTION, f"{prefix}{key}".rstrip("."))
+        if place != _place(path, text, DEFAULTS_SECTION, None):
+            return place
+    return place
 
 
 def _name(key: str) -> str:
@@ -491,17 +586,34 @@ def _place(path: Path, text: str, section: str, key: str | None) -> str:
     return f"{path}:{line_of_section}" if line_of_section else str(path)
 
 
+def _shown_defaults(defaults: RuntimeDefaults) -> dict[str, str]:
+    if defaults == RuntimeDefaults():
+        return {}
+    from magi_agent.runtime_settings.reading import written
+
+    layers = {"": defaults.host, **{f"{tier}.": settings for tier, settings in defaults.tiers.items()}}
+    return {
+        f"{DEFAULTS_SECTION}.{prefix}{name}": value if isinstance(value, str) else json.dumps(value)
+        for prefix, settings in layers.items()
+        for name, value in written(settings).items()
+    }
+
+
 def shown(settings: Settings) -> dict[str, str]:
-    """Each setting's value as an operator would write it."""
+    """Each setting's value as an operator would write it, by name; the defaults by ``defaults.`` and their names."""
     shown: dict[str, str] = {}
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if field.name == "port_range":
-            shown[field.name] = f"{value[0]}-{value[1]}"
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if each.name == "port_range":
+            shown[each.name] = f"{value[0]}-{value[1]}"
+        elif each.name == "llama_server_alternatives":
+            shown[each.name] = ":".join(f"{name}={path}" for name, path in value)
+        elif each.name == "defaults":
+            shown |= _shown_defaults(value)
         elif isinstance(value, tuple):
-            shown[field.name] = (":" if field.name.endswith("_path") else " ").join(map(str, value))
+            shown[each.name] = (":" if each.name.endswith("_path") else " ").join(map(str, value))
         elif value is None:
-            shown[field.name] = "off" if field.name in ("tcp", "socket") else ""
+            shown[each.name] = "off" if each.name in ("tcp", "socket") else ""
         else:
-            shown[field.name] = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
+            shown[each.name] = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
     return shown

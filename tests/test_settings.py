@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magi_agent.errors import ConfigurationError
+from magi_agent.runtime_settings.defaults import RuntimeDefaults
+from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
 from magi_agent.settings import SETTINGS, Setting, Settings, TcpAddress, load_settings, shown
-from magi_agent.vocabulary import Scope, TcpAccess
+from magi_agent.vocabulary import Scope, StartPolicy, TcpAccess, Tier
 
 BAD: dict[str, list[object]] = {
     "model_scan_path": ["", ":", [], [""], ["/a:b"], 5, ["/a", 5], "/a\nb"],
@@ -19,6 +21,37 @@ BAD: dict[str, list[object]] = {
     "fast_max": ["-0.5", "few", "1e6"],
     "registry_path": ["", 5, "a\0b", "a\x7fb"],
     "llama_server_path": ["", False],
+    "llama_server_alternatives": [
+        "canary",
+        "=/opt/llama-server",
+        "canary=",
+        "Canary=/a",
+        "-canary=/a",
+        "a b=/c",
+        "a=/b:a=/c",
+        "a=/b:",
+        "x" * 65 + "=/a",
+        "a=/b\nc",
+        ["a=/b"],
+        5,
+    ],
+    "allowed_flags": [
+        "no-warmup",
+        "-fa",
+        "--",
+        "--temp=0.5",
+        "--Temp",
+        "--temp;rm",
+        "--ctx-size",
+        "--no-mmap",
+        "--host",
+        "--api-key --temp",
+        "--log-file",
+        ["--temp --top-k"],
+        [""],
+        [5],
+        5,
+    ],
     "llama_server_host": ["", "example.org", "1.2.3", "[::1", 127],
     "llama_server_user": ["a\nb", 1000],
     "port_range": [
@@ -148,7 +181,8 @@ def test_every_setting_has_a_place_of_its_own():
         [setting.option for setting in SETTINGS],
     ):
         assert len(set(names)) == len(SETTINGS)
-    assert {setting.name for setting in SETTINGS} == set(Settings.__slots__)
+    # The defaults of runtime settings are a section of the file, and nothing else says them.
+    assert {setting.name for setting in SETTINGS} == {*Settings.__slots__} - {"defaults"}
 
 
 @pytest.mark.parametrize("name", [setting.name for setting in SETTINGS])
@@ -161,6 +195,8 @@ def test_every_setting_is_read_from_file_environment_and_option(config, name):
         "fast_max": "3.5",
         "registry_path": "/var/lib/r.json",
         "llama_server_path": "/opt/llama-server",
+        "llama_server_alternatives": "canary=/opt/next/llama-server:rocm-7=/opt/rocm/llama-server",
+        "allowed_flags": "--no-warmup --temp",
         "llama_server_host": "::1",
         "llama_server_user": "llama",
         "port_range": "9000-9001",
@@ -192,12 +228,12 @@ def test_a_bad_value_is_refused_with_its_place_and_what_is_allowed(config, name,
     where = setting(name)
     file = config(f"# the first line\n\n[{where.section}]\n{name} = {toml(value)}\n")
     message = refusal(config=file)
-    assert message.startswith(f"{file}:4: {where.section}.{name}: must be ")
+    assert message.startswith(f"{file}:4: {where.section}.{name}: must ")
     assert len(message) < 500
     if isinstance(value, str):
-        assert refusal({where.variable: value}).startswith(f"environment variable {where.variable}: must be ")
+        assert refusal({where.variable: value}).startswith(f"environment variable {where.variable}: must ")
         message = refusal({}, None, **{name: value})
-        assert message.startswith(f"{where.option}: must be ")
+        assert message.startswith(f"{where.option}: must ")
         assert message.endswith(f", not {value!r}")
 
 
@@ -215,7 +251,11 @@ def test_each_refusal_says_what_would_be_right():
 @pytest.mark.parametrize(
     ("text", "begins", "holds"),
     [
-        ("\n[apis]\n", ":2: apis: unknown section; ", "discovery, registry, servers, profiles, api, systemd, agent"),
+        (
+            "\n[apis]\n",
+            ":2: apis: unknown section; ",
+            "discovery, registry, servers, profiles, api, systemd, agent, defaults",
+        ),
         ("\n[ api ]\n\n  tpc = 1\n", ":4: api.tpc: unknown key; [api] has ", "tcp, tcp_access, socket"),
         ("api.tpc = 1\n", ":1: api.tpc: unknown key; ", "tcp"),
         ('[api]\n"tpc" = 1\n', ":2: api.tpc: unknown key; ", "tcp"),
@@ -240,6 +280,93 @@ def test_what_is_no_configuration_is_refused_with_its_line(config, text, begins,
     message = refusal(config=file)
     assert message.startswith(f"{file}{begins}")
     assert holds in message
+
+
+def test_other_binaries_are_a_table_in_the_file_too(config):
+    text = """
+[servers]
+llama_server_path = "/opt/llama-server"
+allowed_flags = ["--no-warmup", "--temp"]
+
+[servers.llama_server_alternatives]
+canary = "/opt/next/llama-server"
+rocm = "/opt/rocm/llama-server"
+"""
+    settings = load(config=config(text))
+    assert settings.binary(None) == Path("/opt/llama-server")
+    assert settings.binary("canary") == Path("/opt/next/llama-server")
+    assert settings.binary("mainline") is None
+    assert settings.binaries == tuple(
+        map(Path, ("/opt/llama-server", "/opt/next/llama-server", "/opt/rocm/llama-server"))
+    )
+    assert settings.allowed_flags == ("--no-warmup", "--temp")
+    file = config(text.replace("canary", "Canary"))
+    assert "lower-case letters" in refusal(config=file)
+
+
+DEFAULTS = """\
+[defaults]
+ctx_size = 8192
+flash_attention = "on"
+mmap = false
+extra_flags = ["--no-warmup"]
+lora = [{path = "/models/a.gguf"}]
+
+[defaults.fast]
+parallel_slots = 4
+startPolicy = "onDemand"
+
+[servers]
+stop_timeout = 9
+"""
+
+
+def test_the_defaults_of_runtime_settings_are_a_section_of_the_file(config):
+    settings = load(config=config(DEFAULTS))
+    host = RuntimeSettings(
+        ctx_size=8192,
+        flash_attention="on",
+        mmap=False,
+        extra_flags=("--no-warmup",),
+        lora=(LoraAdapter("/models/a.gguf"),),
+    )
+    fast = RuntimeSettings(parallel_slots=4, start_policy=StartPolicy.ON_DEMAND)
+    assert settings.defaults == RuntimeDefaults(host, {Tier.FAST: fast})
+    assert settings.stop_timeout == 9
+    assert load().defaults == RuntimeDefaults()
+    told = {name: value for name, value in shown(settings).items() if name.startswith("defaults.")}
+    assert told["defaults.ctx_size"] == "8192"
+    assert told["defaults.mmap"] == "false"
+    assert told["defaults.lora"] == '[{"path": "/models/a.gguf", "scale": 1.0}]'
+    assert told["defaults.fast.start_policy"] == "onDemand"
+    assert len(told) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "says"),
+    [
+        ("\n[defaults]\n\nctx_size = -1\n", 4, "defaults.ctx_size: "),
+        ('[defaults]\nctx_size = "many"\n', 2, "defaults.ctx_size: "),
+        ("[defaults]\nctx_size = true\n", 2, "defaults.ctx_size: must not be true or false"),
+        ("[defaults]\nctx_sise = 5\n", 2, "defaults.ctx_sise: there is no such setting; did you mean ctx_size?"),
+        ("[defaults]\nctx-size = 5\n", 2, "defaults.ctx-size: there is no such setting; did you mean ctx_size?"),
+        ("[defaults]\nxyzzy = 5\n", 2, "defaults.xyzzy: there is no such setting"),
+        ("[defaults]\nctxSize = -1\n", 2, "defaults.ctxSize: "),
+        ('[defaults]\ncpuAffinity = "many"\n', 2, "defaults.cpu_affinity: "),
+        ("defaults.ctx_size = -1\n", 1, "defaults.ctx_size: "),
+        ("[defaults]\n[defaults.fast]\nmmap = 7\n", 3, "defaults.fast.mmap: "),
+        ("[defaults.fast]\n\nmemory_high = 5\nmemory_max = 4\n", 3, "defaults.fast.memory_high: must be at most"),
+        ("[defaults]\nfast = 5\n", 2, "defaults.fast: "),
+        ("[defaults]\nfast = {ctx_size = -1}\n", 2, "defaults.fast.ctx_size: "),
+        ("[defaults.quick]\nctx_size = 1\n", 1, "defaults.quick: there is no such setting"),
+        ('[defaults]\nmmap = true\nlora = [{path = "/a", size = 1}]\n', 3, "defaults.lora.0.size: "),
+        ("defaults = 5\n", 1, "defaults: must be a section, [defaults]"),
+    ],
+)
+def test_a_bad_default_is_refused_with_its_line(config, text, place, says):
+    file = config(text)
+    message = refusal(config=file)
+    assert message.startswith(f"{file}:{place}: {says}")
 
 
 def test_a_file_that_is_named_must_be_there_and_one_that_is_not_need_not(tmp_path):
@@ -315,6 +442,10 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "fast_max": st.floats(0, 14).map(repr),
     "registry_path": _paths(),
     "llama_server_path": _paths(),
+    "llama_server_alternatives": st.dictionaries(
+        st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True), _paths(), max_size=3
+    ).map(lambda named: ":".join(f"{name}={path}" for name, path in named.items())),
+    "allowed_flags": st.lists(st.from_regex(r"--x-[a-z0-9-]{0,20}", fullmatch=True)).map(" ".join),
     "llama_server_host": st.ip_addresses().map(str),
     "llama_server_user": _TEXT,
     "port_range": st.tuples(st.integers(1, 65_535), st.integers(1, 65_535)).map(lambda p: f"{min(p)}-{max(p)}"),
@@ -348,6 +479,6 @@ def test_any_text_is_a_setting_or_refused_with_one_line(values):
         settings = load({setting(name).variable: value for name, value in values.items()})
     except ConfigurationError as error:
         assert "\n" not in error.message  # noqa: PT017 - either outcome is right
-        assert "must be" in error.message or "reachable" in error.message  # noqa: PT017
+        assert "must" in error.message or "reachable" in error.message  # noqa: PT017
     else:
         assert load({}, None, **shown(settings)) == settings

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from magi_agent.registry.model import RuntimeSettings
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import Tier
 
 

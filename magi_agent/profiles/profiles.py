@@ -93,9 +93,21 @@ class Profiles:
         self._changes = SerialChanges("profiles")
         self._said: frozenset[ProfileProblem] = frozenset()
 
+    def reconfigure(self, folders: Sequence[Path]) -> None:
+        """Take other folders."""
+        self._folders = tuple(folders)
+
     async def names(self) -> list[str]:
         """The slugs of all profiles that can be read, sorted."""
         return (await self.survey())[0]
+
+    async def own_names(self) -> list[str]:
+        """The slugs of the profiles that lie in the folder written to, and can be read; sorted."""
+        return [name for name in await self.names() if await asyncio.to_thread(self._is_own, name)]
+
+    def _is_own(self, name: str) -> bool:
+        path = self._path_of(name)
+        return path is not None and path.parent == self._folders[-1]
 
     async def survey(self) -> tuple[list[str], list[ProfileProblem]]:
         """The slugs of all profiles that can be read, and what is wrong with the others."""

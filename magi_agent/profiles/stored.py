@@ -18,7 +18,8 @@ from magi_agent.profiles.profile import (
     TierConfig,
     TwoStage,
 )
-from magi_agent.registry.model import RuntimeSettings
+from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_settings, written
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import Tier
 
 MAX_PROFILE_BYTES: Final = 256 * 1024
@@ -63,13 +64,6 @@ class _LoadBalancing(_Stored):
     health_check_interval: float = Field(30.0, gt=0, le=86_400)
 
 
-class _RuntimeSettings(_Stored):
-    n_gpu_layers: int | None = Field(None, ge=-1, le=100_000)
-    ctx_size: int | None = Field(None, ge=0, le=100_000_000)
-    n_threads: int | None = Field(None, ge=-1, le=4096)
-    batch_size: int | None = Field(None, ge=1, le=1_000_000)
-
-
 class _Profile(_Stored):
     name: str = Field(min_length=1, max_length=200)
     description: str = Field("", max_length=10_000)
@@ -77,7 +71,7 @@ class _Profile(_Stored):
     tier_config: tuple[_TierConfig, ...] | None = Field(None, validation_alias=AliasChoices("tier_config", "tiers"))
     two_stage: _TwoStage = Field(default_factory=_TwoStage)
     load_balancing: _LoadBalancing = Field(default_factory=_LoadBalancing)
-    runtime_settings: dict[str, _RuntimeSettings] = Field(default_factory=dict)
+    runtime_settings: dict[str, dict[str, Any] | None] = Field(default_factory=dict, max_length=10_000)
 
     @field_validator("description", "enabled_models", "two_stage", "load_balancing", "runtime_settings", mode="before")
     @classmethod
@@ -117,8 +111,21 @@ def read_profile(data: bytes, slug: str) -> Profile:
         ),
         TwoStage(**stored.two_stage.model_dump()),
         LoadBalancing(**stored.load_balancing.model_dump()),
-        {model_id: RuntimeSettings(**settings.model_dump()) for model_id, settings in stored.runtime_settings.items()},
+        {
+            model_id: _read_settings(node, model_id, document or {})
+            for model_id, document in stored.runtime_settings.items()
+        },
     )
+
+
+def _read_settings(node: yaml.Node, model_id: str, document: dict[str, Any]) -> RuntimeSettings:
+    try:
+        return read_settings(document)
+    except InvalidRuntimeSettings as error:
+        first = error.faults[0]
+        place = ("runtime_settings", model_id, *first.name.split("."))
+        line = _line_of(node, place) or _line_of(node, ("profile", *place))
+        raise InvalidProfile(f"{'.'.join(filter(None, place))}: {first.message}", line) from None
 
 
 def _parsed(data: bytes) -> tuple[yaml.Node, object]:
@@ -179,14 +186,7 @@ def write_profile(profile: Profile) -> bytes:
             "strategy": str(profile.load_balancing.strategy),
             "health_check_interval": profile.load_balancing.health_check_interval,
         },
-        "runtime_settings": {
-            model_id: {
-                name: getattr(settings, name)
-                for name in RuntimeSettings.__slots__
-                if getattr(settings, name) is not None
-            }
-            for model_id, settings in profile.runtime_settings.items()
-        },
+        "runtime_settings": {model_id: written(settings) for model_id, settings in profile.runtime_settings.items()},
     }
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode()
 

@@ -3,26 +3,8 @@
 from dataclasses import dataclass, field
 
 from magi_agent.discovery.facts import ModelFacts
-from magi_agent.vocabulary import ModelStatus, StartPolicy, ThinkingMode, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeSettings:
-    """How a model's llama-server is started; ``None`` leaves it to llama-server."""
-
-    n_gpu_layers: int | None = None
-    ctx_size: int | None = None  # tokens
-    n_threads: int | None = None
-    batch_size: int | None = None  # tokens
-
-    def over(self, under: "RuntimeSettings") -> "RuntimeSettings":
-        """These settings, and where they are silent, those of ``under``."""
-        return RuntimeSettings(
-            **{
-                name: getattr(self, name) if getattr(self, name) is not None else getattr(under, name)
-                for name in self.__slots__
-            }
-        )
+from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +15,6 @@ class Choices:
     thinking_override: bool | None = None
     enabled: bool = False
     port: int | None = None
-    start_policy: StartPolicy = StartPolicy.ALWAYS_ON
     runtime_settings: RuntimeSettings = field(default_factory=RuntimeSettings)
 
 

@@ -93,6 +93,16 @@ class Registry:
         """The value of ``ACTIVE_PROFILE`` that was applied last."""
         return self._content.applied_profile_setting
 
+    @property
+    def port_range(self) -> tuple[int, int] | None:
+        """The ports that models get, where a person chose others than the configuration's."""
+        return self._content.port_range
+
+    @property
+    def remembered(self) -> Mapping[str, Model]:
+        """Every model there is or was, by id: those listed, and those that went and may come back."""
+        return self._content.models
+
     def model(self, model_id: str) -> Model:
         """The model of this id, or of this former id. Raises ``ModelNotFound``."""
         model = self.models.get(model_id)
@@ -126,16 +136,19 @@ class Registry:
                 self._events.publish(ModelsChanged(added=merged.added, changed=merged.changed, removed=merged.removed))
         return merged
 
-    async def choose(self, model_id: str, change: Callable[[Choices], Choices]) -> Model:
-        """Make a choice for one model; on disk when this returns.
+    async def choose(
+        self, model_id: str, change: Callable[[Choices], Choices], *, remembered: bool = False
+    ) -> Model:
+        """Make a choice for one model; on disk when this returns. With ``remembered`` it may be one that went.
 
         ``change`` sees the choices as they are when its turn comes. Raises ``ModelNotFound``, ``RegistrySaveFailed``,
         and what ``change`` raises.
         """
-        return await self._changes.make(partial(self._choose, model_id, change))
+        return await self._changes.make(partial(self._choose, model_id, change, remembered))
 
-    async def _choose(self, model_id: str, change: Callable[[Choices], Choices]) -> Model:
-        before = self.model(model_id)
+    async def _choose(self, model_id: str, change: Callable[[Choices], Choices], remembered: bool) -> Model:
+        before = self._content.models.get(model_id) if remembered else None
+        before = before or self.model(model_id)
         choices = change(before.choices)
         if choices == before.choices:
             return before
@@ -145,6 +158,39 @@ class Registry:
         self._show(content)
         self._events.publish(ChoicesChanged(model_id=after.model_id))
         return after
+
+    async def choose_each(self, choices: Mapping[str, Choices]) -> None:
+        """Make choices for some models, listed or remembered, in one save.
+
+        Raises ``ModelNotFound``, ``RegistrySaveFailed``; nothing is changed then.
+        """
+        await self._changes.make(partial(self._choose_each, dict(choices)))
+
+    async def _choose_each(self, choices: Mapping[str, Choices]) -> None:
+        models = dict(self._content.models)
+        changed = []
+        for model_id, chosen in choices.items():
+            if model_id not in models:
+                raise ModelNotFound(model_id)
+            if models[model_id].choices != chosen:
+                models[model_id] = replace(models[model_id], choices=chosen)
+                changed.append(model_id)
+        if changed:
+            content = replace(self._content, models=models)
+            await self._save(content)
+            self._show(content)
+        for model_id in changed:
+            self._events.publish(ChoicesChanged(model_id=model_id))
+
+    async def choose_port_range(self, port_range: tuple[int, int] | None) -> None:
+        """Choose the ports that models get; ``None`` for the configuration's. Raises ``RegistrySaveFailed``."""
+        await self._changes.make(partial(self._choose_port_range, port_range))
+
+    async def _choose_port_range(self, port_range: tuple[int, int] | None) -> None:
+        content = replace(self._content, port_range=port_range)
+        if content != self._content:
+            await self._save(content)
+            self._show(content)
 
     async def choose_for_all(
         self,

@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from magi_agent.discovery.facts import FileIdentity, ModelFacts
 from magi_agent.registry.ids import id_for
-from magi_agent.registry.model import Choices, Model, RuntimeSettings
-from magi_agent.vocabulary import ModelStatus, StartPolicy, ThinkingMode, Tier
+from magi_agent.registry.model import Choices, Model
+from magi_agent.runtime_settings.reading import read_kept, written
+from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
+from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
 
 VERSION: Final = 2
 
@@ -39,6 +41,8 @@ class RegistryContent:
     active_profile: str | None = None
     applied_profile_setting: str | None = None
     """The value of ``ACTIVE_PROFILE`` that was applied last."""
+    port_range: tuple[int, int] | None = None
+    """The ports that models get, where a person chose others than the configuration's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,9 @@ class Reading:
     content: RegistryContent
     version: int
     problems: tuple[str, ...] = ()
+
+
+_Port = Annotated[int, Field(ge=1, le=65_535)]
 
 
 class _Stored(BaseModel):
@@ -78,8 +85,10 @@ class _Facts(_Stored):
     size_bytes: int = 0
     parts: tuple[str, ...] = ()
     projector_path: str | None = None
+    projectors: tuple[str, ...] = ()
     has_vision: bool = False
     is_embedding: bool = False
+    is_reranker: bool = False
     has_chat_template: bool = False
     status: ModelStatus = ModelStatus.OK
     problem: str | None = None
@@ -95,27 +104,18 @@ class _Facts(_Stored):
         return ModelFacts(**fields)
 
 
-class _RuntimeSettings(_Stored):
-    n_gpu_layers: int | None = None
-    ctx_size: int | None = None
-    n_threads: int | None = None
-    batch_size: int | None = None
-
-    def value(self) -> RuntimeSettings:
-        return RuntimeSettings(self.n_gpu_layers, self.ctx_size, self.n_threads, self.batch_size)
-
-
 class _Choices(_Stored):
     tier_override: Tier | None = None
     thinking_override: bool | None = None
     enabled: bool = False
     port: int | None = Field(None, ge=1, le=65_535)
-    start_policy: StartPolicy = StartPolicy.ALWAYS_ON
-    runtime_settings: _RuntimeSettings = Field(default_factory=_RuntimeSettings)
+    runtime_settings: dict[str, Any] = Field(default_factory=dict)
 
-    def value(self) -> Choices:
+    def value(self) -> tuple[Choices, tuple[Fault, ...]]:
+        """The choices, and what is wrong with the runtime settings that are left out of them."""
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return Choices(**{**fields, "runtime_settings": self.runtime_settings.value()})
+        settings, faults = read_kept(self.runtime_settings)
+        return Choices(**{**fields, "runtime_settings": settings}), faults
 
 
 class _Model(_Stored):
@@ -144,6 +144,7 @@ class _Head(_Stored):
     last_scan: datetime | None = None
     active_profile: str | None = None
     applied_profile_setting: str | None = None
+    port_range: tuple[_Port, _Port] | None = None
     models: dict[str, Any]
 
 
@@ -154,7 +155,7 @@ def read_registry(data: bytes) -> Reading:
     """Read a registry file of any version.
 
     Raises ``DamagedRegistry`` where nothing of it can be read, ``NewerRegistry`` where a newer agent wrote it. A
-    single model that cannot be read is left out and named in ``problems``.
+    single model that cannot be read is left out and named in ``problems``, as is a single runtime setting.
     """
     try:
         head = _HEAD.validate_python(json.loads(data))
@@ -170,12 +171,19 @@ def read_registry(data: bytes) -> Reading:
                 model = _carried_over(model_id, entry, models)
             else:
                 stored = _Model.model_validate(entry)
-                model = Model(model_id, stored.facts.value(), stored.choices.value(), stored.present, stored.former_id)
+                choices, faults = stored.choices.value()
+                model = Model(model_id, stored.facts.value(), choices, stored.present, stored.former_id)
+                problems += [
+                    f"model {model_id!r}: its runtime setting {fault.name} is left out: {fault.message}"
+                    for fault in faults
+                ]
         except ValidationError as error:
             problems.append(f"model {model_id!r}: {_first_line(error)}")
         else:
             models[model.model_id] = model
-    content = RegistryContent(models, head.last_scan, head.active_profile, head.applied_profile_setting)
+    content = RegistryContent(
+        models, head.last_scan, head.active_profile, head.applied_profile_setting, head.port_range
+    )
     return Reading(content, head.version, tuple(problems))
 
 
@@ -195,12 +203,25 @@ def _carried_over(former_id: str, entry: object, taken: Mapping[str, Model]) -> 
         thinking_override=old.thinking_override,
         enabled=old.enabled,
         port=old.port,
-        runtime_settings=RuntimeSettings(old.n_gpu_layers, old.ctx_size, old.n_threads, old.batch_size),
+        runtime_settings=_settings_of(old),
     )
     missing = replace(
         facts.value(), status=ModelStatus.MISSING, problem="not found yet since the registry was carried over"
     )
     return Model(id_for(old.file_path, taken), missing, choices, present=False, former_id=former_id)
+
+
+def _settings_of(old: _FirstModel) -> RuntimeSettings:
+    """The settings of an earlier MAGI, without those that no llama-server takes."""
+    settings, _ = read_kept(
+        {
+            "n_gpu_layers": old.n_gpu_layers,
+            "ctx_size": old.ctx_size,
+            "n_threads": old.n_threads,
+            "batch_size": old.batch_size,
+        }
+    )
+    return settings
 
 
 def _first_line(error: Exception) -> str:
@@ -210,39 +231,51 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+_FACTS_UNSAID: Final = {name: field.default for name, field in _Facts.model_fields.items()}
+_CHOICES_UNSAID: Final = {name: field.default for name, field in _Choices.model_fields.items()}
+
+
 class RegistryWriter:
     """Turns content into the file's bytes; a model that did not change since the last time is not written out anew."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, tuple[Model, str]] = {}
+        self._lines: dict[str, tuple[Model, bytes]] = {}
 
     def written(self, content: RegistryContent) -> bytes:
         """The file for ``content``."""
-        lines: dict[str, tuple[Model, str]] = {}
+        lines: dict[str, tuple[Model, bytes]] = {}
         for model_id, model in content.models.items():
             known = self._lines.get(model_id)
-            lines[model_id] = known if known and known[0] is model else (model, _model_json(model))
+            lines[model_id] = known if known and known[0] is model else (model, _model_line(model))
         self._lines = lines
         head = {
             "version": VERSION,
             "last_scan": content.last_scan.isoformat() if content.last_scan else None,
             "active_profile": content.active_profile,
             "applied_profile_setting": content.applied_profile_setting,
+            "port_range": content.port_range,
         }
-        models = ",\n".join(f"{json.dumps(model_id)}: {line}" for model_id, (_, line) in lines.items())
-        return f'{json.dumps(head)[:-1]}, "models": {{\n{models}\n}}}}\n'.encode()
+        models = [line for _, line in lines.values()] or [b""]
+        # Joined once: with many models the file has megabytes, and each copy of it is felt.
+        models[0] = f'{json.dumps(head)[:-1]}, "models": {{\n'.encode() + models[0]
+        models[-1] += b"\n}}\n"
+        return b",\n".join(models)
 
 
-def _model_json(model: Model) -> str:
-    facts = {name: getattr(model.facts, name) for name in _Facts.model_fields}
+def _model_line(model: Model) -> bytes:
+    facts = _said(model.facts, _FACTS_UNSAID)
     if identity := model.facts.identity:
         facts["identity"] = {name: getattr(identity, name) for name in _Identity.model_fields}
     if not math.isfinite(model.facts.size_params):
-        facts["size_params"] = 0.0
-    choices = {name: getattr(model.choices, name) for name in _Choices.model_fields}
-    runtime = model.choices.runtime_settings
-    choices["runtime_settings"] = {name: getattr(runtime, name) for name in _RuntimeSettings.model_fields}
+        del facts["size_params"]
+    choices = _said(model.choices, _CHOICES_UNSAID)
+    choices["runtime_settings"] = written(model.choices.runtime_settings)
     entry: dict[str, object] = {"facts": facts, "choices": choices, "present": model.present}
     if model.former_id:
         entry["former_id"] = model.former_id
-    return json.dumps(entry)
+    return f"{json.dumps(model.model_id)}: {json.dumps(entry)}".encode()
+
+
+def _said(value: ModelFacts | Choices, unsaid: Mapping[str, object]) -> dict[str, object]:
+    """The fields that are not what a reader takes for them where the file does not say; most are, of most models."""
+    return {name: said for name, default in unsaid.items() if (said := getattr(value, name)) != default}

@@ -1,8 +1,11 @@
-"""What is desired of each model: run or stop, for this boot, and who said so.
+"""What is desired of each model: run or stop, for this boot, and who said so; and whether the host is being drained.
 
 Desired is less than a choice: it begins anew with each boot, as what ``enabled`` and ``startPolicy`` ask for. It
 outlives the agent in a file that names the boot it belongs to. For the agent, a boot is the life of the systemd manager
 whose units the servers are: with it they all end.
+
+Beside the wishes it keeps which of them were met: of a server that ran as wished and is gone when an agent comes back,
+somebody else has made an end.
 """
 
 import asyncio
@@ -35,6 +38,21 @@ class Wish:
     at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """That nothing new is to be started, since when, and who said so."""
+
+    since: datetime
+    by: str
+
+
+class _StoredDrain(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    since: datetime
+    by: str
+
+
 class _StoredWish(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -48,6 +66,8 @@ class _StoredDesired(BaseModel):
 
     boot: str
     models: dict[str, _StoredWish]
+    met: tuple[str, ...] = ()
+    drain: _StoredDrain | None = None
 
 
 class Desired:
@@ -57,6 +77,8 @@ class Desired:
         self._path = path
         self._boot = ""
         self._wishes: dict[str, Wish] = {}
+        self._met: frozenset[str] = frozenset()
+        self._drain: Drain | None = None
         self._changes = SerialChanges("desired")
         self.on_change: Callable[[], None] = lambda: None
         """Called after each change."""
@@ -73,6 +95,9 @@ class Desired:
             if stored is not None and known
             else {}
         )
+        self._met = frozenset(stored.met if stored is not None and known else ())
+        drain = stored.drain if stored is not None and known else None
+        self._drain = Drain(drain.since, drain.by) if drain else None
         self._boot = boot
         return known
 
@@ -89,6 +114,42 @@ class Desired:
         """All wishes, by model id."""
         return self._wishes
 
+    @property
+    def drain(self) -> Drain | None:
+        """Who drains the host, if somebody does: then nothing is started."""
+        return self._drain
+
+    def is_met(self, model_id: str) -> bool:
+        """Whether the model's server ran since it was wished for, and the agent has not ended it itself."""
+        return model_id in self._met
+
+    async def settled(self) -> None:
+        """Wait until what was said so far is on disk, or could not be written."""
+        await self._changes.settled()
+
+    async def set_drain(self, draining: bool, *, by: str) -> None:
+        """Begin or end the drain; on disk when this returns. Raises as ``wish_each`` does."""
+        self._require_boot()
+        await self._changes.make(partial(self._set_drain, draining, by))
+
+    async def _set_drain(self, draining: bool, by: str) -> None:
+        if draining == (self._drain is not None):
+            return
+        drain = Drain(datetime.now(UTC), by) if draining else None
+        await asyncio.to_thread(self._write, self._wishes, self._met, drain)
+        self._drain = drain
+        self.on_change()
+
+    async def note_met(self, model_id: str, met: bool) -> None:
+        """Keep whether a wish is met; on disk when this returns. Raises ``RegistrySaveFailed``."""
+        await self._changes.make(partial(self._note_met, model_id, met))
+
+    async def _note_met(self, model_id: str, met: bool) -> None:
+        after = self._met | {model_id} if met else self._met - {model_id}
+        if after != self._met:
+            await asyncio.to_thread(self._write, self._wishes, after, self._drain)
+            self._met = after
+
     async def wish(self, model_ids: Iterable[str], *, run: bool, by: str) -> None:
         """Say what is wanted of some models; on disk when this returns. As ``wish_each`` otherwise."""
         await self.wish_each(dict.fromkeys(model_ids, run), by=by)
@@ -98,24 +159,32 @@ class Desired:
 
         Raises ``RegistrySaveFailed``, and ``ServiceUnavailable`` while it is not known which boot this is.
         """
+        self._require_boot()
+        await self._changes.make(partial(self._change, dict(runs), by))
+
+    def _require_boot(self) -> None:
         if not self._boot:
             raise ServiceUnavailable("systemd", "systemd has not been reached yet; try again in a moment")
-        await self._changes.make(partial(self._change, dict(runs), by))
 
     async def _change(self, runs: Mapping[str, bool], by: str) -> None:
         now = datetime.now(UTC)
         wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}
-        await asyncio.to_thread(self._write, wishes)
+        # One that is wished for anew has yet to run, unless it does already: then it is soon noted.
+        met = self._met - runs.keys()
+        await asyncio.to_thread(self._write, wishes, met, self._drain)
         self._wishes = wishes
+        self._met = met
         self.on_change()
 
-    def _write(self, wishes: Mapping[str, Wish]) -> None:
+    def _write(self, wishes: Mapping[str, Wish], met: frozenset[str], drain: Drain | None) -> None:
         document = {
             "boot": self._boot,
             "models": {
                 model_id: {"run": wish.run, "by": wish.by, "at": wish.at.isoformat()}
                 for model_id, wish in wishes.items()
             },
+            "met": sorted(met),
+            "drain": {"since": drain.since.isoformat(), "by": drain.by} if drain else None,
         }
         try:
             write_atomically(self._path, json.dumps(document, indent=1).encode())

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from magi_agent.registry.model import RuntimeSettings
+from magi_agent.runtime_settings.known_options import KnownOptions
+from magi_agent.runtime_settings.settings import RuntimeSettings
 
 SLICE: Final = "magi-llama.slice"
 UNIT_PATTERN: Final = "magi-llama-*.service"
@@ -30,6 +31,10 @@ class LaunchSpecification:
     """Whom it runs as, in the system scope; ``None`` for a dynamic user."""
     stop_timeout: float
     """Seconds between SIGTERM and SIGKILL."""
+    known_options: KnownOptions | None = None
+    """What the binary knows; ``None`` where it was not asked."""
+    binary_identity: str | None = None
+    """Which file the binary is, so that a later one of the same path can be told from it."""
 
 
 def unit_name(model_id: str) -> str:

@@ -4,12 +4,17 @@
 where the agent is privileged.
 """
 
+import asyncio
+import shutil
+import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
-from magi_agent.errors import ModelNotUsable
+from magi_agent.errors import ModelNotUsable, ProbeFailed
+from magi_agent.runtime_settings.known_options import MAX_HELP
 from magi_agent.servers.launch import SLICE, LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import argv_of, environment_of
+from magi_agent.servers.unit_limits import unit_limits
 from magi_agent.systemd.errors import NoSuchUnit
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
@@ -21,6 +26,10 @@ _START_TIMEOUT: Final = 30.0
 _QUICK_RETRIES: Final = 3
 _RETRY_PAUSE: Final = 1.0
 _RETRY_WINDOW: Final = 60.0
+_PROBE_UNIT: Final = "magi-probe.service"
+_PROBE_TIMEOUT: Final = 20.0
+_PROBE_STOP_TIMEOUT: Final = 2.0
+_PROBE_FOLDER: Final = ".probe-"
 
 
 class Launcher(Protocol):
@@ -37,6 +46,9 @@ class Launcher(Protocol):
 
     async def clear(self, model_id: str) -> None:
         """Forget that a model's unit failed. Raises ``BusError``."""
+
+    async def probe(self, binary: Path) -> str:
+        """What ``binary --help`` prints, run with the servers' sandbox. Raises ``BusError``, ``ProbeFailed``."""
 
 
 def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
@@ -62,14 +74,41 @@ def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
         user=launch.user if scope is Scope.SYSTEM else None,
         dynamic_user=launch.user is None and scope is Scope.SYSTEM,
         read_only_paths=tuple(PurePosixPath(path) for path in sorted({*folders, *launch.readable_folders})),
+        **unit_limits(launch.runtime_settings, launch.model_path),
+    )
+
+
+def probe_of(binary: Path, output: Path, user: str | None, scope: Scope) -> TransientService:
+    """The unit in which a binary is asked what it can do; what it prints goes to ``output``."""
+    return TransientService(
+        name=_PROBE_UNIT,
+        description=f"options of {binary}",
+        argv=(str(binary), "--help"),
+        slice=SLICE,
+        oneshot=True,
+        collect=True,
+        standard_output=PurePosixPath(output),
+        timeout_start_sec=_PROBE_TIMEOUT,
+        timeout_stop_sec=_PROBE_STOP_TIMEOUT,
+        user=user if scope is Scope.SYSTEM else None,
+        dynamic_user=user is None and scope is Scope.SYSTEM,
+        read_only_paths=tuple(PurePosixPath(path) for path in sorted({binary.parent, binary.resolve().parent})),
     )
 
 
 class DirectLauncher:
     """Talks to systemd with the agent's own rights."""
 
-    def __init__(self, manager: SystemdManager) -> None:
+    def __init__(self, manager: SystemdManager, state_directory: Path, user: str | None = None) -> None:
+        """``state_directory`` takes what probes print for a moment; ``user`` is whom they run as."""
         self._manager = manager
+        self._state_directory = state_directory
+        self._user = user
+        self._probing = asyncio.Lock()
+
+    def reconfigure(self, user: str | None) -> None:
+        """Run probes as another user from now on."""
+        self._user = user
 
     async def start(self, launch: LaunchSpecification) -> JobResult:
         """Make and start the unit of one model."""
@@ -98,3 +137,42 @@ class DirectLauncher:
             await self._manager.reset_failed(unit_name(model_id))
         except NoSuchUnit:
             await self._manager.refresh(unit_name(model_id))
+
+    async def probe(self, binary: Path) -> str:
+        """What ``binary --help`` prints."""
+        async with self._probing:
+            try:
+                folder = await asyncio.to_thread(_probe_folder, self._state_directory)
+            except OSError as error:
+                raise ProbeFailed(f"nothing can be written to {self._state_directory}: {error.strerror}") from None
+            try:
+                output = Path(folder.name, "output")
+                try:
+                    unit = probe_of(binary, output, self._user, self._manager.scope)
+                except ValueError as error:
+                    raise ProbeFailed(f"{binary} cannot be run by systemd: {error}") from None
+                # After SIGKILL systemd waits as long again before it gives up on what is left.
+                result = await self._manager.start_transient(unit, timeout=_PROBE_TIMEOUT + 2 * _PROBE_STOP_TIMEOUT + 5)
+                text = await asyncio.to_thread(_start_of, output)
+            finally:
+                await asyncio.to_thread(folder.cleanup)
+        if not result.ok:
+            last = text.strip().rpartition("\n")[2]
+            raise ProbeFailed(f"{binary} --help failed" + (f": {last}" if last else "; can it be executed?"))
+        return text
+
+
+def _probe_folder(state_directory: Path) -> tempfile.TemporaryDirectory[str]:
+    state_directory.mkdir(parents=True, exist_ok=True)
+    for left in state_directory.glob(f"{_PROBE_FOLDER}*"):
+        # By an agent that was killed meanwhile.
+        shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=_PROBE_FOLDER, dir=state_directory)
+
+
+def _start_of(output: Path) -> str:
+    try:
+        with output.open("rb") as file:
+            return file.read(MAX_HELP).decode(errors="replace")
+    except OSError:
+        return ""

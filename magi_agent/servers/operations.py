@@ -19,6 +19,8 @@ class OperationStatus(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    SKIPPED = "skipped"
+    """Not begun, since another part failed before it."""
 
 
 @dataclass(slots=True)

@@ -1,16 +1,21 @@
 """Which port a model gets."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from magi_agent.errors import NoFreePort
 
 
 def free_port(
-    port_range: tuple[int, int], given: Collection[int], is_held: Callable[[int], bool], avoid: Collection[int] = ()
+    port_range: tuple[int, int],
+    given: Collection[int],
+    is_held: Callable[[int], bool],
+    avoid: Collection[int] = (),
+    gone: Mapping[str, int] | None = None,
 ) -> int:
     """The lowest port of the range that is given to no model, held by no process and not to be avoided.
 
-    Raises ``NoFreePort``, which says how the range is used up.
+    ``gone`` are the ports of models that are not there any more, which somebody may take back. Raises ``NoFreePort``,
+    which says how the range is used up.
     """
     low, high = port_range
     held = []
@@ -24,6 +29,15 @@ def free_port(
     raise NoFreePort(
         f"no port from {low} to {high} is free: {high - low + 1 - len(held)} are given to models"
         + (f", and other programs hold {', '.join(map(str, held))}" if held else "")
-        + "; widen servers.port_range",
-        {"portRange": [low, high], "heldByOthers": held},
+        + _ways_out(gone or {}),
+        {"portRange": [low, high], "heldByOthers": held, "givenToModelsThatWent": dict(gone or {})},
+    )
+
+
+def _ways_out(gone: Mapping[str, int]) -> str:
+    if not gone:
+        return "; widen the range: magictl port-range"
+    first = next(iter(gone))
+    return (
+        f"; {len(gone)} of them to models that went: take one back with 'magictl port {first} auto', or widen the range"
     )

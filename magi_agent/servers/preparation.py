@@ -1,18 +1,25 @@
 """What must be settled before a model's server is started: usable files, a port of its own, the settings that hold."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from magi_agent.errors import ModelNotUsable, PortInUse
+from magi_agent.errors import ModelNotUsable, PortInUse, SettingsNotUsable, ValidationFailed
 from magi_agent.host.listeners import listeners
-from magi_agent.registry.model import Choices, Model, RuntimeSettings
+from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
+from magi_agent.runtime_settings.passing import disallowed, passed
+from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
+from magi_agent.servers.binaries import Binaries
+from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.launch import LaunchSpecification
+from magi_agent.servers.llama_server import binary_identity_of
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.servers.ports import free_port
+from magi_agent.servers.settings_files import file_faults
 from magi_agent.settings import Settings
+from magi_agent.systemd.status import UnitStatus
 
 _PORT_WAIT: Final = 2.0
 """Seconds a port may take to come free after its last holder ended."""
@@ -20,35 +27,90 @@ _PORT_PAUSE: Final = 0.05
 
 
 class StartPreparation:
-    """Makes launch specifications from the registry, the settings and the active profile."""
+    """Makes launch specifications from the registry, the configuration and the runtime settings that hold."""
 
     def __init__(
-        self,
-        registry: Registry,
-        settings: Settings,
-        profile_settings: Callable[[], Mapping[str, RuntimeSettings]],
+        self, registry: Registry, settings: Settings, effective: EffectiveSettings, binaries: Binaries
     ) -> None:
         self._registry = registry
         self._settings = settings
-        self._profile_settings = profile_settings
+        self._effective = effective
+        self._binaries = binaries
 
-    def launch_of(self, model: Model, port: int) -> LaunchSpecification:
-        """How ``model`` would be started on ``port``, as things stand."""
+    def reconfigure(self, settings: Settings) -> None:
+        """Take another configuration; what runs already may differ from it then."""
+        self._settings = settings
+
+    def launch_of(self, model: Model, port: int, effective: EffectiveSettings | None = None) -> LaunchSpecification:
+        """How ``model`` would be started on ``port``, as things stand, or with other settings than those that hold."""
         settings = self._settings
-        in_profile = self._profile_settings().get(model.model_id, RuntimeSettings())
+        runtime = self._runtime_of(model, effective or self._effective)
+        binary = settings.binary(runtime.binary) or settings.llama_server_path
+        file = self._binaries.file(binary)
         return LaunchSpecification(
             model_id=model.model_id,
             display_name=model.facts.display_name or model.facts.filename,
-            binary=settings.llama_server_path,
+            binary=binary,
             model_path=model.facts.file_path,
             projector_path=model.facts.projector_path,
             host=settings.llama_server_host,
             port=port,
-            runtime_settings=in_profile.over(model.choices.runtime_settings),
+            runtime_settings=runtime,
             readable_folders=settings.model_scan_path,
             user=settings.llama_server_user or None,
             stop_timeout=settings.stop_timeout,
+            known_options=self._binaries.options(binary),
+            binary_identity=file.identity if file else None,
         )
+
+    async def look_at_binaries(self) -> None:
+        """See which files the binaries are now, so that what ``launch_of`` says of them holds."""
+        await self._binaries.look(self._settings.binaries)
+
+    async def ask_binaries(self) -> None:
+        """Ask each configured binary what it can do, if it was never asked."""
+        for binary in self._settings.binaries:
+            _ = await self._binaries.ask(binary)
+
+    def binary_news(self, launch: LaunchSpecification, unit: UnitStatus) -> tuple[str, ...]:
+        """Whether the binary that a server was started with is another file by now; for a person."""
+        file = self._binaries.file(launch.binary)
+        ran = binary_identity_of(unit.environment)
+        if file is None or ran is None or ran == file.identity or unit.argv[:1] != (str(launch.binary),):
+            return ()
+        if (unit.exec_main_start_timestamp or 0.0) > file.placed_at:
+            # systemd has restarted it since: what runs is the new one already.
+            return ()
+        return (f"binary: {launch.binary} is another file than the one that runs",)
+
+    async def faults_of(self, settings: RuntimeSettings) -> tuple[Fault, ...]:
+        """Why a server could not be run with ``settings``: what the configuration, the binary or the files forbid."""
+        binary = self._settings.binary(settings.binary)
+        if binary is None:
+            names = ", ".join(name for name, _ in self._settings.llama_server_alternatives) or "none"
+            return (Fault("binary", f"{settings.binary!r} is not among servers.llama_server_alternatives ({names})"),)
+        known = await self._binaries.ask(binary)
+        faults = [*disallowed(settings, self._settings.allowed_flags, known), *passed(settings, known).faults]
+        faults += await asyncio.to_thread(file_faults, settings, self._settings.model_scan_path)
+        return tuple(faults)
+
+    def check_aliases(self, model_id: str, settings: RuntimeSettings) -> None:
+        """See that no alias names another model. Raises ``ValidationFailed``."""
+        for other in self._registry.models.values():
+            if other.model_id == model_id:
+                continue
+            names = {other.model_id, *(other.choices.runtime_settings.aliases or ())}
+            if taken := names.intersection(settings.aliases or ()):
+                raise ValidationFailed(
+                    [{"field": "aliases", "message": f"{min(taken)!r} names {other.model_id} already"}]
+                )
+
+    async def check(self, model: Model) -> None:
+        """See that ``model`` could be started. Raises ``ModelNotUsable``, ``SettingsNotUsable``."""
+        if not model.is_usable:
+            raise not_usable(model)
+        if faults := await self.faults_of(self._effective.of(model)):
+            raise settings_not_usable(model.model_id, faults)
 
     def knows(self, model_id: str) -> bool:
         """Whether the registry lists such a model."""
@@ -57,11 +119,11 @@ class StartPreparation:
     async def launch_for(self, model_id: str) -> LaunchSpecification:
         """How a model is to be started now; it has a port when this returns.
 
-        Raises ``ModelNotFound``, ``ModelNotUsable``, ``NoFreePort``, ``PortInUse``, ``RegistrySaveFailed``.
+        Raises ``ModelNotFound``, ``ModelNotUsable``, ``SettingsNotUsable``, ``NoFreePort``, ``PortInUse``,
+        ``RegistrySaveFailed``.
         """
         model = self._registry.model(model_id)
-        if not model.is_usable:
-            raise not_usable(model)
+        await self.check(model)
         if model.choices.port is None:
             model = await self.give_port(model_id)
         port = model.choices.port
@@ -82,11 +144,63 @@ class StartPreparation:
         """The same choices with a port. Raises ``NoFreePort``."""
         if choices.port is not None:
             return choices
-        given = self._registry.given_ports()
-        avoid = {self._settings.tcp.port} if self._settings.tcp else set()
-        return replace(
-            choices, port=free_port(self._settings.port_range, given, lambda port: bool(listeners(port)), avoid)
+        low, high = self.port_range
+        gone = {
+            model_id: model.choices.port
+            for model_id, model in self._registry.remembered.items()
+            if not model.present and model.choices.port and low <= model.choices.port <= high
+        }
+        port = free_port(
+            (low, high), self._registry.given_ports(), lambda port: bool(listeners(port)), self._avoided(), gone
         )
+        return replace(choices, port=port)
+
+    def _avoided(self) -> set[int]:
+        return {self._settings.tcp.port} if self._settings.tcp else set()
+
+    @property
+    def port_range(self) -> tuple[int, int]:
+        """The ports that models get: those a person chose, else the configuration's."""
+        return self._registry.port_range or self._settings.port_range
+
+    async def choose_port(self, model_id: str, port: int | None) -> Model:
+        """Give a model a port that a person chose, or take its port back; one that went may lose it too.
+
+        Raises ``ModelNotFound``, ``ValidationFailed`` for a port outside the range, ``PortInUse``,
+        ``RegistrySaveFailed``.
+        """
+        model = self._registry.remembered.get(model_id) or self._registry.model(model_id)
+        if port is not None and port != model.choices.port:
+            await self._check_port(port)
+
+        def change(choices: Choices) -> Choices:
+            for other in self._registry.remembered.values():
+                if port is not None and other.choices.port == port and other.model_id != model.model_id:
+                    raise PortInUse(
+                        f"port {port} is given to {other.model_id}; take it back first: "
+                        f"magictl port {other.model_id} auto",
+                        {"port": port, "modelId": other.model_id},
+                    )
+            return replace(choices, port=port)
+
+        return await self._registry.choose(model.model_id, change, remembered=True)
+
+    async def _check_port(self, port: int) -> None:
+        low, high = self.port_range
+        if not low <= port <= high:
+            raise ValidationFailed([{"field": "port", "message": f"must be from {low} to {high}, the range of ports"}])
+        if port in self._avoided():
+            raise PortInUse(f"port {port} is the agent's own", {"port": port, "holder": "magi-agent"})
+        if listeners(port):
+            holder = await asyncio.to_thread(holder_of, port)
+            raise PortInUse(f"port {port} is held by {holder}", {"port": port, "holder": holder})
+
+    def _runtime_of(self, model: Model, effective: EffectiveSettings) -> RuntimeSettings:
+        """The settings that hold, with what the model is made for where nobody chose."""
+        runtime = effective.of(model)
+        if runtime.mode is None and model.facts.is_embedding:
+            return replace(runtime, mode="rerank" if model.facts.is_reranker else "embedding")
+        return runtime
 
     async def _came_free(self, port: int) -> bool:
         """Whether nobody listens on the port; an earlier run of the same model may be on its way out."""
@@ -96,6 +210,14 @@ class StartPreparation:
                 return False
             await asyncio.sleep(_PORT_PAUSE)
         return True
+
+
+def settings_not_usable(model_id: str, faults: Sequence[Fault]) -> SettingsNotUsable:
+    """Why the settings that hold for a model cannot be carried out."""
+    return SettingsNotUsable(
+        f"model {model_id} cannot be started with its settings: {faults[0].name}: {faults[0].message}",
+        {"modelId": model_id, "errors": [{"field": fault.name, "message": fault.message} for fault in faults]},
+    )
 
 
 def not_usable(model: Model) -> ModelNotUsable:

@@ -12,7 +12,8 @@ nothing else.
                           └── cool-down ◀───┴──────────────◀───────────────────┘ failed
 
 An end that the agent did not bring about is somebody's word if it was clean: systemctl stop, or of the slice. It is
-taken back by any wish that is newer than it.
+taken back by any wish that is newer than it. That holds too where it came while nobody looked: before the agent was
+there, or while the bus was gone. So nothing is started after such a time until that has been sorted out.
 """
 
 import asyncio
@@ -114,9 +115,16 @@ class Reconciler:
         self._loop_task: asyncio.Task[None] | None = None
         self._live = False
         self._halted = False
+        self._unsure = True
+        """Whether units may have ended unseen."""
         desired.on_change = self.wake
         self.last_look = 0.0
         """When the loop last looked, on the event loop's clock; a liveness probe reads it."""
+
+    def reconfigure(self, patience: Patience, stop_timeout: float) -> None:
+        """Take another patience and another time in seconds to stop in, for what begins from now on."""
+        self._patience = patience
+        self._stop_timeout = stop_timeout
 
     async def start(self) -> None:
         """Begin to reconcile. Until then nothing that is said of units counts."""
@@ -125,7 +133,7 @@ class Reconciler:
         )
         self._live = True
         self.last_look = asyncio.get_running_loop().time()
-        self.look_at_all()
+        await self.look_after_absence()
         self._loop_task = self._spawn(self._run, "reconciler")
 
     async def stop(self) -> None:
@@ -136,6 +144,7 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._desired.settled()
         if self._session:
             await self._session.close()
 
@@ -229,6 +238,7 @@ class Reconciler:
             if before is not UnitCondition.UP and not record.is_doing(Verb.STOP) and not record.is_doing(Verb.RESTART):
                 record.ending = False
             self._watch_loading(model_id, record, change.after)
+            self._note_met(model_id, record, change.after)
         else:
             self._end_watch(record)
         if after is not UnitCondition.UP and before not in _ON_THE_MOVE:
@@ -243,8 +253,32 @@ class Reconciler:
         self._announce(model_id)
         self.wake()
 
-    def look_at_all(self) -> None:
-        """Take all units as they are now: at the start, and after any doubt."""
+    def lose_sight(self) -> None:
+        """Take note that units may change unseen from now on; nothing is started until ``look_after_absence``."""
+        self._unsure = True
+
+    async def look_after_absence(self) -> None:
+        """Take all units as they are now, and what ended unseen as somebody's word."""
+        ended = [
+            model_id
+            for model_id, wish in self._desired.wishes.items()
+            if wish.run
+            and self._desired.is_met(model_id)
+            and condition_of(self._manager.get(unit_name(model_id))) is UnitCondition.ABSENT
+        ]
+        for model_id in ended:
+            _LOG.info("server of %s was stopped from outside while nobody looked; it stays stopped", model_id)
+        if ended:
+            try:
+                await self._desired.wish(ended, run=False, by="systemctl")
+            except MagiError as error:
+                _LOG.error("%s", error)
+                for model_id in ended:
+                    self._record(model_id).let_go = self._desired[model_id]
+        self._unsure = False
+        self._look_at_all()
+
+    def _look_at_all(self) -> None:
         if not self._live:
             return
         for name, unit in list(self._manager.units.items()):
@@ -252,6 +286,31 @@ class Reconciler:
         for model_id in {*self._records, *self._desired.wishes}:
             self._announce(model_id)
         self.wake()
+
+    def _note_met(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
+        """Have it kept that the server runs as wished, so that an end which nobody saw is taken for what it is."""
+        if self._desired.is_met(model_id) or record.noting or unit.active_state != "active":
+            return
+        if self._runs_as_wished(model_id, record):
+            record.noting = True
+            self._background(partial(self._keep_met, model_id, record), f"note on {model_id}")
+
+    async def _keep_met(self, model_id: str, record: ServerRecord) -> None:
+        try:
+            if self._runs_as_wished(model_id, record):
+                await self._note(model_id, met=True)
+        finally:
+            record.noting = False
+
+    def _runs_as_wished(self, model_id: str, record: ServerRecord) -> bool:
+        return self.wants(model_id) and not record.restart and not record.ending
+
+    async def _note(self, model_id: str, *, met: bool) -> None:
+        try:
+            await self._desired.note_met(model_id, met)
+        except MagiError as error:
+            # No reason to start or stop nothing: only an end that nobody sees may be misunderstood.
+            _LOG.warning("%s", error)
 
     def _unit_failed(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
         if record.counted == unit.invocation_id:
@@ -308,6 +367,7 @@ class Reconciler:
         record.recording = failure
         record.restart = False
         record.count_failure(failure, asyncio.get_running_loop().time())
+        self._background(partial(self._note, model_id, met=False), f"note on {model_id}")
         self._background(partial(self._add_last_lines, model_id, record, failure, unit), f"last words of {model_id}")
 
     async def _add_last_lines(self, model_id: str, record: ServerRecord, failure: Failure, unit: UnitStatus) -> None:
@@ -415,7 +475,7 @@ class Reconciler:
             self._wake.clear()
             self.last_look = loop.time()
             try:
-                wake_at = self._step_all() if self._manager.connected else None
+                wake_at = self._step_all() if self._manager.connected and not self._unsure else None
             except Exception:  # noqa: BLE001
                 # A defect in the plan for one situation must not leave every model without a keeper.
                 _LOG.exception("the reconciler met a defect; it looks again")
@@ -431,9 +491,12 @@ class Reconciler:
             if condition_of(unit) is UnitCondition.UP:
                 model_id = model_id_of(name)
                 self._watch_loading(model_id, self._record(model_id), unit)
+                self._note_met(model_id, self._record(model_id), unit)
         plan = self.plan()
         for step in plan.steps:
             if self._halted and step.verb is not Verb.STOP:
+                continue
+            if self._desired.drain and step.verb in (Verb.START, Verb.RESTART):
                 continue
             record = self._record(step.model_id)
             if record.step is None or record.step.done():
@@ -456,6 +519,8 @@ class Reconciler:
                     await self._stop(step.model_id, record)
                     record.forget_failure()
                 case Verb.RESTART:
+                    # Were the agent to die between stop and start, the next one must not take it for somebody's word.
+                    await self._note(step.model_id, met=False)
                     await self._stop(step.model_id, record)
                 case Verb.CLEAR:
                     await self._launcher.clear(step.model_id)
@@ -469,7 +534,12 @@ class Reconciler:
                 _LOG.error("cannot %s %s: %s", step.verb, step.model_id, error)
                 await asyncio.sleep(_STEP_PAUSE)  # the plan asks for the same again at once
             elif self.wants(step.model_id):
-                words = {"PortInUse": "port-in-use", "ModelNotUsable": "not-usable", "NoFreePort": "no-free-port"}
+                words = {
+                    "PortInUse": "port-in-use",
+                    "ModelNotUsable": "not-usable",
+                    "NoFreePort": "no-free-port",
+                    "SettingsNotUsable": "settings",
+                }
                 self._fail(step.model_id, Failure(datetime.now(UTC), words.get(error.error, "start-error"), str(error)))
         except Exception as error:
             # A defect. It is reported as one; the pause keeps the loop from running hot on it.
@@ -492,8 +562,9 @@ class Reconciler:
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
                 self.halt()
-            if self._halted or not self.wants(model_id):
+            if self._halted or self._desired.drain or not self.wants(model_id):
                 return
+            await self._note(model_id, met=False)
             result = await self._launcher.start(launch)
         if not result.ok:
             unit = await self._manager.refresh(unit_name(model_id))
@@ -519,7 +590,7 @@ class Reconciler:
             record,
             self._manager.get(unit_name(model_id)),
             wanted=run if self._desired[model_id] and known else None,
-            startable=not self._halted,
+            startable=not self._halted and not self._unsure and not self._desired.drain,
         )
         if state is not None and state is not record.state:
             before, record.state = record.state, state

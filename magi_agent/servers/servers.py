@@ -7,7 +7,7 @@ the events that tell of it.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,17 +16,18 @@ from typing import Final
 
 import psutil
 
-from magi_agent.errors import MagiError, StartFailed
+from magi_agent.errors import Draining, MagiError, StartFailed
 from magi_agent.events import EventStream, OperationFinished
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
-from magi_agent.servers.desired import Desired
+from magi_agent.servers.desired import Desired, Drain
+from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.launch import model_id_of, unit_name
 from magi_agent.servers.llama_server import differences, port_of, url_of
 from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
 from magi_agent.servers.plan import UnitCondition, condition_of
-from magi_agent.servers.preparation import StartPreparation, not_usable
+from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
@@ -39,6 +40,8 @@ RUNNING: Final = frozenset({*UP, ServerState.STARTING, ServerState.LOADING, Serv
 DOWN: Final = frozenset({ServerState.STOPPED, ServerState.FAILED})
 _OPERATION_WAIT: Final = 3600.0
 _Accept = Callable[[ServerState], bool]
+_Act = Callable[[str, float], Awaitable["Outcome"]]
+"""What is done for one model of several, with the seconds it may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,7 @@ class Servers:
         desired: Desired,
         reconciler: Reconciler,
         preparation: StartPreparation,
+        effective: EffectiveSettings,
         events: EventStream,
     ) -> None:
         self._manager = manager
@@ -103,6 +107,7 @@ class Servers:
         self._desired = desired
         self._reconciler = reconciler
         self._preparation = preparation
+        self._effective = effective
         self._events = events
         self._operations = Operations()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,11 +124,14 @@ class Servers:
         ids = {model_id for model_id, wish in self._desired.wishes.items() if wish.run}
         ids |= {model_id_of(name) for name, unit in self._manager.units.items() if unit.load_state != "not-found"}
         known = [self._registry.models[model_id] for model_id in sorted(ids) if model_id in self._registry.models]
+        await self._preparation.look_at_binaries()
         return list(await asyncio.gather(*(self._picture(model) for model in known)))
 
     async def server(self, model_id: str) -> Server:
         """One model's server, running or not. Raises ``ModelNotFound``."""
-        return await self._picture(self._registry.model(model_id))
+        model = self._registry.model(model_id)
+        await self._preparation.look_at_binaries()
+        return await self._picture(model)
 
     def state(self, model_id: str) -> ServerState:
         """The state a model's server is in; that of a model nobody knows is ``stopped``."""
@@ -141,6 +149,19 @@ class Servers:
             if wish.run and model_id in self._registry.models
         }
 
+    @property
+    def drain(self) -> Drain | None:
+        """Who drains the host, if somebody does."""
+        return self._desired.drain
+
+    async def set_drain(self, draining: bool, *, by: str) -> None:
+        """Begin or end the drain: nothing is started while it lasts, and what runs goes on.
+
+        Raises ``RegistrySaveFailed``, ``ServiceUnavailable``.
+        """
+        await self._desired.set_drain(draining, by=by)
+        _LOG.info("%s by %s", "the host is being drained" if draining else "the drain is taken back", by)
+
     def operation(self, operation_id: str) -> Operation:
         """An action on several models. Raises ``OperationNotFound``."""
         return self._operations.operation(operation_id)
@@ -150,20 +171,20 @@ class Servers:
         runs = self._reconciler.state(model.model_id) in RUNNING - {ServerState.STOPPING}
         if not model.choices.enabled:
             return runs
-        return not runs and model.choices.start_policy is StartPolicy.ALWAYS_ON
+        return not runs and self._effective.start_policy(model) is StartPolicy.ALWAYS_ON
 
     async def start(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
         """Want a model's server to run; wait up to ``wait`` seconds until it is ready.
 
-        Raises ``ModelNotFound``, ``ModelNotUsable``, ``NoFreePort``, ``RegistrySaveFailed`` and, if the wait saw it
-        fail, ``StartFailed``.
+        Raises ``ModelNotFound``, ``ModelNotUsable``, ``SettingsNotUsable``, ``NoFreePort``, ``Draining``,
+        ``RegistrySaveFailed`` and, if the wait saw it fail, ``StartFailed``.
         """
         model = self._registry.model(model_id)
         model_id = model.model_id
         if self._reconciler.state(model_id) in UP and self._reconciler.wants(model_id):
             return await self._outcome(model_id, f"Model {model_id} is running already", changed=False, settled=True)
-        if not model.is_usable:
-            raise not_usable(model)
+        self._refuse_while_draining()
+        await self._preparation.check(model)
         changed = not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
         if model.choices.port is None:
             await self._preparation.give_port(model_id)
@@ -199,8 +220,8 @@ class Servers:
         model_id = self._registry.model(model_id).model_id
         if self._reconciler.state(model_id) not in RUNNING:
             return await self.start(model_id, by=by, wait=wait)
-        if not self._registry.model(model_id).is_usable:
-            raise not_usable(self._registry.model(model_id))
+        self._refuse_while_draining()
+        await self._preparation.check(self._registry.model(model_id))
         async with self._following(model_id) as settled:
             await self._desired.wish([model_id], run=True, by=by)
             self._reconciler.ask_restart(model_id)
@@ -217,7 +238,8 @@ class Servers:
         return await self._outcome(model_id, message, changed=True, settled=done)
 
     def start_all(self, *, by: str) -> Operation:
-        """Want every enabled model to run."""
+        """Want every enabled model to run. Raises ``Draining``."""
+        self._refuse_while_draining()
         ids = [model_id for model_id, model in self._registry.models.items() if model.choices.enabled]
         return self._on_several("start-all", ids, lambda model_id, wait: self.start(model_id, by=by, wait=wait))
 
@@ -228,6 +250,49 @@ class Servers:
         )
         known = sorted(model_id for model_id in ids if model_id in self._registry.models)
         return self._on_several("stop-all", known, lambda model_id, wait: self.stop(model_id, by=by, wait=wait))
+
+    async def restart_changed(self, *, by: str) -> Operation:
+        """Replace each running server that differs from how it would be started now.
+
+        One after the other, those that serve until their turn comes; after the first that fails the rest is left as it
+        runs. Raises ``Draining``.
+        """
+        self._refuse_while_draining()
+        changed = [server.model_id for server in await self.list() if server.restart_reasons]
+        return self._on_several(
+            "restart-changed",
+            changed,
+            lambda model_id, wait: self.restart(model_id, by=by, wait=wait),
+            one_by_one=True,
+        )
+
+    def changed_by(self, effective: EffectiveSettings, model_ids: Iterable[str]) -> tuple[str, ...]:
+        """Which of some models run with other settings than those of ``effective``."""
+        changed = []
+        for model_id in model_ids:
+            model, unit = self._registry.models.get(model_id), self._manager.units.get(unit_name(model_id))
+            if model and unit and condition_of(unit) is UnitCondition.UP:
+                port = model.choices.port or port_of(unit.argv) or 0
+                launch = self._preparation.launch_of(model, port, effective)
+                if differences(launch, unit.argv, unit.environment):
+                    changed.append(model_id)
+        return tuple(changed)
+
+    def follow(self, kind: str, runs: Mapping[str, bool]) -> Operation:
+        """An operation for wishes that were made already: it ends when each model runs, or does not, as it says."""
+        return self._on_several(kind, runs, lambda model_id, wait: self._come_about(model_id, runs[model_id], wait))
+
+    async def _come_about(self, model_id: str, run: bool, wait: float) -> Outcome:
+        async with self._following(model_id) as settled:
+            if run:
+                await settled(lambda state: state in OUTCOMES or not self._reconciler.wants(model_id), wait)
+                if self._reconciler.state(model_id) not in UP:
+                    raise self._start_failed(model_id)
+                return await self._outcome(model_id, f"Model {model_id} is ready", changed=True, settled=True)
+            await settled(lambda _: self._is_down(model_id) or self._reconciler.wants(model_id), wait)
+        done = self._is_down(model_id)
+        message = f"Model {model_id} is stopped" if done else f"Model {model_id} is stopping"
+        return await self._outcome(model_id, message, changed=True, settled=done)
 
     async def finished(self, operation: Operation, wait: float) -> bool:
         """Wait up to ``wait`` seconds for an operation to end."""
@@ -241,10 +306,15 @@ class Servers:
                     break
         return operation.finished_at is not None
 
-    def _on_several(self, kind: str, ids: Iterable[str], verb: Callable[[str, float], Awaitable[Outcome]]) -> Operation:
+    def _refuse_while_draining(self) -> None:
+        if drain := self._desired.drain:
+            raise Draining(drain.by)
+
+    def _on_several(self, kind: str, ids: Iterable[str], verb: _Act, *, one_by_one: bool = False) -> Operation:
         operation = Operation(kind, {model_id: Part() for model_id in ids})
         self._operations.add(operation)
-        task = asyncio.create_task(self._carry_out(operation, verb), name=f"{kind} {operation.operation_id}")
+        carry_out = self._one_by_one if one_by_one else self._all_at_once
+        task = asyncio.create_task(carry_out(operation, verb), name=f"{kind} {operation.operation_id}")
         self._tasks.add(task)
         task.add_done_callback(partial(self._operation_ended, operation))
         return operation
@@ -254,22 +324,34 @@ class Servers:
         operation.finished_at = datetime.now(UTC)
         self._events.publish(OperationFinished(operation_id=operation.operation_id))
 
-    async def _carry_out(self, operation: Operation, verb: Callable[[str, float], Awaitable[Outcome]]) -> None:
-        async def one(model_id: str, part: Part) -> None:
-            part.status = OperationStatus.RUNNING
-            try:
-                outcome = await verb(model_id, _OPERATION_WAIT)
-            except MagiError as error:
-                part.status, part.message = OperationStatus.FAILED, error.message
-            except Exception as error:  # noqa: BLE001
-                # A defect in what is done for one model must not cost the others theirs.
-                _LOG.exception("%s of %s ended with a defect", operation.kind, model_id)
-                part.status, part.message = OperationStatus.FAILED, f"a defect of the agent: {error!r}"
-            else:
-                part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
-                part.message = outcome.message
+    async def _all_at_once(self, operation: Operation, act: _Act) -> None:
+        await asyncio.gather(
+            *(self._carry_out(operation.kind, model_id, part, act) for model_id, part in operation.parts.items())
+        )
 
-        await asyncio.gather(*(one(model_id, part) for model_id, part in operation.parts.items()))
+    async def _one_by_one(self, operation: Operation, act: _Act) -> None:
+        failed = ""
+        for model_id, part in operation.parts.items():
+            if failed:
+                part.status, part.message = OperationStatus.SKIPPED, f"left as it runs, since {failed} failed"
+                continue
+            await self._carry_out(operation.kind, model_id, part, act)
+            if part.status is OperationStatus.FAILED:
+                failed = model_id
+
+    async def _carry_out(self, kind: str, model_id: str, part: Part, act: _Act) -> None:
+        part.status = OperationStatus.RUNNING
+        try:
+            outcome = await act(model_id, _OPERATION_WAIT)
+        except MagiError as error:
+            part.status, part.message = OperationStatus.FAILED, error.message
+        except Exception as error:  # noqa: BLE001
+            # A defect in what is done for one model must not cost the others theirs.
+            _LOG.exception("%s of %s ended with a defect", kind, model_id)
+            part.status, part.message = OperationStatus.FAILED, f"a defect of the agent: {error!r}"
+        else:
+            part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
+            part.message = outcome.message
 
     def _is_down(self, model_id: str) -> bool:
         unit = self._manager.units.get(unit_name(model_id))
@@ -340,8 +422,9 @@ class Servers:
         )
 
     def _restart_reasons(self, model: Model, unit: UnitStatus) -> tuple[str, ...]:
-        port = model.choices.port or port_of(unit.argv) or 0
-        return differences(self._preparation.launch_of(model, port), unit.argv, unit.environment)
+        launch = self._preparation.launch_of(model, model.choices.port or port_of(unit.argv) or 0)
+        reasons = differences(launch, unit.argv, unit.environment)
+        return (*reasons, *self._preparation.binary_news(launch, unit))
 
     async def _usage(self, unit: UnitStatus) -> tuple[int | None, float | None]:
         """Memory in bytes and CPU time in seconds, as well as they can be known."""

@@ -5,13 +5,13 @@ names in unit files: times end in ``USec`` and are microseconds.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
 from magi_agent.systemd.sandbox import sandbox_entries
-from magi_agent.systemd.transient import Sandbox, TransientService
+from magi_agent.systemd.transient import NumaPolicy, Sandbox, TransientService
 from magi_agent.vocabulary import Scope
 
 _RECURSIVE: Final = 0x4000
@@ -29,9 +29,11 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "AmbientCapabilities": "t",
     "BindReadOnlyPaths": "a(ssbt)",
     "CPUAccounting": "b",
+    "CPUAffinity": "ay",
     "CPUQuotaPerSecUSec": "t",
     "CPUWeight": "t",
     "CapabilityBoundingSet": "t",
+    "CollectMode": "s",
     "Description": "s",
     "DeviceAllow": "a(ss)",
     "DevicePolicy": "s",
@@ -39,6 +41,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "Environment": "as",
     "EnvironmentFiles": "a(sb)",
     "ExecStart": "a(sasb)",
+    "IOReadBandwidthMax": "a(st)",
     "IOWeight": "t",
     "KeyringMode": "s",
     "KillMode": "s",
@@ -48,6 +51,8 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "MemoryDenyWriteExecute": "b",
     "MemoryHigh": "t",
     "MemoryMax": "t",
+    "NUMAMask": "ay",
+    "NUMAPolicy": "i",
     "Nice": "i",
     "NoNewPrivileges": "b",
     "OOMPolicy": "s",
@@ -73,6 +78,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "RestrictRealtime": "b",
     "RestrictSUIDSGID": "b",
     "Slice": "s",
+    "StandardOutputFileToTruncate": "s",
     "StartLimitBurst": "u",
     "StartLimitIntervalUSec": "t",
     "SupplementaryGroups": "as",
@@ -119,7 +125,7 @@ def properties_of(unit: TransientService, *, scope: Scope, systemd_version: int)
 def _program(unit: TransientService) -> Iterator[tuple[str, object]]:
     yield "Description", unit.description
     # The job then fails when the program cannot be executed; with "simple" it would succeed.
-    yield "Type", "exec"
+    yield "Type", "oneshot" if unit.oneshot else "exec"
     # Not ExecStartEx: up to systemd 253 a daemon-reload loses it.
     yield "ExecStart", [(unit.argv[0], list(unit.argv), False)]
     if unit.environment:
@@ -135,6 +141,10 @@ def _program(unit: TransientService) -> Iterator[tuple[str, object]]:
 def _belonging(unit: TransientService) -> Iterator[tuple[str, object]]:
     if unit.slice is not None:
         yield "Slice", unit.slice
+    if unit.collect:
+        yield "CollectMode", "inactive-or-failed"
+    if unit.standard_output is not None:
+        yield "StandardOutputFileToTruncate", str(unit.standard_output)
     if unit.syslog_identifier is not None:
         yield "SyslogIdentifier", unit.syslog_identifier
     if unit.log_extra_fields:
@@ -175,6 +185,15 @@ def _limits(unit: TransientService) -> Iterator[tuple[str, object]]:
     for name, value in limits.items():
         if value is not None:
             yield name, value
+    if unit.cpu_affinity:
+        yield "CPUAffinity", _bit_mask(unit.cpu_affinity)
+    if unit.io_read_bandwidth_max:
+        path, rate = unit.io_read_bandwidth_max
+        yield "IOReadBandwidthMax", [(str(path), rate)]
+    if unit.numa_policy is not None:
+        yield "NUMAPolicy", list(NumaPolicy).index(unit.numa_policy)
+        if unit.numa_nodes:
+            yield "NUMAMask", _bit_mask(unit.numa_nodes)
 
 
 def _is_hidden(folder: PurePosixPath, scope: Scope) -> bool:
@@ -196,6 +215,12 @@ def _shown_by(folder: PurePosixPath) -> PurePosixPath:
         f"systemd cannot show {str(folder)!r} to a sandboxed unit: a folder right below {folder.parents[-3]} "
         "has a space, a colon, a quote or a backslash in its name; rename it, or use another place"
     )
+
+
+def _bit_mask(numbers: Iterable[int]) -> bytes:
+    """Numbers as systemd passes sets of them: bit ``n`` of a little-endian string of bytes."""
+    mask = sum(1 << number for number in set(numbers))
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
 
 
 def _microseconds(seconds: float) -> int:

@@ -45,6 +45,16 @@ class KillMode(StrEnum):
     """SIGTERM to the main process, SIGKILL to all that is left."""
 
 
+class NumaPolicy(StrEnum):
+    """How memory is spread over NUMA nodes (systemd.exec(5), ``NUMAPolicy=``), in the order of their numbers."""
+
+    DEFAULT = "default"
+    PREFERRED = "preferred"
+    BIND = "bind"
+    INTERLEAVE = "interleave"
+    LOCAL = "local"
+
+
 class OomPolicy(StrEnum):
     """What becomes of the unit when the kernel kills one of its processes for memory."""
 
@@ -73,6 +83,12 @@ class TransientService:
     syslog_identifier: str | None = None
     log_extra_fields: Mapping[str, str] = field(default_factory=dict)
     """Journal fields added to each line the unit writes."""
+    oneshot: bool = False
+    """Whether the start is done only when the program has ended; for what runs for a moment."""
+    collect: bool = False
+    """Whether the unit is forgotten when it ends, however that is."""
+    standard_output: PurePosixPath | None = None
+    """File that what the program prints is written to, instead of the journal."""
 
     restart: Restart = Restart.NO
     restart_sec: float = 1.0
@@ -98,7 +114,13 @@ class TransientService:
     cpu_quota: float | None = None
     """CPUs' worth of time: 2.5 is two and a half CPUs."""
     cpu_weight: int | None = None
+    cpu_affinity: tuple[int, ...] = ()
+    """Numbers of the CPUs that may be used; all where empty."""
     io_weight: int | None = None
+    io_read_bandwidth_max: tuple[PurePosixPath, int] | None = None
+    """A path, and the bytes a second that may be read from the disk it lies on."""
+    numa_policy: NumaPolicy | None = None
+    numa_nodes: tuple[int, ...] = ()
     tasks_max: int | None = None
     nice: int | None = None
     oom_score_adjust: int | None = None
@@ -119,7 +141,14 @@ class TransientService:
             _check_line(f"the journal field {key}", value)
         _check_line("the description", self.description)
         _check_line("the syslog identifier", self.syslog_identifier or "")
-        folders = (self.working_directory, *self.requires_mounts_for, *self.read_only_paths, *self.environment_files)
+        folders = (
+            self.working_directory,
+            self.standard_output,
+            self.io_read_bandwidth_max[0] if self.io_read_bandwidth_max else None,
+            *self.requires_mounts_for,
+            *self.read_only_paths,
+            *self.environment_files,
+        )
         for folder in folders:
             if folder is not None:
                 _check_folder(folder)

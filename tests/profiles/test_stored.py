@@ -17,8 +17,9 @@ from magi_agent.profiles.profile import (
     TwoStage,
 )
 from magi_agent.profiles.stored import MAX_PROFILE_BYTES, InvalidProfile, read_profile, write_profile
-from magi_agent.registry.model import RuntimeSettings
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import Tier
+from tests.runtime_settings.strategies import RUNTIME_SETTINGS
 
 NESTED = """
 profile:
@@ -58,9 +59,7 @@ PROFILES = st.builds(
     load_balancing=st.builds(
         LoadBalancing, st.booleans(), st.sampled_from(LoadBalancingStrategy), st.floats(1e-6, 86_400)
     ),
-    runtime_settings=st.dictionaries(
-        TEXT, st.builds(RuntimeSettings, *[st.none() | st.integers(1, 4096)] * 4), max_size=3
-    ),
+    runtime_settings=st.dictionaries(TEXT, RUNTIME_SETTINGS, max_size=3),
 )
 
 

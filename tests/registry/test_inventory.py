@@ -3,84 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from magi_agent.discovery.scanner import Scanner, ScanResult
 from magi_agent.errors import RescanFailed
-from magi_agent.events import EventStream
-from magi_agent.registry.inventory import Inventory
-from magi_agent.registry.registry import Registry
 from magi_agent.vocabulary import ModelStatus
 from tests.conftest import MakeToyModel
-
-LONG = 3600.0
-
-
-async def eventually(condition: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while not condition():
-        assert loop.time() < deadline, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(0.01)
-
-
-class CountingScanner(Scanner):
-    """A scanner that counts its looks; it looks as ever."""
-
-    scans = 0
-    refreshes = 0
-
-    def scan(self) -> ScanResult:
-        self.scans += 1
-        return super().scan()
-
-    def refresh(self, paths: Iterable[str]) -> ScanResult:
-        self.refreshes += 1
-        return super().refresh(paths)
-
-
-class Kept:
-    """An inventory, with its registry and scanner."""
-
-    def __init__(self, folders: list[Path], state: Path, interval: float) -> None:
-        self.running: set[str] = set()
-        self.scanner = CountingScanner(folders)
-        self.registry = Registry(state / "registry.json", EventStream())
-        self.inventory = Inventory(self.scanner, self.registry, lambda: self.running, interval)
-
-    @property
-    def ids(self) -> list[str]:
-        return sorted(self.registry.models)
-
-    def status(self, model_id: str) -> ModelStatus | None:
-        model = self.registry.models.get(model_id)
-        return model.facts.status if model else None
-
-
-@asynccontextmanager
-async def keeping(folders: list[Path], state: Path, *, interval: float = LONG) -> AsyncIterator[Kept]:
-    """Run an inventory until the block is left; it watches when the block begins."""
-    kept = Kept(folders, state, interval)
-    await kept.registry.load()
-    with contextlib.suppress(RescanFailed):
-        await kept.inventory.rescan()
-    task = asyncio.create_task(kept.inventory.run())
-    try:
-        if any(folder.is_dir() for folder in folders):
-            await eventually(lambda: kept.scanner.scans >= 2, "the scan after the watch has begun")
-        yield kept
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+from tests.registry.kept_inventory import LONG, Kept, eventually, keeping
 
 
 async def test_a_copied_file_comes_and_a_removed_one_goes(tmp_path: Path, toy_model: MakeToyModel) -> None:

@@ -13,8 +13,9 @@ from magi_agent.discovery.facts import ModelFacts
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, ModelNotFound, RegistrySaveFailed, ServiceUnavailable
 from magi_agent.events import ChoicesChanged, EventStream, ModelsChanged
-from magi_agent.registry.model import Choices, RuntimeSettings
+from magi_agent.registry.model import Choices
 from magi_agent.registry.registry import Registry
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import ModelStatus, StartPolicy, Tier
 from tests.conftest import MakeToyModel, SystemdUser
 from tests.faulty_disk import filled, read_only, small_disk
@@ -67,9 +68,8 @@ async def test_the_first_scan_makes_the_file_even_if_it_finds_nothing(path):
 
 async def test_choices_survive_a_restart(path):
     registry = await with_models(path)
-    choices = Choices(
-        Tier.POWERFUL, False, True, 8090, StartPolicy.ON_DEMAND, RuntimeSettings(n_gpu_layers=3, ctx_size=1024)
-    )
+    settings = RuntimeSettings(n_gpu_layers=3, ctx_size=1024, start_policy=StartPolicy.ON_DEMAND)
+    choices = Choices(Tier.POWERFUL, False, True, 8090, settings)
     await registry.choose("a", lambda _: choices)
     await registry.choose_for_all(
         lambda model: replace(model.choices, enabled=True),
@@ -344,7 +344,8 @@ async def test_real_files_with_wild_names_come_through_a_restart(path, tmp_path,
     merged = await again.merge(Scanner([tmp_path / "models"]).scan().models, ())
     assert not merged.is_news
     # JSON is UTF-8, and has no way to write the byte that is none.
-    answer = json.loads(model_answer(again.model(model_id)).model_dump_json(by_alias=True).encode())
+    told = model_answer(again.model(model_id), StartPolicy.ALWAYS_ON)
+    answer = json.loads(told.model_dump_json(by_alias=True).encode())
     assert answer["filename"] == "caf\ufffd $x;\ny.gguf"
     assert answer["filePath"] == answer["parts"][0] == f"{tmp_path}/models/{answer['filename']}"
 

@@ -1,6 +1,7 @@
 """The registry file: what is written is read again, and what others wrote is read as far as it goes."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from magi_agent.discovery.facts import FileIdentity, ModelFacts
-from magi_agent.registry.model import Choices, Model, RuntimeSettings
+from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.stored import (
     DamagedRegistry,
     NewerRegistry,
@@ -16,8 +17,10 @@ from magi_agent.registry.stored import (
     RegistryWriter,
     read_registry,
 )
-from magi_agent.vocabulary import ModelStatus, StartPolicy, ThinkingMode, Tier
+from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
+from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
 from tests.registry.model_facts import facts_at
+from tests.runtime_settings.strategies import RUNTIME_SETTINGS
 
 # Any name a file can have: what is not UTF-8 in it is surrogate-escaped.
 NAMES = (
@@ -31,8 +34,7 @@ CHOICES = st.builds(
     thinking_override=st.none() | st.booleans(),
     enabled=st.booleans(),
     port=st.none() | st.integers(1, 65_535),
-    start_policy=st.sampled_from(StartPolicy),
-    runtime_settings=st.builds(RuntimeSettings, *[st.none() | st.integers(-1, 10**6)] * 4),
+    runtime_settings=RUNTIME_SETTINGS,
 )
 FACTS = st.builds(
     ModelFacts,
@@ -52,8 +54,10 @@ FACTS = st.builds(
     size_bytes=NUMBERS,
     parts=st.lists(PATHS, max_size=3).map(tuple),
     projector_path=st.none() | PATHS,
+    projectors=st.lists(PATHS, max_size=3).map(tuple),
     has_vision=st.booleans(),
     is_embedding=st.booleans(),
+    is_reranker=st.booleans(),
     has_chat_template=st.booleans(),
     status=st.sampled_from(ModelStatus),
     problem=st.none() | st.text(),
@@ -114,6 +118,16 @@ def test_what_is_written_is_read_again(content):
     data = RegistryWriter().written(content)
     reading = read_registry(data)
     assert (reading.content, reading.version, reading.problems) == (content, 2, ())
+
+
+def test_what_a_reader_assumes_is_not_written():
+    content = RegistryContent({"a": Model("a", replace(facts_at("/m/a.gguf"), version="3", is_coder=False))})
+    data = RegistryWriter().written(content)
+    stored = json.loads(data)["models"]["a"]
+    assert {"file_path", "version", "size_params", "is_instruct", "identity"} < set(stored["facts"])
+    assert not {"is_coder", "problem", "status", "projectors", "thinking_mode"} & set(stored["facts"])
+    assert not any(stored["choices"].values())
+    assert read_registry(data).content == content
     assert json.loads(data)["version"] == 2
 
 
@@ -185,6 +199,28 @@ def test_one_model_that_cannot_be_read_harms_no_other():
     assert reading.content.models["c"] == content.models["c"]
     (problem,) = reading.problems
     assert problem.startswith("model 'b': choices.port: ")
+
+
+def test_a_runtime_setting_that_is_none_costs_no_other_choice():
+    said = RuntimeSettings(ctx_size=4096, memory_high=5, memory_max=6, lora=(LoraAdapter("/m/l.gguf"),))
+    chosen = Choices(Tier.FAST, True, True, 8080, said)
+    content = RegistryContent({"a": Model("a", facts_at("/m/a.gguf"), chosen)})
+    document = json.loads(RegistryWriter().written(content))
+    stored = document["models"]["a"]["choices"]["runtime_settings"]
+    stored.update(n_threads=10**9, from_the_future=1, memory_high=7, also_from_there=None)
+    stored["lora"][0]["rank"] = 8
+    reading = read_registry(json.dumps(document).encode())
+    settings = RuntimeSettings(ctx_size=4096, memory_max=6)
+    assert reading.content.models["a"].choices == replace(chosen, runtime_settings=settings)
+    said_of = [problem.partition(" is left out")[0].rpartition(" ")[2] for problem in reading.problems]
+    assert sorted(said_of) == ["from_the_future", "lora.0.rank", "memory_high", "n_threads"]
+    assert all(problem.startswith("model 'a': its runtime setting ") for problem in reading.problems)
+
+
+def test_settings_of_an_earlier_magi_that_no_server_takes_are_left_out():
+    entry = {"file_path": "/m/x.gguf", "enabled": True, "n_threads": 10**9, "ctx_size": 2048}
+    (model,) = read_registry(json.dumps({"models": {"x": entry}}).encode()).content.models.values()
+    assert model.choices == Choices(enabled=True, runtime_settings=RuntimeSettings(ctx_size=2048))
 
 
 def test_the_choices_of_an_earlier_magi_wait_under_their_path():

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from magi_agent.servers.launcher import DirectLauncher, Launcher
+from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.settings import load_settings
-from magi_agent.systemd.manager import SystemdManager
 from tests.conftest import PortRanges, SystemdUser
-from tests.servers.serving_agent import ServingAgent
+from tests.servers.serving_agent import MakeLauncher, ServingAgent
 
 UNITS_OF_THESE_TESTS = "magi-llama-srv-*.service"
 """Every model of these tests has an id that begins with ``srv-``."""
@@ -26,7 +25,7 @@ class MakeAgent(Protocol):
     def __call__(
         self,
         *,
-        make_launcher: Callable[[SystemdManager], Launcher] = DirectLauncher,
+        make_launcher: MakeLauncher = DirectLauncher,
         bus_address: str | None = None,
         **options: str,
     ) -> ServingAgent: ...
@@ -67,7 +66,7 @@ def make_agent(
 
     def make(
         *,
-        make_launcher: Callable[[SystemdManager], Launcher] = DirectLauncher,
+        make_launcher: MakeLauncher = DirectLauncher,
         bus_address: str | None = None,
         **options: str,
     ) -> ServingAgent:

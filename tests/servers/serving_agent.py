@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.events import Event, EventStream, ServerChanged
-from magi_agent.registry.model import RuntimeSettings
 from magi_agent.registry.registry import Registry
+from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.desired import Desired
+from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.launch import unit_name
 from magi_agent.servers.launcher import DirectLauncher, Launcher
@@ -29,6 +31,9 @@ from magi_agent.vocabulary import Scope, ServerState
 
 PATIENCE_OF_TESTS = 60.0
 """Seconds; what never comes fails the test after that. Generous: the machine may be loaded."""
+
+MakeLauncher = Callable[[SystemdManager, Path], Launcher]
+"""Makes a launcher of a manager and the agent's state folder."""
 
 LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
     ServerState.STOPPED: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.COOLDOWN},
@@ -78,32 +83,39 @@ class ServingAgent:
     models: Path
     state: Path
     settings: Settings
-    make_launcher: Callable[[SystemdManager], Launcher] = DirectLauncher
+    make_launcher: MakeLauncher = DirectLauncher
     bus_address: str | None = None
-    profile_settings: dict[str, RuntimeSettings] = field(default_factory=dict)
     events: RecordingStream = field(default_factory=RecordingStream)
     journal: Journal = field(init=False)
     registry: Registry = field(init=False)
     desired: Desired = field(init=False)
+    effective: EffectiveSettings = field(init=False)
     manager: SystemdManager = field(init=False)
+    launcher: Launcher = field(init=False)
+    binaries: Binaries = field(init=False)
     reconciler: Reconciler = field(init=False)
     preparation: StartPreparation = field(init=False)
     servers: Servers = field(init=False)
+    started: bool = False
+    looking: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.settings.journal_directory)
         self.registry = Registry(self.settings.registry_path, self.events)
         self.desired = Desired(self.state / "desired.json")
+        self.effective = EffectiveSettings(self.settings.defaults)
         self.manager = SystemdManager(
             Scope.USER,
             address=self.bus_address,
             on_change=lambda change: self.reconciler.unit_changed(change),
-            on_connection=lambda connected: self.reconciler.look_at_all() if connected else None,
+            on_connection=self._connection_changed,
         )
-        self.preparation = StartPreparation(self.registry, self.settings, lambda: self.profile_settings)
+        self.launcher = self.make_launcher(self.manager, self.state)
+        self.binaries = Binaries(self.launcher, self.state / "binaries.json")
+        self.preparation = StartPreparation(self.registry, self.settings, self.effective, self.binaries)
         self.reconciler = Reconciler(
             self.manager,
-            self.make_launcher(self.manager),
+            self.launcher,
             self.desired,
             self.preparation,
             UnitEvidence(self.manager, self.journal),
@@ -112,16 +124,31 @@ class ServingAgent:
             self.settings.stop_timeout,
         )
         self.servers = Servers(
-            self.manager, self.registry, self.desired, self.reconciler, self.preparation, self.events
+            self.manager,
+            self.registry,
+            self.desired,
+            self.reconciler,
+            self.preparation,
+            self.effective,
+            self.events,
         )
+
+    def _connection_changed(self, connected: bool) -> None:
+        if not connected:
+            self.reconciler.lose_sight()
+        elif self.started:
+            self.looking = asyncio.create_task(self.reconciler.look_after_absence())
 
     async def __aenter__(self) -> Self:
         self.manager.start()
         await self.registry.load()
+        await self.binaries.load()
         await self.scan()
         await self.manager.wait_connected(PATIENCE_OF_TESTS)
         await self.desired.load(await self.manager.boot_id())
+        await self.preparation.ask_binaries()
         await self.reconciler.start()
+        self.started = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -133,6 +160,10 @@ class ServingAgent:
         """Bring the registry in step with the model folder."""
         result = await asyncio.to_thread(Scanner([self.models]).scan)
         await self.registry.merge(result.models, self.reconciler.running())
+
+    async def choose(self, model_id: str, settings: RuntimeSettings) -> None:
+        """Choose a model's own settings."""
+        await self.registry.choose(model_id, lambda choices: replace(choices, runtime_settings=settings))
 
     def unit(self, model_id: str) -> UnitStatus:
         """The unit of a model's server, which must be there."""

@@ -13,8 +13,15 @@ from magi_agent.host.listeners import listeners
 
 SCRIPT_MODE = 0o755
 
+HELP = "--host HOST  address\n--port PORT  port\n--alias STRING  names\n--metrics  counters"
+"""What a stand-in says it can do; the agent asks before it starts one."""
+
 STAND_IN = """
 import http.server, os, signal, sys, time
+
+if sys.argv[1:] == ["--help"]:
+    print({help!r})
+    sys.exit()
 
 def stop(number, frame):
     {stop}
@@ -74,11 +81,12 @@ async def complete(url: str, tokens: int = 4) -> str:
 
 def script(path: Path, *lines: str, interpreter: str = "/bin/sh") -> Path:
     """Write a program that stands in for llama-server where a fault is wanted that a real one does not have."""
-    path.write_text("\n".join([f"#!{interpreter}", *lines, ""]))
+    answers = [f'if [ "$1" = --help ]; then echo "{HELP}"; exit; fi'] if interpreter == "/bin/sh" else []
+    path.write_text("\n".join([f"#!{interpreter}", *answers, *lines, ""]))
     path.chmod(SCRIPT_MODE)
     return path
 
 
 def stand_in(path: Path, *, stop: str = "os._exit(0)", health: int = 200) -> Path:
     """Write a program that answers on ``/health`` and nowhere else; ``stop`` is what it does on SIGTERM, in Python."""
-    return script(path, STAND_IN.format(stop=stop, health=health), interpreter=str(locations.PYTHON))
+    return script(path, STAND_IN.format(stop=stop, health=health, help=HELP), interpreter=str(locations.PYTHON))

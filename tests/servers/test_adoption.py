@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from magi_agent.errors import StartFailed
-from magi_agent.registry.model import RuntimeSettings
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.systemd.jobs import JobResult
@@ -60,7 +60,7 @@ async def test_a_server_that_runs_otherwise_than_it_should_is_left_running_and_s
     async with make_agent() as agent:
         before = await agent.ready("srv-otherwise")
     async with make_agent(llama_server_host="127.0.0.2") as agent:
-        agent.profile_settings["srv-otherwise"] = RuntimeSettings(ctx_size=256)
+        agent.effective.hold_profile({"srv-otherwise": RuntimeSettings(ctx_size=256)})
         after = await agent.until_state("srv-otherwise", ServerState.READY)
         assert after.pid == before.pid
         assert after.restart_reasons == (

@@ -419,7 +419,7 @@ async def test_a_new_agent_learns_of_a_failure_it_has_not_seen(
         assert server.failure.log_lines[-1] == "gone wrong"
         assert agent.told("srv-past") == ["cooldown"]
         # What comes over the bus again does not count again.
-        agent.reconciler.look_at_all()
+        await agent.reconciler.look_after_absence()
         await systemctl("daemon-reload")
         await agent.manager.refresh("magi-llama-srv-past.service")
         assert (agent.reconciler.retry_in("srv-past") or 0) <= 10
@@ -441,7 +441,7 @@ async def test_a_path_that_systemd_cannot_carry_is_said_so_and_not_tried_in_a_lo
         assert "systemd cannot run" in failed.value.message
         failed.value.message.encode()
         with pytest.raises(ModelNotUsable):
-            await DirectLauncher(agent.manager).start(agent.preparation.launch_of(agent.registry.model(model_id), 1))
+            await agent.launcher.start(agent.preparation.launch_of(agent.registry.model(model_id), 1))
         assert agent.told(model_id) == ["starting", "cooldown"]
         assert not agent.manager.units
 

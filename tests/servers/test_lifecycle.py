@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from magi_agent.errors import ModelNotFound, ModelNotUsable, StartFailed
-from magi_agent.registry.model import Choices, RuntimeSettings
+from magi_agent.registry.model import Choices
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.operations import OperationStatus
 from magi_agent.servers.plan import Step, Verb
@@ -109,7 +110,7 @@ def _check_confinement(pid: int, models: Path, hidden: Path) -> None:
 async def test_settings_reach_the_server(make_agent: MakeAgent, models: Path, toy_model: MakeToyModel) -> None:
     toy_model(models / "srv-set.gguf")
     async with make_agent() as agent:
-        agent.profile_settings["srv-set"] = RuntimeSettings(ctx_size=256, n_threads=1)
+        await agent.choose("srv-set", RuntimeSettings(ctx_size=256, n_threads=1))
         server = await agent.ready("srv-set")
         argv = agent.unit("srv-set").argv
         assert argv[argv.index("--ctx-size") + 1] == "256"
@@ -350,7 +351,7 @@ async def test_models_that_are_not_there_or_not_whole_are_refused(
 
 async def test_what_systemd_does_not_know_is_stopped_and_clear(make_agent: MakeAgent) -> None:
     async with make_agent() as agent:
-        launcher = DirectLauncher(agent.manager)
+        launcher = DirectLauncher(agent.manager, agent.state)
         assert await launcher.stop("srv-nothing", 1.0) is JobResult.DONE
         await launcher.clear("srv-nothing")
         assert agent.manager.units == {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.registry.model import RuntimeSettings
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import service_of
 from magi_agent.servers.llama_server import argv_of, differences, environment_of, model_path_of, port_of, url_of
@@ -48,7 +48,7 @@ def _differences(launch: LaunchSpecification, running: LaunchSpecification) -> t
 def test_the_command_line_says_what_ps_should_show() -> None:
     assert argv_of(FULL) == (
         "/usr/local/bin/llama-server", "--host", "127.0.0.1", "--port", "8081", "--alias", "qwen3-8b", "--metrics",
-        "--n-gpu-layers", "-1", "--ctx-size", "4096", "--threads", "8", "--batch-size", "512",
+        "--n-gpu-layers", "all", "--ctx-size", "4096", "--threads", "8", "--batch-size", "512",
     )  # fmt: skip
     assert argv_of(LAUNCH)[-1] == "--metrics"
     assert environment_of(FULL) == {
@@ -84,7 +84,7 @@ def test_what_a_file_name_can_hold_travels_in_the_environment_only(path: str) ->
         (
             replace(FULL, runtime_settings=RuntimeSettings(n_gpu_layers=0, n_threads=8)),
             (
-                "n-gpu-layers: runs with -1, should be 0",
+                "n-gpu-layers: runs with all, should be 0",
                 "ctx-size: runs with 4096, should be the default",
                 "batch-size: runs with 512, should be the default",
             ),

@@ -242,27 +242,81 @@ async def test_a_wish_made_while_the_bus_is_down_is_carried_out_when_it_is_back(
         agent.check_transitions()
 
 
-async def test_a_server_that_was_stopped_while_the_bus_was_down_is_wanted_still(
+async def test_a_server_that_was_stopped_while_the_bus_was_down_stays_stopped(
     make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
 ) -> None:
-    """Nobody saw who stopped it, so what was wished for holds."""
     toy_model(models / "srv-unseen.gguf")
     async with make_agent() as agent:
-        before = await agent.ready("srv-unseen")
+        await agent.ready("srv-unseen")
+        await agent.until(lambda: agent.desired.is_met("srv-unseen"), "it is known to run as wished")
         await systemctl("stop", "dbus.socket", "dbus.service")
         try:
             await agent.until(lambda: not agent.manager.connected, "the connection is lost")
             await systemctl("stop", UNIT.format("srv-unseen"))
         finally:
             await systemctl("start", "dbus.socket")
-        await agent.until(
-            lambda: (
-                agent.reconciler.state("srv-unseen") is ServerState.READY
-                and agent.unit("srv-unseen").main_pid != before.pid
-            ),
-            "it runs again",
-        )
+        await agent.until(lambda: not agent.desired.wants("srv-unseen"), "the stop is respected")
+        assert agent.reconciler.state("srv-unseen") is ServerState.STOPPED
+        wish = agent.desired["srv-unseen"]
+        assert wish is not None
+        assert (wish.run, wish.by) == (False, "systemctl")
+        assert (await agent.servers.start("srv-unseen", by="test", wait=PATIENCE_OF_TESTS)).settled
         agent.check_transitions()
+
+
+async def test_while_the_host_is_drained_nothing_is_even_tried(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / "srv-drained.gguf")
+    async with make_agent() as agent:
+        await agent.servers.set_drain(True, by="test")
+        await agent.desired.wish(["srv-drained"], run=True, by="test")
+        looks = agent.reconciler.last_look
+        agent.reconciler.wake()
+        await agent.until(lambda: agent.reconciler.last_look > looks, "it looks again")
+        assert [step.verb for step in agent.reconciler.plan().steps] == ["start"]
+        assert agent.reconciler._record("srv-drained").step is None
+        assert agent.told("srv-drained") == []
+        await agent.servers.set_drain(False, by="test")
+        await agent.until_state("srv-drained", ServerState.READY)
+
+
+async def test_a_server_that_was_stopped_while_no_agent_was_there_stays_stopped(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / "srv-meanwhile.gguf")
+    toy_model(models / "srv-goes-on.gguf")
+    async with make_agent() as agent:
+        await agent.ready("srv-meanwhile")
+        runs = await agent.ready("srv-goes-on")
+        await agent.until(lambda: agent.desired.is_met("srv-meanwhile"), "it is known to run as wished")
+    await systemctl("stop", UNIT.format("srv-meanwhile"))
+    async with make_agent() as agent:
+        await agent.until_state("srv-goes-on", ServerState.READY)
+        assert agent.reconciler.state("srv-meanwhile") is ServerState.STOPPED
+        assert not agent.desired.wants("srv-meanwhile")
+        assert agent.unit("srv-goes-on").main_pid == runs.pid
+        assert agent.reconciler.plan().steps == ()
+        await agent.ready("srv-meanwhile")
+
+
+@pytest.mark.parametrize("moment", ["before the start", "between the stop and the start of a restart"])
+async def test_an_agent_that_died_in_the_middle_of_its_own_work_is_not_mistaken_for_an_operator(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, moment: str
+) -> None:
+    toy_model(models / "srv-cut.gguf")
+    async with make_agent() as agent:
+        await agent.ready("srv-cut")
+        await agent.until(lambda: agent.desired.is_met("srv-cut"), "it is known to run as wished")
+        if moment == "before the start":
+            await agent.servers.stop("srv-cut", by="test", wait=PATIENCE_OF_TESTS)
+            agent.reconciler.halt()
+            await agent.servers.start("srv-cut", by="test")
+    if moment != "before the start":
+        await agent.desired.note_met("srv-cut", False)
+        await systemctl("stop", UNIT.format("srv-cut"))
+    async with make_agent() as agent:
+        await agent.until_state("srv-cut", ServerState.READY)
 
 
 @pytest.mark.parametrize("command", ["daemon-reload", "daemon-reexec"])

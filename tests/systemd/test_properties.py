@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import pytest
@@ -14,10 +14,10 @@ from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.properties import HIDDEN, SIGNATURES, properties_of
 from magi_agent.systemd.sandbox import GPU_DEVICES
-from magi_agent.systemd.transient import KillMode, OomPolicy, Restart, Sandbox, TransientService
+from magi_agent.systemd.transient import KillMode, NumaPolicy, OomPolicy, Restart, Sandbox, TransientService
 from magi_agent.systemd.unit_table import SERVICE, SYSTEMD, UNIT
 from magi_agent.vocabulary import Scope
-from tests.systemd.units import MakeName, shown
+from tests.systemd.units import MakeName, shown, until
 
 FULL = TransientService(
     name="magi-llama-toy.service",
@@ -28,6 +28,9 @@ FULL = TransientService(
     slice="magi-llama.slice",
     syslog_identifier="magi-llama-toy",
     log_extra_fields={"MAGI_MODEL": "toy"},
+    oneshot=True,
+    collect=True,
+    standard_output=PurePosixPath("/run/magi/output"),
     restart=Restart.ON_FAILURE,
     restart_sec=0.5,
     start_limit_interval_sec=60,
@@ -47,7 +50,11 @@ FULL = TransientService(
     memory_max=2 << 30,
     cpu_quota=2.5,
     cpu_weight=50,
+    cpu_affinity=(0, 9, 8, 1),
     io_weight=60,
+    io_read_bandwidth_max=(PurePosixPath("/models"), 1_000_000),
+    numa_policy=NumaPolicy.BIND,
+    numa_nodes=(0,),
     tasks_max=100,
     nice=5,
     oom_score_adjust=200,
@@ -55,7 +62,7 @@ FULL = TransientService(
 
 PLAIN = {
     "Description": "llama-server for toy",
-    "Type": "exec",
+    "Type": "oneshot",
     "ExecStart": [
         ("/usr/local/bin/llama-server", ["/usr/local/bin/llama-server", "--port", "8080"], False),
     ],
@@ -64,6 +71,8 @@ PLAIN = {
     "WorkingDirectory": "/var/empty",
     "RequiresMountsFor": ["/models"],
     "Slice": "magi-llama.slice",
+    "CollectMode": "inactive-or-failed",
+    "StandardOutputFileToTruncate": "/run/magi/output",
     "SyslogIdentifier": "magi-llama-toy",
     "LogExtraFields": [b"MAGI_MODEL=toy"],
     "Restart": "on-failure",
@@ -81,7 +90,11 @@ PLAIN = {
     "MemoryMax": 2 << 30,
     "CPUQuotaPerSecUSec": 2_500_000,
     "CPUWeight": 50,
+    "CPUAffinity": b"\x03\x03",
     "IOWeight": 60,
+    "IOReadBandwidthMax": [("/models", 1_000_000)],
+    "NUMAPolicy": 2,
+    "NUMAMask": b"\x01",
     "TasksMax": 100,
     "Nice": 5,
     "OOMScoreAdjust": 200,
@@ -247,6 +260,8 @@ async def test_signatures_are_those_that_systemd_tells_of_itself(manager: System
     }
     # It is shown with more than is given: when it ran, and how it ended.
     told["ExecStart"] = "a(sasb)"
+    # It is given under this name, and shown as StandardOutput.
+    told["StandardOutputFileToTruncate"] = "s"
 
     assert manager.version() >= 252
     assert {name: told.get(name) for name in SIGNATURES} == dict(SIGNATURES)
@@ -260,6 +275,9 @@ async def test_a_real_manager_takes_and_shows_all_of_it(manager: SystemdManager,
         argv=("/bin/sleep", "600"),
         environment_files=(),
         slice="systemdtest.slice",
+        oneshot=False,
+        standard_output=None,
+        io_read_bandwidth_max=(PurePosixPath("/usr"), 1_000_000),
         user=None,
         supplementary_groups=(),
         dynamic_user=False,
@@ -285,8 +303,13 @@ async def test_a_real_manager_takes_and_shows_all_of_it(manager: SystemdManager,
         "MemoryHigh": str(1 << 30),
         "MemoryMax": str(2 << 30),
         "CPUQuotaPerSecUSec": "2.500000s",
+        "CollectMode": "inactive-or-failed",
         "CPUWeight": "50",
+        "CPUAffinity": "0-1 8-9",
         "IOWeight": "60",
+        "IOReadBandwidthMax": "/usr 1000000",
+        "NUMAPolicy": "bind",
+        "NUMAMask": "0",
         "TasksMax": "100",
         "Nice": "5",
         "OOMScoreAdjust": "200",
@@ -299,8 +322,53 @@ async def test_a_real_manager_takes_and_shows_all_of_it(manager: SystemdManager,
     assert described.control_group.endswith(f"/systemdtest.slice/{name}")
 
 
+@pytest.mark.parametrize(("program", "result"), [("echo said", "done"), ("echo said && false", "failed")])
+async def test_what_runs_for_a_moment_is_waited_for_and_forgotten(
+    manager: SystemdManager, unit_name: MakeName, tmp_path: Path, program: str, result: str
+) -> None:
+    output = tmp_path / "output"
+    output.write_text("what was here before, and longer than what is said now")
+    unit = TransientService(
+        name=unit_name("moment"),
+        description="a moment",
+        argv=("/bin/sh", "-c", program),
+        oneshot=True,
+        collect=True,
+        standard_output=PurePosixPath(output),
+    )
+
+    assert (await manager.start_transient(unit, timeout=30)).value == result
+
+    assert output.read_text() == "said\n"
+    await until(lambda: shown(unit.name, "LoadState") == "not-found", "it is forgotten")
+
+
+@pytest.mark.parametrize("policy", list(NumaPolicy))
+async def test_each_numa_policy_is_the_one_that_is_meant(
+    manager: SystemdManager, unit_name: MakeName, policy: NumaPolicy
+) -> None:
+    unit = TransientService(
+        name=unit_name("numa"),
+        description="numa",
+        argv=("/bin/sleep", "600"),
+        numa_policy=policy,
+        numa_nodes=() if policy in (NumaPolicy.DEFAULT, NumaPolicy.LOCAL) else (0,),
+    )
+
+    await manager.start_transient(unit, timeout=30)
+
+    assert shown(unit.name, "NUMAPolicy") == policy.value
+
+
 def test_no_field_of_a_service_is_forgotten() -> None:
-    plain = TransientService(name="x.service", description="x", argv=("/bin/true",), sandbox=Sandbox.NONE)
+    # Nodes are a policy's.
+    plain = TransientService(
+        name="x.service",
+        description="x",
+        argv=("/bin/true",),
+        sandbox=Sandbox.NONE,
+        numa_policy=NumaPolicy.INTERLEAVE,
+    )
     unseen = {"name", "sandbox", "read_only_paths"}
 
     before = table(plain, Scope.SYSTEM)

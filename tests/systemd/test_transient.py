@@ -195,6 +195,7 @@ def test_what_systemd_would_change_in_arguments_is_refused(argument: str) -> Non
         "log_extra_fields",
         "read_only_paths",
         "working_directory",
+        "standard_output",
     ],
 )
 def test_what_is_no_line_of_text_is_refused(text: str, place: str) -> None:
@@ -204,6 +205,7 @@ def test_what_is_no_line_of_text_is_refused(text: str, place: str) -> None:
         "log_extra_fields": {"X": text},
         "read_only_paths": (PurePosixPath("/", text),),
         "working_directory": PurePosixPath("/", text),
+        "standard_output": PurePosixPath("/", text),
     }
     with pytest.raises(ValueError, match=r"control character|UTF-8"):
         service(**{place: values.get(place, text)})
@@ -228,8 +230,23 @@ def test_names_of_journal_fields_that_are_none_are_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["models", "/models/../etc"])
-@pytest.mark.parametrize("place", ["working_directory", "read_only_paths", "requires_mounts_for", "environment_files"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "working_directory",
+        "standard_output",
+        "io_read_bandwidth_max",
+        "read_only_paths",
+        "requires_mounts_for",
+        "environment_files",
+    ],
+)
 def test_folders_are_absolute_and_go_nowhere_else(path: str, place: str) -> None:
     folder = PurePosixPath(path)
+    values: dict[str, object] = {
+        "working_directory": folder,
+        "standard_output": folder,
+        "io_read_bandwidth_max": (folder, 1),
+    }
     with pytest.raises(ValueError, match="no absolute path"):
-        service(**{place: folder if place == "working_directory" else (folder,)})
+        service(**{place: values.get(place, (folder,))})
