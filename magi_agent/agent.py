@@ -1,8 +1,9 @@
 """The composition root: builds the agent's parts, wires them, and knows the order in which they start and stop.
 
 Start: lock the state, load the registry, reach systemd, listen, say READY; then, in the background, take up what is
-desired in this boot and adopt what runs, scan, resolve the active profile, and want what the choices ask for. Stop:
-no new requests, let those under way end, let go of everything. No server is touched by either.
+desired in this boot and adopt what runs, scan, resolve the active profile, and want what the choices ask for. Reload
+(SIGHUP): read the configuration again, hand each part its share, say READY; then scan, resolve and want, as at the
+start. Stop: no new requests, let those under way end, let go of everything. No server is touched by any of them.
 
 Nothing here decides anything but order. A background task that dies ends the agent: systemd starts it anew, and the
 models live on.
@@ -12,22 +13,26 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Final
 
 from magi_agent import __version__
 from magi_agent.api.application import make_application
 from magi_agent.api.listeners import Listeners
 from magi_agent.api.services import Services
+from magi_agent.configuration import Configuration
 from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
-from magi_agent.errors import MagiError, RescanFailed
-from magi_agent.events import EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
+from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.log_output import set_log_level
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
+from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.desired import Desired
+from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
@@ -41,6 +46,7 @@ from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.notify import Notifier, Watchdog
+from magi_agent.transfer import Transfer
 from magi_agent.vocabulary import ModelStatus, StartPolicy
 
 _LOG: Final = logging.getLogger(__name__)
@@ -54,9 +60,17 @@ _STILL_LOOKING: Final = 120.0
 class Agent:
     """One agent: its parts, and its life from start to stop."""
 
-    def __init__(self, settings: Settings, environment: MutableMapping[str, str] | None = None) -> None:
-        """``environment`` holds what systemd hands over; its variables are taken out once they are used."""
-        self.settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        environment: MutableMapping[str, str] | None = None,
+        read_settings: Callable[[], Settings] | None = None,
+    ) -> None:
+        """``environment`` holds what systemd hands over; its variables are taken out once they are used.
+
+        ``read_settings`` reads the settings again for a reload, raising ``ConfigurationError``.
+        """
+        self._configuration = Configuration(settings, read_settings)
         environment = os.environ if environment is None else environment
         self._notifier = Notifier()
         self._lock = StateLock(settings.state_directory)
@@ -64,42 +78,53 @@ class Agent:
         self._registry = Registry(settings.registry_path, self._events)
         self._profiles = Profiles(settings.profiles_path, self._registry, self._events)
         self._desired = Desired(settings.state_directory / "desired.json")
-        self._active_profile = ActiveProfile(self._profiles, self._registry, self._desired, self._events)
+        self._effective = EffectiveSettings(settings.defaults)
+        self._active_profile = ActiveProfile(
+            self._profiles, self._registry, self._desired, self._effective, self._events
+        )
         self._manager = SystemdManager(
             settings.systemd_scope,
             pattern=UNIT_PATTERN,
             on_change=lambda change: self._reconciler.unit_changed(change),
             on_connection=self._connection_changed,
         )
-        self._preparation = StartPreparation(self._registry, settings, lambda: self._active_profile.runtime_settings)
+        self._launcher = DirectLauncher(self._manager, settings.state_directory, settings.llama_server_user or None)
+        self._binaries = Binaries(self._launcher, settings.state_directory / "binaries.json")
+        self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
         self._reconciler = Reconciler(
             self._manager,
-            DirectLauncher(self._manager),
+            self._launcher,
             self._desired,
             self._preparation,
             UnitEvidence(self._manager, Journal(settings.journal_directory)),
             self._events,
-            Patience(settings.max_startup_time, settings.readiness_check_interval),
+            _patience(settings),
             settings.stop_timeout,
         )
         self._servers = Servers(
-            self._manager, self._registry, self._desired, self._reconciler, self._preparation, self._events
+            self._manager,
+            self._registry,
+            self._desired,
+            self._reconciler,
+            self._preparation,
+            self._effective,
+            self._events,
         )
         scanner = Scanner(
-            settings.model_scan_path,
-            TierThresholds(settings.powerful_min, settings.fast_max),
-            settings.state_directory / "headers.json",
+            settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json"
         )
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self.services = Services(
-            settings=settings,
+            configuration=self._configuration,
             registry=self._registry,
             inventory=self._inventory,
             profiles=self._profiles,
             active_profile=self._active_profile,
             servers=self._servers,
             preparation=self._preparation,
+            effective=self._effective,
             manager=self._manager,
+            transfer=Transfer(self._registry, self._profiles, self._active_profile),
             events=self._events,
         )
         self._listeners = Listeners(make_application(self.services), settings, environment)
@@ -108,8 +133,15 @@ class Agent:
         self._connected = asyncio.Event()
         self._reconciling = False
         self._settled = False
+        self._reload_asked = asyncio.Event()
+        self._reconfigured = asyncio.Event()
         self._end = asyncio.Event()
         self._failure: BaseException | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that hold now."""
+        return self._configuration.settings
 
     async def start(self) -> None:
         """Come up; when this returns, the API answers and READY is said.
@@ -119,6 +151,7 @@ class Agent:
         await asyncio.to_thread(self._lock.acquire)
         try:
             await self._registry.load()
+            await self._binaries.load()
             self._manager.start()
             try:
                 await self._manager.wait_connected(_SYSTEMD_WAIT)
@@ -130,6 +163,7 @@ class Agent:
             raise
         self._spawn(self._settle(), "settling")
         self._spawn(self._follow_events(), "events")
+        self._spawn(self._follow_reloads(), "reloads")
         self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
         _LOG.info("MAGI Agent %s is up on %s", __version__, ", ".join(self._listeners.addresses))
@@ -152,6 +186,7 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self.start()
         try:
             await self._end.wait()
@@ -159,6 +194,52 @@ class Agent:
             _LOG.info("stopping; the servers run on")
             await self.stop()
         return self._failure is None
+
+    async def reload(self) -> None:
+        """Read the configuration again and go on by it; one that is bad changes nothing, and is told of."""
+        self._notifier.reloading()
+        try:
+            reload = await self._configuration.reload()
+        except ConfigurationError:
+            _LOG.error("%s", self._configuration.problems[0])
+        else:
+            if reload.changed:
+                self._reconfigure()
+            _LOG.info("the configuration was reloaded; changed: %s", ", ".join(reload.changed) or "nothing")
+            for problem in self._configuration.problems:
+                _LOG.warning("%s", problem)
+            self._events.publish(
+                ConfigurationReloaded(changed=reload.changed, awaiting_restart=reload.awaiting_restart)
+            )
+            self._reconfigured.set()
+        self._notifier.ready(self._status())
+
+    def _reconfigure(self) -> None:
+        """Hand each part what it needs of the settings. What runs is not touched, and differs from them now, maybe."""
+        settings = self.settings
+        set_log_level(settings.log_level)
+        self._profiles.reconfigure(settings.profiles_path)
+        self._effective.hold_defaults(settings.defaults)
+        self._launcher.reconfigure(settings.llama_server_user or None)
+        self._preparation.reconfigure(settings)
+        self._reconciler.reconfigure(_patience(settings), settings.stop_timeout)
+        self._inventory.reconfigure(settings.model_scan_path, _thresholds(settings), settings.rescan_interval)
+
+    async def _follow_reloads(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await self.reload()
+
+    async def _settle_anew(self) -> None:
+        """After each reload, have everything be as a start with the same configuration would leave it."""
+        while True:
+            await self._reconfigured.wait()
+            self._reconfigured.clear()
+            await self._ask_binaries()
+            await self._rescan()
+            await self._active_profile.resolve(self.settings.active_profile)
+            await self._want_what_is_chosen()
 
     def _liveness(self) -> bool | str:
         """Whether the loop turns that the agent is there for; that this is asked at all says that asyncio's does."""
@@ -170,16 +251,24 @@ class Agent:
     async def _settle(self) -> None:
         """From "the API answers" to "everything that should run is wanted"."""
         await self._take_up_boot()
+        await self._ask_binaries()
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
-        await self._first_scan()
+        await self._rescan()
         self._spawn(self._inventory.run(), "inventory")
         await self._active_profile.resolve(self.settings.active_profile)
         self._settled = True
         await self._want_what_is_chosen()
+        self._spawn(self._settle_anew(), "settling anew")
 
-    async def _first_scan(self) -> None:
+    async def _ask_binaries(self) -> None:
+        try:
+            await self._preparation.ask_binaries()
+        except MagiError as error:
+            _LOG.warning("%s", error)
+
+    async def _rescan(self) -> None:
         try:
             await self._inventory.rescan()
         except RescanFailed as error:
@@ -221,7 +310,7 @@ class Agent:
                 model_id
                 for model_id, model in self._registry.models.items()
                 if model.choices.enabled
-                and model.choices.start_policy is StartPolicy.ALWAYS_ON
+                and self._effective.start_policy(model) is StartPolicy.ALWAYS_ON
                 and self._desired[model_id] is None
             ],
             by="enabled",
@@ -262,20 +351,23 @@ class Agent:
             _LOG.warning("the active profile could not be read again, its settings stay as they were: %s", error)
 
     def _say_status(self) -> None:
+        self._notifier.status(self._status())
+
+    def _status(self) -> str:
         if not self._manager.connected:
-            self._notifier.status("systemd is not reachable; trying again")
-            return
+            return "systemd is not reachable; trying again"
         states = self._servers.wanted()
         ready = sum(state in UP for state in states.values())
-        self._notifier.status(f"{len(self._registry.models)} models; {ready} of {len(states)} servers ready")
+        counts = f"{len(self._registry.models)} models; {ready} of {len(states)} servers ready"
+        return "; ".join((counts, *self._configuration.problems))
 
     def _connection_changed(self, connected: bool) -> None:
         if not connected:
             self._connected.clear()
+            self._reconciler.lose_sight()
         else:
             self._connected.set()
             if self._reconciling:
-                self._reconciler.look_at_all()
                 self._spawn(self._check_boot(), "boot")
         self._say_status()
 
@@ -283,6 +375,7 @@ class Agent:
         """Find out, after a connection came back, whether it is still the manager whose units we knew."""
         before = self._boot
         await self._take_up_boot()
+        await self._reconciler.look_after_absence()
         if self._boot != before:
             _LOG.warning("systemd's manager began anew, and all servers ended with the old one")
             await self._want_what_is_chosen()
@@ -304,3 +397,11 @@ class Agent:
             _LOG.critical("%s died, and the agent ends with it", task.get_name(), exc_info=error)
             self._failure = error
             self._end.set()
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(settings.max_startup_time, settings.readiness_check_interval)
+
+
+def _thresholds(settings: Settings) -> TierThresholds:
+    return TierThresholds(settings.powerful_min, settings.fast_max)

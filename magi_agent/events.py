@@ -54,6 +54,14 @@ class ProfilesChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigurationReloaded(Event):
+    """The configuration was read again, and was good: keys as the file has them."""
+
+    changed: tuple[str, ...] = ()
+    awaiting_restart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperationFinished(Event):
     """An action on several models came to its end."""
 

@@ -78,5 +78,10 @@ def set_up_logging(level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("magi_agent").setLevel(level.upper())
+    set_log_level(level)
     logging.captureWarnings(capture=True)
+
+
+def set_log_level(level: str) -> None:
+    """Have everything of the agent from ``level`` upwards logged: debug, info, warning or error."""
+    logging.getLogger("magi_agent").setLevel(level.upper())

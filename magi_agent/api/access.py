@@ -21,8 +21,8 @@ from aiohttp import web
 from magi_agent.api.forwarding import TrustedProxies, is_passed_on
 from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
+from magi_agent.configuration import Configuration
 from magi_agent.errors import MagiError
-from magi_agent.settings import Settings
 from magi_agent.vocabulary import TcpAccess
 
 GROUP: Final = "magi"
@@ -79,14 +79,13 @@ def require(caller: Caller, access: Access) -> None:
 
 
 class Admission:
-    """Turns requests into callers."""
+    """Turns requests into callers, by what the configuration says at that moment."""
 
-    def __init__(self, settings: Settings, group: int | None) -> None:
+    def __init__(self, configuration: Configuration, group: int | None) -> None:
         """``group`` is the id of the group whose members may do everything."""
-        self._tcp_access = _TCP[settings.tcp_access]
-        self._tcp_hint = f"api.tcp_access is {str(settings.tcp_access)!r}: a caller on TCP may not do this; {_ADVICE}"
-        self._origins = frozenset(settings.cors_origins)
-        self._proxies = TrustedProxies(settings.trusted_proxies)
+        self._configuration = configuration
+        self._trusted: tuple[str, ...] = ()
+        self._proxies = TrustedProxies(())
         self._peers = Peers()
         self._group = group
         self._own_uid = os.geteuid()
@@ -95,15 +94,22 @@ class Admission:
         """Who makes this request, and what they may do."""
         peer = self._peers.of(request.transport)
         if is_passed_on(request):
+            proxies = self._trusted_proxies()
             return Caller(
-                self._proxies.client(request, peer),
+                proxies.client(request, peer),
                 Access.OPEN,
-                self._proxies.prefix(request, peer),
+                proxies.prefix(request, peer),
                 "what comes through a proxy has no rights of its own here, and there are no tokens yet; " + _ADVICE,
             )
         if peer.uid is not None:
             return self._on_unix_socket(peer)
         return self._on_tcp(request, peer)
+
+    def _trusted_proxies(self) -> TrustedProxies:
+        trusted = self._configuration.settings.trusted_proxies
+        if trusted != self._trusted:
+            self._trusted, self._proxies = trusted, TrustedProxies(trusted)
+        return self._proxies
 
     def _on_unix_socket(self, peer: Peer) -> Caller:
         if peer.uid in (0, self._own_uid) or self._group in peer.groups:
@@ -124,14 +130,17 @@ class Admission:
             # A page of another site may have its own name lead to this host: DNS rebinding.
             hint = f"the request is for {host!r}, which is not this host's loopback; ask for localhost"
             return Caller(peer.name, Access.OPEN, hint=hint)
+        word = self._configuration.settings.tcp_access
         if request.method not in SAFE_METHODS and self._is_cross_site(request, host):
             hint = "a page of another site may not change anything; api.cors_origins names those that may"
-            return Caller(peer.name, min(Access.READ, self._tcp_access), hint=hint)
-        return Caller(peer.name, self._tcp_access, hint=self._tcp_hint)
+            return Caller(peer.name, min(Access.READ, _TCP[word]), hint=hint)
+        hint = f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_ADVICE}"
+        return Caller(peer.name, _TCP[word], hint=hint)
 
     def _is_cross_site(self, request: web.BaseRequest, host: str) -> bool:
         origin = request.headers.get("Origin")
-        return origin is not None and origin not in self._origins and origin.partition("://")[2] != host
+        allowed = self._configuration.settings.cors_origins
+        return origin is not None and origin not in allowed and origin.partition("://")[2] != host
 
 
 _ADVICE: Final = f"use the unix socket, as root or as a member of the group {GROUP}"

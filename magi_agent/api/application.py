@@ -8,12 +8,15 @@ from magi_agent.api.about_routes import AboutRoutes
 from magi_agent.api.access import Admission, Identify, group_id
 from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.health_routes import HealthRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
 from magi_agent.api.routes import Access, Route
 from magi_agent.api.server_routes import ServerRoutes
 from magi_agent.api.services import Services
+from magi_agent.api.settings_routes import SettingsRoutes
+from magi_agent.api.transfer_routes import TransferRoutes
 from magi_agent.registry.ids import RESERVED_IDS
 
 MAX_BODY: Final = 1 << 20
@@ -32,12 +35,15 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         ModelRoutes(services),
         ServerRoutes(services),
         ProfileRoutes(services),
+        SettingsRoutes(services),
+        DrainRoutes(services),
+        TransferRoutes(services),
     ):
         routes += group.routes()
-    identify = identify or Admission(services.settings, group_id()).identify
+    identify = identify or Admission(services.configuration, group_id()).identify
     access: dict[object, Access] = {route.handler: route.access for route in routes}
     application = web.Application(
-        middlewares=[answering(identify, access, CrossOrigin(services.settings.cors_origins))],
+        middlewares=[answering(identify, access, CrossOrigin(services.configuration))],
         client_max_size=MAX_BODY,
     )
     for route in routes:

@@ -17,6 +17,11 @@ class Connection(web.RequestHandler):
 
     __slots__ = ()
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was asked on it yet."""
+        return self._request_count == 0
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -1,22 +1,23 @@
 """Cross-origin requests of browsers, for the origins that the operator names: https://fetch.spec.whatwg.org/#cors-protocol."""
 
-from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
 from multidict import CIMultiDict
 
+from magi_agent.configuration import Configuration
+
 _METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
-_REQUEST_HEADERS: Final = "Authorization, Content-Type, X-Request-ID"
-_RESPONSE_HEADERS: Final = "Location, X-Request-ID, X-Response-Time"
+_REQUEST_HEADERS: Final = "Authorization, Content-Type, If-None-Match, X-Request-ID"
+_RESPONSE_HEADERS: Final = "ETag, Location, X-Request-ID, X-Response-Time"
 _PREFLIGHT_SECONDS: Final = "600"
 
 
 class CrossOrigin:
-    """Says to browsers which other sites may use this API; with no origins named, it says nothing at all."""
+    """Says to browsers which other sites may use this API; with no origins configured, it says nothing at all."""
 
-    def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origins)
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
 
     def preflight(self, request: web.Request) -> web.Response | None:
         """The answer to a browser that asks whether it may; ``None`` for any other request."""
@@ -35,7 +36,7 @@ class CrossOrigin:
 
     def mark(self, request: web.Request, headers: CIMultiDict[str]) -> None:
         """Put on an answer what lets the browser show it to the page that asked."""
-        if not self._origins:
+        if not self._configuration.settings.cors_origins:
             return
         headers.add("Vary", "Origin")
         if self._allows(request):
@@ -43,4 +44,4 @@ class CrossOrigin:
             headers["Access-Control-Expose-Headers"] = _RESPONSE_HEADERS
 
     def _allows(self, request: web.Request) -> bool:
-        return request.headers.get("Origin") in self._origins
+        return request.headers.get("Origin") in self._configuration.settings.cors_origins

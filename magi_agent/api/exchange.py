@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import pydantic_core
@@ -14,6 +14,8 @@ from magi_agent.api.field_paths import wire_path
 from magi_agent.api.large_body import SLICE, LargeBody
 from magi_agent.api.routes import MAX_WAIT
 from magi_agent.errors import InvalidRequest, ValidationFailed
+from magi_agent.runtime_settings.reading import ADAPTER, InvalidRuntimeSettings, checked
+from magi_agent.runtime_settings.settings import Fault, RuntimeSettings, wire_name
 
 JSON: Final = "application/json"
 CALLER: Final = web.RequestKey("caller", Caller)
@@ -62,6 +64,41 @@ async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
     Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``InvalidJson``, ``ValidationFailed``, and ``BadRequest`` and
     ``RequestTimeout`` where it did not arrive whole.
     """
+    raw = await _json_object(request)
+    try:
+        # From the text, not from the parsed document: only so are words taken for enumerations in strict mode.
+        return schema.model_validate_json(raw, strict=True)
+    except ValidationError as error:
+        raise _validation_failed(error, lambda place: wire_path(place, schema)) from None
+
+
+async def runtime_settings_of(request: web.Request) -> RuntimeSettings:
+    """Return the request's body as runtime settings. Raises as ``body_of`` does."""
+    raw = await _json_object(request)
+    try:
+        return checked(ADAPTER.validate_json(raw, strict=True))
+    except ValidationError as error:
+        raise _validation_failed(error, lambda place: ".".join(wire_name(str(step)) for step in place)) from None
+    except InvalidRuntimeSettings as error:
+        raise ValidationFailed([fault_on_wire(fault) for fault in error.faults]) from None
+
+
+def fault_on_wire(fault: Fault, within: str = "") -> dict[str, str]:
+    """A fault of one runtime setting as it stands in ``details.errors``; ``within`` is where the settings stand."""
+    return {"field": f"{within}{wire_name(fault.name)}", "message": fault.message}
+
+
+def _validation_failed(error: ValidationError, named: Callable[[tuple[int | str, ...]], str]) -> ValidationFailed:
+    return ValidationFailed(
+        [
+            {"field": named(problem["loc"]), "message": problem["msg"]}
+            for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+    )
+
+
+async def _json_object(request: web.Request) -> bytes:
+    """The body, which is a JSON object. Raises as ``body_of`` does."""
     if not _JSON_TYPE.fullmatch(request.content_type):
         raise UnsupportedMediaType(
             f"the body must be JSON: send 'Content-Type: {JSON}', not {request.content_type!r}",
@@ -79,16 +116,7 @@ async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
         raise InvalidJson(f"the body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ValidationFailed([{"field": "", "message": "the body must be a JSON object"}])
-    try:
-        # From the text, not from the parsed document: only so are words taken for enumerations in strict mode.
-        return schema.model_validate_json(raw, strict=True)
-    except ValidationError as error:
-        raise ValidationFailed(
-            [
-                {"field": wire_path(problem["loc"], schema), "message": problem["msg"]}
-                for problem in error.errors(include_url=False, include_input=False, include_context=False)
-            ]
-        ) from None
+    return raw
 
 
 async def _received(request: web.Request) -> bytes:

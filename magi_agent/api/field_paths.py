@@ -5,6 +5,8 @@ from typing import get_args
 
 from pydantic import BaseModel
 
+from magi_agent.runtime_settings.settings import RuntimeSettings, wire_name
+
 
 def wire_path(place: Iterable[str | int], schema: type[BaseModel]) -> str:
     """The place of a pydantic error in a body of ``schema``, with the fields' camelCase names, joined by dots.
@@ -16,8 +18,8 @@ def wire_path(place: Iterable[str | int], schema: type[BaseModel]) -> str:
     within: object = None
     for step in place:
         if model is None:
-            names.append(str(step))
-            model, within = _model_in(within), None
+            names.append(wire_name(str(step)) if within is RuntimeSettings else str(step))
+            model, within = _model_in(within), RuntimeSettings if RuntimeSettings in get_args(within) else None
             continue
         field = next(
             (field for name, field in model.model_fields.items() if step in (name, field.validation_alias)), None

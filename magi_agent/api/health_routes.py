@@ -68,7 +68,7 @@ class HealthRoutes:
         wanted = {
             model_id: state
             for model_id, state in services.servers.wanted().items()
-            if model_id not in models or models[model_id].choices.start_policy is StartPolicy.ALWAYS_ON
+            if model_id not in models or services.effective.start_policy(models[model_id]) is StartPolicy.ALWAYS_ON
         }
         missing = {model_id: state for model_id, state in sorted(wanted.items()) if state not in UP}
         is_connected = services.manager.connected
@@ -88,6 +88,7 @@ class HealthRoutes:
                 scanning=services.inventory.scanning,
                 active_profile=services.active_profile.slug,
                 problems=problems,
+                draining=services.servers.drain is not None,
                 unknown_units=list(unknown),
             ),
             status=200 if is_ready else 503,
@@ -99,6 +100,7 @@ class HealthRoutes:
         _, unreadable = await services.profiles.survey()
         # The gravest first: a long list is cut at its end.
         problems = [] if services.manager.connected else ["systemd is not reachable, so nobody knows what runs now"]
+        problems += services.configuration.problems
         problems += services.registry.problems
         if services.active_profile.problem:
             problems.append(services.active_profile.problem)

@@ -1,6 +1,7 @@
 """Where the API listens: a unix socket and a TCP port of its own, or the sockets that systemd hands over.
 
-Sockets from systemd win over both settings. They are systemd's: their files and their modes are left alone.
+Sockets from systemd win over both settings, whatever they are called and however many there are. They are systemd's:
+their files, their modes and their queues are left alone, and who connects while no agent runs waits for the next one.
 """
 
 import asyncio
@@ -34,6 +35,11 @@ _KEEP_ALIVE: Final = 75.0
 _LINGER: Final = 2.0
 _END_OF_REQUESTS: Final = 5.0
 """Seconds that requests under way have to end when the API stops."""
+_TURNS_TO_BE_KNOWN: Final = 3
+"""Turns of the loop in which asyncio makes a connection of what it accepted; it fails where the server is closed then."""
+_FIRST_REQUEST: Final = 1.0
+"""Seconds that a connection has for its first request when the API stops."""
+_FIRST_REQUEST_PAUSE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +93,17 @@ class Listeners:
         """Take no new requests, let those under way end for a bounded time, and close."""
         # The file first: as long as its socket is open, no other file can have its inode number.
         await asyncio.to_thread(self._remove_file)
-        for server in self._servers:
+        servers, self._servers = self._servers, []
+        loop = asyncio.get_running_loop()
+        for channel in (channel for server in servers for channel in server.sockets):
+            loop.remove_reader(channel)
+        for _ in range(_TURNS_TO_BE_KNOWN):
+            await asyncio.sleep(0)
+        for server in servers:
             server.close()
-        self._servers = []
         runner, self._runner = self._runner, None
         if runner is not None:
+            await _first_requests(runner)
             await runner.cleanup()
 
     def _open(self) -> list[socket.socket]:
@@ -163,6 +175,17 @@ def _connection(runner: web.AppRunner) -> asyncio.Protocol:
         lingering_time=_LINGER,
         auto_decompress=False,
     )
+
+
+async def _first_requests(runner: web.AppRunner) -> None:
+    """Wait, for a bounded time, until something was asked on each connection: nobody else would answer it."""
+    assert runner.server is not None  # noqa: S101  # it was set up before anybody listened
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _FIRST_REQUEST
+    while loop.time() < deadline and any(  # noqa: ASYNC110  # aiohttp tells nobody of a connection's first request
+        isinstance(connection, Connection) and connection.is_new for connection in runner.server.connections
+    ):
+        await asyncio.sleep(_FIRST_REQUEST_PAUSE)
 
 
 def _clear_the_way(path: Path) -> None:

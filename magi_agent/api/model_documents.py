@@ -10,14 +10,17 @@ from typing import Final
 
 from pydantic_core import to_json
 
+from magi_agent.api.etag import TaggedBody, tagged
 from magi_agent.api.exchange import array
 from magi_agent.api.representations import model_answer, readable
 from magi_agent.api.schemas import RegistryAnswer, TierThresholdsAnswer
+from magi_agent.configuration import Configuration
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
-from magi_agent.settings import Settings
-from magi_agent.vocabulary import Tier
+from magi_agent.servers.effective import EffectiveSettings
+from magi_agent.vocabulary import StartPolicy, Tier
 
+_Revision = tuple[int, int, int]
 _AT_ONCE: Final = 16
 """Models encoded before others get a turn; about a millisecond."""
 _NO_MODELS: Final = b'{"models":{}'
@@ -26,47 +29,62 @@ _NO_MODELS: Final = b'{"models":{}'
 class ModelDocuments:
     """The bodies that list models."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, effective: EffectiveSettings, configuration: Configuration) -> None:
         self._registry = registry
-        self._settings = settings
-        self._encoded: dict[str, tuple[Model, bytes]] = {}
-        self._bodies: dict[str, tuple[int, bytes]] = {}
+        self._effective = effective
+        self._configuration = configuration
+        self._encoded: dict[str, tuple[Model, StartPolicy, bytes]] = {}
+        self._bodies: dict[str, tuple[_Revision, TaggedBody]] = {}
+
+    @property
+    def revision(self) -> _Revision:
+        """Grows with every change of what the bodies are made from."""
+        return self._registry.revision, self._effective.revision, self._configuration.revision
 
     def model(self, model: Model) -> bytes:
         """One model."""
+        policy = self._effective.start_policy(model)
         known = self._encoded.get(model.model_id)
-        if known is not None and known[0] is model:
-            return known[1]
-        encoded = model_answer(model).model_dump_json(by_alias=True).encode()
-        self._encoded[model.model_id] = (model, encoded)
+        if known is not None and known[0] is model and known[1] is policy:
+            return known[2]
+        encoded = model_answer(model, policy).model_dump_json(by_alias=True).encode()
+        self._encoded[model.model_id] = (model, policy, encoded)
         return encoded
 
-    async def registry(self) -> bytes:
+    async def registry(self) -> TaggedBody:
         """All of the registry. Raises ``ServiceUnavailable`` before it is loaded."""
-        models, revision = self._registry.models, self._registry.revision
+        models, revision = self._registry.models, self.revision
         body = self._kept("", revision)
         if body is None:
             rest = self._rest()
             encoded = await self._each(models.values())
             entries = (to_json(model_id) + b":" + one for model_id, one in zip(models, encoded, strict=True))
-            body = b'{"models":{' + b",".join(entries) + b"}" + rest
-            self._bodies[""] = (revision, body)
+            body = await tagged(b'{"models":{' + b",".join(entries) + b"}" + rest)
+            self._keep("", revision, body)
             if len(self._encoded) > len(models):
-                self._encoded = dict(zip(models, zip(models.values(), encoded, strict=True), strict=True))
+                self._encoded = {model_id: self._encoded[model_id] for model_id in models}
         return body
 
-    async def tier(self, tier: Tier) -> bytes:
+    async def tier(self, tier: Tier) -> TaggedBody:
         """The models whose effective tier is ``tier``. Raises ``ServiceUnavailable`` before the registry is loaded."""
-        models, revision = self._registry.models, self._registry.revision
+        models, revision = self._registry.models, self.revision
         body = self._kept(tier, revision)
         if body is None:
-            body = array(await self._each(model for model in models.values() if model.effective_tier is tier))
-            self._bodies[tier] = (revision, body)
+            body = await tagged(
+                array(await self._each(model for model in models.values() if model.effective_tier is tier))
+            )
+            self._keep(tier, revision, body)
         return body
 
-    def _kept(self, name: str, revision: int) -> bytes | None:
+    def _kept(self, name: str, revision: _Revision) -> TaggedBody | None:
         kept = self._bodies.get(name)
         return kept[1] if kept is not None and kept[0] == revision else None
+
+    def _keep(self, name: str, revision: _Revision, body: TaggedBody) -> None:
+        kept = self._bodies.get(name)
+        # One that took longer to make than a later one must not take that one's place.
+        if kept is None or kept[0] <= revision:
+            self._bodies[name] = (revision, body)
 
     async def _each(self, models: Iterable[Model]) -> list[bytes]:
         encoded = []
@@ -78,13 +96,13 @@ class ModelDocuments:
 
     def _rest(self) -> bytes:
         """What the registry's answer has beside the models, from after them to its end."""
-        settings = self._settings
+        settings = self._configuration.settings
         folders = [readable(str(path)) for path in settings.model_scan_path]
         answer = RegistryAnswer(
             models={},
             scan_path=":".join(folders),
             last_scan=self._registry.last_scan,
-            port_range=settings.port_range,
+            port_range=self._registry.port_range or settings.port_range,
             tier_thresholds=TierThresholdsAnswer(powerful_min=settings.powerful_min, fast_max=settings.fast_max),
             scan_paths=folders,
         )

@@ -5,6 +5,7 @@ from typing import Final
 
 from aiohttp import web
 
+from magi_agent.api.etag import answer_unless_known
 from magi_agent.api.exchange import CALLER, answer, body_of, flag_of, location, wait_of
 from magi_agent.api.model_documents import ModelDocuments
 from magi_agent.api.representations import server_answer
@@ -24,6 +25,7 @@ from magi_agent.api.schemas import (
 from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
+    Draining,
     InvalidTier,
     ModelNotFound,
     ModelNotUsable,
@@ -31,6 +33,7 @@ from magi_agent.errors import (
     RegistrySaveFailed,
     RescanFailed,
     ServiceUnavailable,
+    SettingsNotUsable,
     StartFailed,
 )
 from magi_agent.registry.model import Choices, Model
@@ -46,7 +49,7 @@ class ModelRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._documents = ModelDocuments(services.registry, services.settings)
+        self._documents = ModelDocuments(services.registry, services.effective, services.configuration)
 
     def routes(self) -> tuple[Route, ...]:
         """The routes, each with all that is to be known of it."""
@@ -60,6 +63,7 @@ class ModelRoutes:
                 _TAG,
                 {200: RegistryAnswer},
                 errors=(ServiceUnavailable,),
+                conditional=True,
             ),
             Route(
                 "POST",
@@ -80,6 +84,7 @@ class ModelRoutes:
                 _TAG,
                 {200: list[ModelAnswer]},
                 errors=(InvalidTier, ServiceUnavailable),
+                conditional=True,
             ),
             Route(
                 "GET",
@@ -122,14 +127,14 @@ class ModelRoutes:
                 _TAG,
                 {200: EnabledAnswer, 202: EnabledAnswer},
                 body=EnabledRequest,
-                errors=(*_SAVING, ModelNotUsable, NoFreePort, StartFailed),
+                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed),
                 query=(APPLY, WAIT),
             ),
         )
 
-    async def get_registry(self, _: web.Request) -> web.Response:
+    async def get_registry(self, request: web.Request) -> web.Response:
         """GET /api/models/registry."""
-        return answer(await self._documents.registry())
+        return answer_unless_known(request, await self._documents.registry())
 
     async def rescan(self, _: web.Request) -> web.Response:
         """POST /api/models/rescan."""
@@ -146,7 +151,7 @@ class ModelRoutes:
 
     async def list_models_of_tier(self, request: web.Request) -> web.Response:
         """GET /api/models/tiers/{tier}."""
-        return answer(await self._documents.tier(_tier(request.match_info["tier"])))
+        return answer_unless_known(request, await self._documents.tier(_tier(request.match_info["tier"])))
 
     async def get_model(self, request: web.Request) -> web.Response:
         """GET /api/models/{modelId}."""
@@ -225,7 +230,7 @@ class ModelRoutes:
         """Have a model's server be as its choice says; whether it is so already, and not only under way."""
         if not model.choices.enabled:
             return (await self._services.servers.stop(model.model_id, by=by, wait=wait)).settled
-        if model.choices.start_policy is not StartPolicy.ALWAYS_ON:
+        if self._services.effective.start_policy(model) is not StartPolicy.ALWAYS_ON:
             # In use, and up only when a request or a person asks for it: there is nothing to start now.
             return True
         return (await self._services.servers.start(model.model_id, by=by, wait=wait)).settled

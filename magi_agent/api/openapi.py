@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from magi_agent.api.exchange import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from magi_agent.api.routes import Access, Route
+from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.schemas import ErrorAnswer
 from magi_agent.errors import MagiError, ValidationFailed
 from magi_agent.vocabulary import Tier
@@ -35,6 +36,7 @@ _TAGS: Final = {
     "models": "what there is, and what people choose for it",
     "servers": "what runs",
     "profiles": "named sets of enabled models",
+    "settings": "how a model's server is run",
     "health": "whether the agent lives, and whether what should be up is",
     "agent": "the agent itself",
 }
@@ -53,6 +55,14 @@ _BODY_ERRORS: Final = (
     ValidationFailed,
 )
 _LOCATED: Final = frozenset({201, 202})
+_EVERYWHERE: Final = ("X-Request-ID", "X-Response-Time")
+_CONDITIONAL: Final = ("ETag", "Cache-Control")
+_IF_NONE_MATCH: Final[_Json] = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "the `ETag` of a body that the caller has, or several; where it still holds, the answer is 304",
+    "schema": {"type": "string"},
+}
 _SCHEMAS: Final = "#/components/schemas/{model}"
 
 
@@ -80,6 +90,11 @@ def openapi_document(routes: Sequence[Route]) -> _Json:
                     "description": "milliseconds until the answer was made, such as `1.25ms`",
                     "schema": {"type": "string"},
                 },
+                "ETag": {"description": "tells this body from every other one", "schema": {"type": "string"}},
+                "Cache-Control": {
+                    "description": "`no-cache`: it may be kept, and is to be asked for again with `If-None-Match`",
+                    "schema": {"type": "string"},
+                },
                 "Location": {"description": "where to look after what was made or begun", "schema": {"type": "string"}},
             },
         },
@@ -101,7 +116,9 @@ def _schemas_of(routes: Iterable[Route]) -> tuple[dict[str, _Json], _Json]:
 
 
 def _key(shape: object) -> str:
-    return shape.__name__ if inspect.isclass(shape) and issubclass(shape, BaseModel) else str(shape)
+    if inspect.isclass(shape) and (issubclass(shape, BaseModel) or is_dataclass(shape)):
+        return shape.__name__
+    return str(shape)
 
 
 def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
@@ -115,7 +132,7 @@ def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
                 for name in re.findall(r"{(\w+)}", route.path)
             ),
             *(
-                {"name": key.name, "in": "query", "description": key.description, "schema": {"type": key.kind}}
+                {"name": key.name, "in": "query", "description": key.description, "schema": _query_schema(key)}
                 for key in route.query
             ),
         ],
@@ -124,13 +141,25 @@ def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
             **_error_responses(route, schemas),
         },
     }
+    if route.conditional:
+        operation["parameters"].append(_IF_NONE_MATCH)
+        operation["responses"]["200"]["headers"] |= _headers(_CONDITIONAL)
+        operation["responses"]["304"] = {
+            "description": "The body is one that `If-None-Match` names",
+            "headers": _headers([*_EVERYWHERE, *_CONDITIONAL]),
+        }
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[_key(route.body)]}}}
     return operation
 
 
+def _query_schema(key: QueryParameter) -> _Json:
+    bounds = {} if key.maximum is None else {"minimum": 0, "maximum": key.maximum}
+    return {"type": key.kind, **bounds}
+
+
 def _response(status: int, shape: object, schemas: Mapping[str, _Json]) -> _Json:
-    names = ["X-Request-ID", "X-Response-Time", *(["Location"] if status in _LOCATED else [])]
+    names = [*_EVERYWHERE, *(["Location"] if status in _LOCATED else [])]
     content: _Json
     if isinstance(shape, str):
         content = {shape: {"schema": {"type": "string"}}}
@@ -140,9 +169,13 @@ def _response(status: int, shape: object, schemas: Mapping[str, _Json]) -> _Json
         content = {JSON: {"schema": schemas[_key(shape)]}}
     return {
         "description": HTTPStatus(status).phrase,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+        "headers": _headers(names),
         "content": content,
     }
+
+
+def _headers(names: Iterable[str]) -> _Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _error_responses(route: Route, schemas: Mapping[str, _Json]) -> _Json:

@@ -6,12 +6,21 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic_core import to_json
 
-from magi_agent.api.exchange import answer, body_of, location
+from magi_agent.api.exchange import CALLER, answer, body_of, flag_of, location, wait_of
 from magi_agent.api.representations import profile_answer, profile_of, readable
-from magi_agent.api.routes import Access, Route
-from magi_agent.api.schemas import MessageAnswer, ProfileAnswer, ProfileCreatedAnswer, ProfileRequest
+from magi_agent.api.routes import DRY_RUN, WAIT, Access, Route
+from magi_agent.api.schemas import (
+    ActiveProfileAnswer,
+    MessageAnswer,
+    PlanAnswer,
+    ProfileAnswer,
+    ProfileCreatedAnswer,
+    ProfileRequest,
+)
 from magi_agent.api.services import Services
+from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
+    MagiError,
     ProfileActive,
     ProfileCreationFailed,
     ProfileExists,
@@ -19,8 +28,11 @@ from magi_agent.errors import (
     ProfileNotFound,
     ProfileReadOnly,
     ProfileSaveFailed,
+    RegistrySaveFailed,
+    ServiceUnavailable,
     ValidationFailed,
 )
+from magi_agent.profiles.active import Plan
 from magi_agent.profiles.profiles import slug_of
 
 _TAG: Final = "profiles"
@@ -31,6 +43,7 @@ class ProfileRoutes:
     """The handlers for profiles."""
 
     def __init__(self, services: Services) -> None:
+        self._services = services
         self._profiles = services.profiles
 
     def routes(self) -> tuple[Route, ...]:
@@ -55,6 +68,26 @@ class ProfileRoutes:
                 {201: ProfileCreatedAnswer},
                 body=ProfileRequest,
                 errors=(ProfileExists, ProfileCreationFailed),
+            ),
+            Route(
+                "GET",
+                "/api/models/profiles/active",
+                self.get_active_profile,
+                Access.READ,
+                "The active profile",
+                _TAG,
+                {200: ActiveProfileAnswer},
+            ),
+            Route(
+                "POST",
+                "/api/models/profiles/{name}/activate",
+                self.activate_profile,
+                Access.ADMIN,
+                "Make exactly a profile's models enabled and wanted; what runs and stays wanted is not touched",
+                _TAG,
+                {200: PlanAnswer, 202: PlanAnswer},
+                errors=(ProfileNotFound, ProfileInvalid, RegistrySaveFailed, ServiceUnavailable),
+                query=(DRY_RUN, WAIT),
             ),
             Route(
                 "GET",
@@ -103,6 +136,57 @@ class ProfileRoutes:
             ),
             status=201,
             headers=location(request, f"/api/models/profiles/{quote(slug, safe='')}"),
+        )
+
+    async def get_active_profile(self, _: web.Request) -> web.Response:
+        """GET /api/models/profiles/active."""
+        active = self._services.active_profile
+        problem = active.problem
+        try:
+            profile = await active.profile()
+        except MagiError as error:
+            profile, problem = None, problem or error.message
+        return answer(
+            ActiveProfileAnswer(
+                name=active.slug,
+                profile=profile_answer(profile) if profile else None,
+                problem=readable(problem) if problem else None,
+            )
+        )
+
+    async def activate_profile(self, request: web.Request) -> web.Response:
+        """POST /api/models/profiles/{name}/activate."""
+        services, slug = self._services, request.match_info["name"]
+        dry_run, wait = flag_of(request, "dryRun"), wait_of(request)
+        # What starts and what stops is the answer, so what runs has to be known.
+        require_systemd(services.manager)
+        if dry_run:
+            plan = await services.active_profile.plan(slug)
+            return answer(self._plan_answer(plan, f"Profile '{slug}' would be activated", None))
+        plan = await services.active_profile.activate(slug, by=request[CALLER].name)
+        operation = services.servers.follow("activate", plan.runs)
+        ended = await services.servers.finished(operation, wait)
+        return answer(
+            self._plan_answer(plan, f"Profile '{slug}' is active", operation.operation_id),
+            status=200 if ended else 202,
+            headers=None if ended else location(request, f"/api/operations/{operation.operation_id}"),
+        )
+
+    def _plan_answer(self, plan: Plan, message: str, operation_id: str | None) -> PlanAnswer:
+        services = self._services
+        return PlanAnswer(
+            message=message,
+            profile=plan.slug,
+            dry_run=operation_id is None,
+            enable=list(plan.enable),
+            disable=list(plan.disable),
+            start=[model_id for model_id, run in plan.runs.items() if run],
+            stop=[model_id for model_id, run in plan.runs.items() if not run],
+            restart=list(services.servers.changed_by(services.effective.with_profile(plan.settings), plan.keep)),
+            keep=list(plan.keep),
+            unknown=list(plan.unknown),
+            unusable={model_id: readable(problem) for model_id, problem in plan.unusable.items()},
+            operation_id=operation_id,
         )
 
     async def get_profile(self, request: web.Request) -> web.Response:

@@ -2,6 +2,7 @@
 
 import math
 
+from magi_agent.api.exchange import fault_on_wire
 from magi_agent.api.schemas import (
     FailureAnswer,
     LoadBalancingBody,
@@ -10,17 +11,18 @@ from magi_agent.api.schemas import (
     OperationPartAnswer,
     ProfileAnswer,
     ProfileRequest,
-    RuntimeSettingsBody,
     ServerAnswer,
     TierConfigBody,
     TwoStageBody,
 )
+from magi_agent.errors import ValidationFailed
 from magi_agent.profiles.profile import DEFAULT_TIERS, LoadBalancing, Profile, TierConfig, TwoStage
-from magi_agent.registry.model import Model, RuntimeSettings
+from magi_agent.registry.model import Model
+from magi_agent.runtime_settings.settings import faults_of
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.operations import Operation
 from magi_agent.servers.servers import Server
-from magi_agent.vocabulary import ServerState
+from magi_agent.vocabulary import ServerState, StartPolicy
 
 
 def readable(path: str) -> str:
@@ -28,23 +30,8 @@ def readable(path: str) -> str:
     return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def runtime_settings_body(settings: RuntimeSettings) -> RuntimeSettingsBody:
-    """Settings as they stand on the wire."""
-    return RuntimeSettingsBody(
-        n_gpu_layers=settings.n_gpu_layers,
-        ctx_size=settings.ctx_size,
-        n_threads=settings.n_threads,
-        batch_size=settings.batch_size,
-    )
-
-
-def runtime_settings(body: RuntimeSettingsBody) -> RuntimeSettings:
-    """Settings from the wire."""
-    return RuntimeSettings(body.n_gpu_layers, body.ctx_size, body.n_threads, body.batch_size)
-
-
-def model_answer(model: Model) -> ModelAnswer:
-    """A model as it stands on the wire."""
+def model_answer(model: Model, start_policy: StartPolicy) -> ModelAnswer:
+    """A model as it stands on the wire; ``start_policy`` is the one that holds for it."""
     facts, choices = model.facts, model.choices
     return ModelAnswer(
         file_path=readable(facts.file_path),
@@ -74,16 +61,18 @@ def model_answer(model: Model) -> ModelAnswer:
         size_bytes=facts.size_bytes,
         parts=[readable(part) for part in facts.parts],
         projector_path=readable(facts.projector_path) if facts.projector_path else None,
+        projectors=[readable(path) for path in facts.projectors],
         has_vision=facts.has_vision,
         is_embedding=facts.is_embedding,
+        is_reranker=facts.is_reranker,
         chat_template=facts.has_chat_template,
         status=facts.status,
         problem=readable(facts.problem) if facts.problem else None,
         parameter_count=facts.parameter_count,
         active_params=facts.active_params,
         thinking_mode=facts.thinking_mode,
-        start_policy=choices.start_policy,
-        runtime_settings=runtime_settings_body(choices.runtime_settings),
+        start_policy=start_policy,
+        runtime_settings=choices.runtime_settings,
     )
 
 
@@ -166,14 +155,34 @@ def profile_answer(profile: Profile) -> ProfileAnswer:
             strategy=profile.load_balancing.strategy,
             health_check_interval=profile.load_balancing.health_check_interval,
         ),
-        runtime_settings={
-            model_id: runtime_settings_body(settings) for model_id, settings in profile.runtime_settings.items()
-        },
+        runtime_settings=dict(profile.runtime_settings),
     )
 
 
+def port_range_of(ports: list[int] | None) -> tuple[int, int] | None:
+    """A range of ports from the wire. Raises ``ValidationFailed`` where the first is not the lower."""
+    if ports is None:
+        return None
+    low, high = ports
+    if low > high:
+        raise ValidationFailed([{"field": "portRange", "message": "must be two ports, the lower first"}])
+    return low, high
+
+
+def profile_request(profile: Profile) -> ProfileRequest:
+    """A profile as it can be sent again."""
+    return ProfileRequest.model_validate(profile_answer(profile).model_dump())
+
+
 def profile_of(request: ProfileRequest) -> Profile:
-    """A profile from the wire."""
+    """A profile from the wire. Raises ``ValidationFailed`` for settings that do not go together."""
+    faults = [
+        fault_on_wire(fault, f"runtimeSettings.{model_id}.")
+        for model_id, settings in request.runtime_settings.items()
+        for fault in faults_of(settings)
+    ]
+    if faults:
+        raise ValidationFailed(faults)
     tiers: tuple[TierConfig, ...] = DEFAULT_TIERS
     if request.tier_config is not None:
         tiers = tuple(
@@ -192,5 +201,5 @@ def profile_of(request: ProfileRequest) -> Profile:
         tiers,
         TwoStage(**request.two_stage.model_dump()),
         LoadBalancing(**request.load_balancing.model_dump()),
-        {model_id: runtime_settings(settings) for model_id, settings in request.runtime_settings.items()},
+        dict(request.runtime_settings),
     )

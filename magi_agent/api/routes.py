@@ -6,7 +6,6 @@ from enum import IntEnum
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic import BaseModel
 
 from magi_agent.errors import MagiError
 
@@ -29,6 +28,8 @@ class QueryParameter:
     kind: str
     """A JSON type."""
     description: str
+    maximum: float | None = None
+    """Of a number, which is at least 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,18 @@ class Route:
     """What each success status comes with: a pydantic model, a list of one, the media type of what is no JSON, or
     ``None`` for any JSON object.
     """
-    body: type[BaseModel] | None = None
+    body: type[Any] | None = None
+    """A pydantic model, or a dataclass that pydantic validates."""
     errors: tuple[type[MagiError], ...] = ()
     query: tuple[QueryParameter, ...] = ()
+    conditional: bool = False
+    """Whether its success has an ``ETag``, and is 304 without a body for who has it already."""
 
 
-WAIT: Final = QueryParameter("wait", "number", "seconds to wait for the outcome; without it the answer comes at once")
-APPLY: Final = QueryParameter("apply", "boolean", "start or stop the server at once, as the choice says")
 MAX_WAIT: Final = 12_000.0
 """Seconds; as long as ``magictl`` ever waits."""
+WAIT: Final = QueryParameter(
+    "wait", "number", "seconds to wait for the outcome; without it the answer comes at once", MAX_WAIT
+)
+APPLY: Final = QueryParameter("apply", "boolean", "start or stop the server at once, as the choice says")
+DRY_RUN: Final = QueryParameter("dryRun", "boolean", "say what would be changed, and change nothing")

@@ -11,10 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from magi_agent.profiles.profile import LoadBalancingStrategy
+from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.servers.effective import Source
 from magi_agent.servers.operations import OperationStatus
 from magi_agent.vocabulary import ModelStatus, ServerState, StartPolicy, ThinkingMode, Tier
 
 ModelId = Annotated[str, Field(max_length=300)]
+UserPort = Annotated[int, Field(ge=1024, le=65_535)]
+"""A port that needs no privilege."""
+PortRange = Annotated[list[UserPort], Field(min_length=2, max_length=2)]
+"""The first port and the last."""
 
 
 class Answer(BaseModel):
@@ -48,15 +54,6 @@ class RootAnswer(Answer):
     status: str
 
 
-class RuntimeSettingsBody(Request):
-    """How a model's llama-server is started; null leaves it to llama-server."""
-
-    n_gpu_layers: int | None = Field(None, ge=-1, le=100_000)
-    ctx_size: int | None = Field(None, ge=0, le=100_000_000, description="tokens")
-    n_threads: int | None = Field(None, ge=-1, le=4096)
-    batch_size: int | None = Field(None, ge=1, le=1_000_000, description="tokens")
-
-
 class ModelAnswer(Answer):
     """One model: facts and choices."""
 
@@ -86,9 +83,11 @@ class ModelAnswer(Answer):
     context_length: int | None = Field(description="tokens")
     size_bytes: int
     parts: list[str] = Field(description="paths of all files of a split set; one for a plain file")
-    projector_path: str | None
+    projector_path: str | None = Field(description="the multimodal projector chosen")
+    projectors: list[str] = Field(description="paths of all projectors that go with it, the chosen one first")
     has_vision: bool
-    is_embedding: bool
+    is_embedding: bool = Field(description="not for chat: it embeds, or it ranks")
+    is_reranker: bool
     chat_template: bool
     status: ModelStatus
     problem: str | None
@@ -96,7 +95,7 @@ class ModelAnswer(Answer):
     active_params: float | None = Field(description="billions, of a mixture of experts")
     thinking_mode: ThinkingMode
     start_policy: StartPolicy
-    runtime_settings: RuntimeSettingsBody
+    runtime_settings: RuntimeSettings
 
 
 class TierThresholdsAnswer(BaseModel):
@@ -287,7 +286,7 @@ class ProfileRequest(Request):
     tier_config: list[TierConfigBody] | None = Field(None, max_length=100)
     two_stage: TwoStageBody = Field(default_factory=TwoStageBody)
     load_balancing: LoadBalancingBody = Field(default_factory=LoadBalancingBody)
-    runtime_settings: dict[ModelId, RuntimeSettingsBody] = Field(default_factory=dict, max_length=10_000)
+    runtime_settings: dict[ModelId, RuntimeSettings] = Field(default_factory=dict, max_length=10_000)
 
 
 class ProfileAnswer(Answer):
@@ -299,7 +298,7 @@ class ProfileAnswer(Answer):
     tier_config: list[TierConfigBody]
     two_stage: TwoStageBody
     load_balancing: LoadBalancingBody
-    runtime_settings: dict[str, RuntimeSettingsBody]
+    runtime_settings: dict[str, RuntimeSettings]
 
 
 class ProfileCreatedAnswer(Answer):
@@ -337,4 +336,128 @@ class ReadyAnswer(Answer):
     scanning: bool = Field(description="whether the first scan is still under way")
     active_profile: str | None
     problems: list[str] = Field(description="what is wrong, in sentences")
+    draining: bool = Field(description="whether nothing is started any more")
     unknown_units: list[str] = Field(description="units of ours that belong to no known model")
+
+
+class SettingsAnswer(Answer):
+    """How a model's server is run."""
+
+    model_id: str
+    runtime_settings: RuntimeSettings = Field(description="what was chosen for the model")
+    effective: RuntimeSettings = Field(description="what holds: the profile's, the model's, its tier's, the host's")
+    sources: dict[str, Source] = Field(description="where each setting that holds was said")
+
+
+class SettingsChangedAnswer(SettingsAnswer):
+    """The settings are on disk."""
+
+    message: str
+    restart_required: bool
+    restart_reasons: list[str]
+
+
+class PortRequest(Request):
+    """A port for a model; null takes its port back."""
+
+    port: int | None = Field(ge=1, le=65_535)
+
+
+class PortAnswer(Answer):
+    """The port is given, or taken back."""
+
+    message: str
+    model_id: str
+    port: int | None
+    restart_required: bool
+
+
+class PortRangeRequest(Request):
+    """Ports to give, from and to; null for the configured ones."""
+
+    port_range: PortRange | None
+
+
+class PortRangeAnswer(Answer):
+    """The ports that models get from now on."""
+
+    message: str
+    port_range: list[int] = Field(min_length=2, max_length=2)
+    outside: list[str] = Field(description="ids of models that keep a port outside the range")
+
+
+class DrainRequest(Request):
+    """Whether nothing is to be started."""
+
+    draining: bool
+
+
+class DrainAnswer(Answer):
+    """Whether the host is being drained."""
+
+    message: str
+    draining: bool
+    since: datetime | None
+    by: str | None
+
+
+class PlanAnswer(Answer):
+    """What activating a profile changes; ids of models."""
+
+    message: str
+    profile: str = Field(description="the profile's slug")
+    dry_run: bool
+    enable: list[str]
+    disable: list[str]
+    start: list[str]
+    stop: list[str]
+    restart: list[str] = Field(description="run on with other settings than the profile's, until they are restarted")
+    keep: list[str] = Field(description="run already, and are not touched")
+    unknown: list[str] = Field(description="named in the profile, and no model's id")
+    unusable: dict[str, str] = Field(description="models whose files are not whole, and why")
+    operation_id: str | None = Field(description="by which starts and stops can be followed")
+
+
+class ActiveProfileAnswer(Answer):
+    """The profile that is active."""
+
+    name: str | None = Field(description="its slug; null for none")
+    profile: ProfileAnswer | None
+    problem: str | None = Field(description="why it does not hold")
+
+
+class ChoicesBody(Request):
+    """What people chose for one model, and how it is told where it has another id."""
+
+    filename: str = Field("", max_length=4096)
+    size_bytes: int = Field(0, ge=0)
+    fingerprint: str | None = Field(None, max_length=200)
+    tier_override: Tier | None = None
+    thinking_override: bool | None = None
+    enabled: bool = False
+    port: int | None = Field(None, ge=1, le=65_535)
+    runtime_settings: RuntimeSettings = Field(default_factory=RuntimeSettings)
+
+
+class ExportBody(Request):
+    """All choices of a host, to be kept or carried to another."""
+
+    version: Literal[1]
+    exported_at: datetime | None = None
+    agent_version: str = Field("", max_length=100)
+    active_profile: str | None = Field(None, max_length=300)
+    port_range: PortRange | None = None
+    models: dict[ModelId, ChoicesBody] = Field(default_factory=dict, max_length=100_000)
+    profiles: dict[str, ProfileRequest] = Field(default_factory=dict, max_length=10_000)
+
+
+class ImportAnswer(Answer):
+    """What an import changed, or would change."""
+
+    message: str
+    dry_run: bool
+    changed: list[str] = Field(description="ids of models whose choices are others now")
+    unchanged: list[str]
+    unknown: list[str] = Field(description="ids in the export that are no model here")
+    profiles: list[str] = Field(description="slugs of profiles that are new or others now")
+    problems: list[str] = Field(description="what could not be taken over, and why")

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 from aiohttp import web
 
+from magi_agent.api.etag import answer_unless_known, tagged
 from magi_agent.api.exchange import CALLER, answer, location, wait_of
 from magi_agent.api.representations import operation_answer, server_answer
 from magi_agent.api.routes import WAIT, Access, Route
@@ -12,12 +13,14 @@ from magi_agent.api.schemas import OperationAnswer, ServerActionAnswer, ServerAn
 from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
+    Draining,
     ModelNotFound,
     ModelNotUsable,
     NoFreePort,
     OperationNotFound,
     RegistrySaveFailed,
     ServiceUnavailable,
+    SettingsNotUsable,
     StartFailed,
 )
 from magi_agent.servers.operations import Operation
@@ -25,7 +28,7 @@ from magi_agent.servers.servers import Outcome
 
 _TAG: Final = "servers"
 _SAVING: Final = (ModelNotFound, RegistrySaveFailed, ServiceUnavailable)
-_STARTING: Final = (*_SAVING, ModelNotUsable, NoFreePort, StartFailed)
+_STARTING: Final = (*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed)
 _ON_ONE: Final[dict[int, Any]] = {200: ServerActionAnswer, 202: ServerActionAnswer}
 _ON_SEVERAL: Final[dict[int, Any]] = {200: OperationAnswer, 202: OperationAnswer}
 
@@ -49,6 +52,7 @@ class ServerRoutes:
                 _TAG,
                 {200: ServersAnswer},
                 errors=(ServiceUnavailable,),
+                conditional=True,
             ),
             Route(
                 "POST",
@@ -58,7 +62,7 @@ class ServerRoutes:
                 "Start every enabled model",
                 _TAG,
                 _ON_SEVERAL,
-                errors=(ServiceUnavailable,),
+                errors=(ServiceUnavailable, Draining),
                 query=(WAIT,),
             ),
             Route(
@@ -70,6 +74,17 @@ class ServerRoutes:
                 _TAG,
                 _ON_SEVERAL,
                 errors=(ServiceUnavailable,),
+                query=(WAIT,),
+            ),
+            Route(
+                "POST",
+                "/api/models/servers/restart-changed",
+                self.restart_changed_servers,
+                Access.ADMIN,
+                "Restart every server that differs from how it would be started now, one after the other",
+                _TAG,
+                _ON_SEVERAL,
+                errors=(ServiceUnavailable, Draining),
                 query=(WAIT,),
             ),
             Route(
@@ -127,17 +142,16 @@ class ServerRoutes:
             ),
         )
 
-    async def list_servers(self, _: web.Request) -> web.Response:
+    async def list_servers(self, request: web.Request) -> web.Response:
         """GET /api/models/servers."""
         require_systemd(self._manager)
         servers = [server_answer(server) for server in await self._servers.list()]
-        return answer(
-            ServersAnswer(
-                total_servers=len(servers),
-                ready_servers=sum(server.is_ready for server in servers),
-                servers=servers,
-            )
+        content = ServersAnswer(
+            total_servers=len(servers),
+            ready_servers=sum(server.is_ready for server in servers),
+            servers=servers,
         )
+        return answer_unless_known(request, await tagged(content.model_dump_json(by_alias=True).encode()))
 
     async def get_server(self, request: web.Request) -> web.Response:
         """GET /api/models/servers/{modelId}."""
@@ -173,6 +187,13 @@ class ServerRoutes:
         require_systemd(self._manager)
         wait = wait_of(request)
         return await self._on_several(request, self._servers.stop_all(by=request[CALLER].name), wait)
+
+    async def restart_changed_servers(self, request: web.Request) -> web.Response:
+        """POST /api/models/servers/restart-changed."""
+        require_systemd(self._manager)
+        wait = wait_of(request)
+        operation = await self._servers.restart_changed(by=request[CALLER].name)
+        return await self._on_several(request, operation, wait)
 
     async def get_operation(self, request: web.Request) -> web.Response:
         """GET /api/operations/{operationId}."""

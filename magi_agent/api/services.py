@@ -2,27 +2,37 @@
 
 from dataclasses import dataclass
 
+from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
+from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.servers import Servers
 from magi_agent.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
+from magi_agent.transfer import Transfer
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """The parts behind the API, as the composition root made them."""
 
-    settings: Settings
+    configuration: Configuration
     registry: Registry
     inventory: Inventory
     profiles: Profiles
     active_profile: ActiveProfile
     servers: Servers
     preparation: StartPreparation
+    effective: EffectiveSettings
     manager: SystemdManager
+    transfer: Transfer
     events: EventStream
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that hold now."""
+        return self.configuration.settings

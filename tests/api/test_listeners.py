@@ -7,12 +7,16 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import locations
 import psutil
@@ -22,7 +26,7 @@ from aiohttp import web
 from magi_agent.api.listeners import Listeners
 from magi_agent.errors import ConfigurationError
 from magi_agent.settings import Settings, load_settings
-from tests.agent_process import AgentProcess, Answer, wait_until
+from tests.agent_process import AgentProcess, Answer, unit_property, wait_until
 from tests.api.client import until
 from tests.conftest import PortRanges, SystemdUser
 
@@ -358,3 +362,241 @@ def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int]
 
     assert agent.handed_over.stat().st_ino == inode
     wait_until(lambda: agent.must("GET", "/")["name"] == "magi-agent", "the next request starts it again")
+
+
+class SocketUnits(ActivatedAgent):
+    """An agent behind socket units of its own, as a package would bring them; nothing runs until somebody connects."""
+
+    service: str
+    sockets: tuple[str, ...]
+    entries: dict[str, Path | tuple[str, int]]
+    """Where it is to be reached, by what the socket is."""
+
+    def through(self, entry: str, path: str = "/") -> Answer:
+        """Ask on one of the sockets, on a connection of its own."""
+        address = self.entries[entry]
+        if isinstance(address, Path):
+            self.handed_over = address
+            return self.ask("GET", path)
+        return over_tcp(*address, "GET", path)
+
+    def systemctl(self, *words: str, check: bool = True) -> None:
+        subprocess.run(["systemctl", "--user", *words], check=check, capture_output=True, timeout=90)
+
+
+@pytest.fixture
+def socket_units(
+    systemd_user: SystemdUser, tmp_path: Path, unused_ports: PortRanges, llama_server: Path
+) -> Iterator[SocketUnits]:
+    """Two unix sockets, one of them named, and two TCP sockets, in three units; all lead to one service."""
+    (tmp_path / "models").mkdir()
+    agent = SocketUnits(tmp_path, tmp_path / "models", unused_ports(4), llama_server)
+    one, other, own = (unused_ports()[0] for _ in range(3))
+    agent.service = "api-behind-sockets.service"
+    agent.handed_over = tmp_path / "run" / "api.sock"
+    agent.entries = {
+        "unix": agent.handed_over,
+        "unix unnamed": tmp_path / "other.sock",
+        "tcp": ("127.0.0.1", one),
+        "tcp beside it": ("127.0.0.1", other),
+    }
+    agent.settings = {"MAGI_TCP": f"127.0.0.1:{own}", "MAGI_SOCKET": str(tmp_path / "own.sock")}
+    given = agent.environment()
+    kept = [name for name in given if name.startswith(("MAGI_", "XDG_", "DBUS_"))]
+    kept += ["MODEL_SCAN_PATH", "REGISTRY_PATH", "PROFILES_PATH", "LLAMA_SERVER_PATH", "ACTIVE_PROFILE", "PATH"]
+    variables = "".join(f'Environment="{name}={given[name]}"\n'.replace("%", "%%") for name in kept)
+    listen = {
+        "api-behind-sockets-api.socket": f"ListenStream={agent.entries['unix']}\nSocketMode=0600\n"
+        "FileDescriptorName=api\nRemoveOnStop=yes\n",
+        "api-behind-sockets-other.socket": f"ListenStream={agent.entries['unix unnamed']}\n",
+        "api-behind-sockets-tcp.socket": f"ListenStream=127.0.0.1:{one}\nListenStream=127.0.0.1:{other}\n",
+    }
+    agent.sockets = tuple(listen)
+    program = locations.VENV / "bin" / "magi-agent"
+    units = {name: f"[Socket]\nService={agent.service}\n{lines}" for name, lines in listen.items()}
+    units[agent.service] = (
+        f"[Unit]\nRequires={' '.join(listen)}\n[Service]\nType=notify\nExecStart={program}\n{variables}"
+    )
+    folder = systemd_user.runtime / "systemd" / "user"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in units.items():
+        (folder / name).write_text(text)
+    try:
+        agent.systemctl("daemon-reload")
+        agent.systemctl("start", *agent.sockets)
+        yield agent
+    finally:
+        agent.systemctl("stop", *agent.sockets, agent.service, check=False)
+        agent.systemctl("reset-failed", *units, check=False)
+        for name in units:
+            (folder / name).unlink()
+        agent.systemctl("daemon-reload")
+
+
+@pytest.mark.parametrize("entry", ["unix", "unix unnamed", "tcp", "tcp beside it"])
+def test_a_connection_on_any_of_the_sockets_starts_it_and_all_are_answered(
+    socket_units: SocketUnits, entry: str
+) -> None:
+    assert unit_property(socket_units.service, "ActiveState") == "inactive"
+
+    assert socket_units.through(entry).body["name"] == "magi-agent"
+
+    assert unit_property(socket_units.service, "ActiveState") == "active"
+    for each in socket_units.entries:
+        assert socket_units.through(each, "/health/live").status == 200
+    assert not (socket_units.folder / "own.sock").exists()
+    host, _, own = socket_units.settings["MAGI_TCP"].rpartition(":")
+    with pytest.raises(ConnectionRefusedError):
+        over_tcp(host, int(own), "GET", "/")
+
+
+def test_the_sockets_stay_as_systemd_made_them(socket_units: SocketUnits) -> None:
+    files = [address for address in socket_units.entries.values() if isinstance(address, Path)]
+    before = [(file.stat().st_ino, file.stat().st_mode) for file in files]
+    for entry in socket_units.entries:
+        assert socket_units.through(entry).status == 200
+    socket_units.systemctl("stop", socket_units.service)
+
+    assert [(file.stat().st_ino, file.stat().st_mode) for file in files] == before
+    assert stat.S_IMODE(files[0].stat().st_mode) == 0o600
+
+
+def test_the_queue_of_a_socket_is_as_long_as_its_unit_says(socket_units: SocketUnits) -> None:
+    assert socket_units.through("unix").status == 200
+    process = int(unit_property(socket_units.service, "MainPID"))
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with contextlib.ExitStack() as callers:
+            for _ in range(300):
+                caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+                caller.setblocking(False)
+                caller.connect(str(socket_units.entries["unix"]))  # BlockingIOError where the queue is full
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_nobody_who_connects_while_it_is_restarted_is_turned_away(socket_units: SocketUnits) -> None:
+    assert socket_units.through("unix").status == 200
+    enough = threading.Event()
+    answered: Counter[str] = Counter()
+    failed: list[str] = []
+
+    def ask_again_and_again(entry: str) -> None:
+        while not enough.is_set():
+            try:
+                status = one_request(socket_units.entries[entry])
+            except OSError as error:
+                status = repr(error)
+            if status.startswith("HTTP/1.1 200 "):
+                answered[entry] += 1
+            else:
+                failed.append(f"{entry}: {status}")
+
+    callers = [threading.Thread(target=ask_again_and_again, args=(entry,)) for entry in socket_units.entries]
+    for caller in callers:
+        caller.start()
+    try:
+        for _ in range(3):
+            before = answered.copy()
+            pid = unit_property(socket_units.service, "MainPID")
+            socket_units.systemctl("restart", socket_units.service)
+            assert unit_property(socket_units.service, "MainPID") != pid
+            wait_until(
+                lambda before=before: failed or all(answered[entry] > before[entry] + 20 for entry in before),
+                "all are answered by the new one",
+                60,
+            )
+    finally:
+        enough.set()
+        for caller in callers:
+            caller.join(90)
+
+    assert failed == []
+    assert set(answered) == set(socket_units.entries)
+
+
+def one_request(address: Path | tuple[str, int]) -> str:
+    """The status line of the answer to one request on a connection of its own; empty where it broke off."""
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET
+    with socket.socket(family) as connection:
+        connection.settimeout(60)
+        connection.connect(str(address) if isinstance(address, Path) else address)
+        connection.sendall(REQUEST)
+        with connection.makefile("rb") as answer:
+            return answer.readline().decode()
+
+
+async def test_who_has_connected_already_may_still_ask_when_it_stops(settings: Settings) -> None:
+    assert settings.socket is not None
+    listeners = Listeners(application(), settings, {})
+    await listeners.start()
+    reader, writer = await asyncio.open_unix_connection(str(settings.socket))
+    path = settings.socket
+    await until(lambda: is_connected(listeners), "the connection is known")
+
+    async def is_closed() -> bool:
+        return not path.exists()
+
+    stopping = asyncio.create_task(listeners.stop())
+    await until(is_closed, "it stops")
+    writer.write(REQUEST)
+
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+    await stopping
+    writer.close()
+
+
+async def is_connected(listeners: Listeners) -> bool:
+    assert listeners._runner is not None
+    assert listeners._runner.server is not None
+    return bool(listeners._runner.server.connections)
+
+
+async def test_who_connects_and_never_asks_holds_up_the_stop_for_a_moment_only(settings: Settings) -> None:
+    assert settings.socket is not None
+    listeners = Listeners(application(), settings, {})
+    await listeners.start()
+    reader, writer = await asyncio.open_unix_connection(str(settings.socket))
+    await until(lambda: is_connected(listeners), "the connection is known")
+
+    async with asyncio.timeout(30):
+        await listeners.stop()
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_connection_that_was_accepted_the_moment_it_stops_is_answered(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settings.socket is not None
+    listeners = Listeners(application(), settings, {})
+    await listeners.start()
+    [server] = [server for server in listeners._servers if server.sockets[0].family == socket.AF_UNIX]
+    loop: Any = asyncio.get_running_loop()
+    remove_reader = loop.remove_reader
+
+    def accept_first(channel: Any) -> bool:
+        if channel.fileno() == server.sockets[0].fileno():
+            # What asyncio does in the same turn of the loop, when the kernel says that somebody has connected.
+            inside: Any = server
+            loop._accept_connection(inside._protocol_factory, inside._sockets[0], backlog=1, server=server)
+        return bool(remove_reader(channel))
+
+    monkeypatch.setattr(loop, "remove_reader", accept_first)
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(30)
+        # The loop has no turn from here to there, so nobody has accepted it yet.
+        stopping = listeners.stop()
+        monkeypatch.setattr("magi_agent.api.listeners.asyncio.to_thread", at_once)
+        caller.connect(str(settings.socket))
+        caller.sendall(REQUEST)
+
+        await stopping
+
+        with caller.makefile("rb") as answer:
+            assert answer.readline().startswith(b"HTTP/1.1 200 ")
+
+
+async def at_once(work: Callable[[], None]) -> None:
+    """Run what would run in a thread, without giving the loop a turn."""
+    work()

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from magi_agent.api.etag import TaggedBody
 from magi_agent.api.model_documents import ModelDocuments
+from magi_agent.configuration import Configuration
 from magi_agent.discovery.facts import ModelFacts
 from magi_agent.events import EventStream
 from magi_agent.registry.registry import Registry
+from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.settings import Settings, load_settings
 from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
 
@@ -59,8 +62,12 @@ async def loaded(tmp_path: Path, count: int) -> Registry:
     return registry
 
 
+def made_from(registry: Registry, settings: Settings) -> ModelDocuments:
+    return ModelDocuments(registry, EffectiveSettings(settings.defaults), Configuration(settings))
+
+
 async def test_nothing_is_made_anew_while_nothing_changes(tmp_path: Path, settings: Settings) -> None:
-    documents = ModelDocuments(await loaded(tmp_path, 50), settings)
+    documents = made_from(await loaded(tmp_path, 50), settings)
 
     body = await documents.registry()
 
@@ -70,34 +77,34 @@ async def test_nothing_is_made_anew_while_nothing_changes(tmp_path: Path, settin
 
 async def test_a_change_costs_the_model_that_changed(tmp_path: Path, settings: Settings) -> None:
     registry = await loaded(tmp_path, 50)
-    documents = ModelDocuments(registry, settings)
+    documents = made_from(registry, settings)
     before = await documents.registry()
     encoded = {model_id: documents.model(model) for model_id, model in registry.models.items()}
 
     await registry.choose("m7", lambda choices: replace(choices, tier_override=Tier.FAST))
 
-    after = json.loads(await documents.registry())
-    assert json.loads(before)["models"]["m7"]["tierOverride"] is None
+    after = json.loads((await documents.registry()).content)
+    assert json.loads(before.content)["models"]["m7"]["tierOverride"] is None
     assert after["models"]["m7"]["tierOverride"] == "fast"
     kept = [model_id for model_id, model in registry.models.items() if documents.model(model) is encoded[model_id]]
     assert len(kept) == 49
-    assert [model["modelId"] for model in json.loads(await documents.tier(Tier.FAST))] == ["m7"]
-    assert len(json.loads(await documents.tier(Tier.BALANCED))) == 49
+    assert [model["modelId"] for model in json.loads((await documents.tier(Tier.FAST)).content)] == ["m7"]
+    assert len(json.loads((await documents.tier(Tier.BALANCED)).content)) == 49
 
 
 async def test_what_went_is_forgotten(tmp_path: Path, settings: Settings) -> None:
     registry = await loaded(tmp_path, 50)
-    documents = ModelDocuments(registry, settings)
+    documents = made_from(registry, settings)
     await documents.registry()
 
     await registry.merge([facts(1)], ())
 
-    assert list(json.loads(await documents.registry())["models"]) == ["m1"]
+    assert list(json.loads((await documents.registry()).content)["models"]) == ["m1"]
     assert list(documents._encoded) == ["m1"]
 
 
 async def test_many_models_are_encoded_in_turns(tmp_path: Path, settings: Settings) -> None:
-    documents = ModelDocuments(await loaded(tmp_path, 1000), settings)
+    documents = made_from(await loaded(tmp_path, 1000), settings)
     turns = 0
 
     async def count() -> None:
@@ -112,12 +119,12 @@ async def test_many_models_are_encoded_in_turns(tmp_path: Path, settings: Settin
 
     assert turns > 30, "others have their turn meanwhile"
     assert bodies[0] == bodies[1]
-    assert len(json.loads(bodies[0])["models"]) == len(json.loads(bodies[2])) == 1000
+    assert len(json.loads(bodies[0].content)["models"]) == len(json.loads(bodies[2].content)) == 1000
 
 
 async def test_a_change_meanwhile_is_in_the_next_answer(tmp_path: Path, settings: Settings) -> None:
     registry = await loaded(tmp_path, 1000)
-    documents = ModelDocuments(registry, settings)
+    documents = made_from(registry, settings)
 
     slow = asyncio.create_task(documents.registry())
     await asyncio.sleep(0)
@@ -125,5 +132,31 @@ async def test_a_change_meanwhile_is_in_the_next_answer(tmp_path: Path, settings
     newer = await documents.registry()
     await slow
 
-    assert json.loads(newer)["models"]["m999"]["tierOverride"] == "fast"
+    assert json.loads(newer.content)["models"]["m999"]["tierOverride"] == "fast"
     assert await documents.registry() is newer
+
+
+async def test_one_that_took_long_does_not_take_the_place_of_a_later_one(tmp_path: Path, settings: Settings) -> None:
+    registry = await loaded(tmp_path, 1000)
+    documents = made_from(registry, settings)
+    slow = asyncio.create_task(documents.registry())
+    await asyncio.sleep(0)
+    documents._keep("", (registry.revision + 1, 0, 0), later := TaggedBody(b"later", "later"))
+
+    await slow
+
+    assert documents._bodies[""][1] is later
+
+
+async def test_a_reload_is_in_the_next_answer(tmp_path: Path, settings: Settings) -> None:
+    configuration = Configuration(settings, lambda: replace(settings, port_range=(9000, 9009)))
+    registry = await loaded(tmp_path, 3)
+    documents = ModelDocuments(registry, EffectiveSettings(settings.defaults), configuration)
+    before = await documents.registry()
+
+    await configuration.reload()
+
+    after = await documents.registry()
+    assert json.loads(before.content)["portRange"] == [8080, 8099]
+    assert json.loads(after.content)["portRange"] == [9000, 9009]
+    assert before.tag != after.tag

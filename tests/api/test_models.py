@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_agent.runtime_settings.settings import setting_names, wire_name
 from tests.api.conftest import Serve
 from tests.conftest import MakeToyModel, SampleModels
 
@@ -19,9 +20,12 @@ MODEL_KEYS = [
 """As the contract orders them; what this agent adds comes after."""
 ADDED_KEYS = {
     "displayName", "effectiveTier", "effectiveThinking", "architecture", "contextLength", "sizeBytes", "parts",
-    "hasVision", "isEmbedding", "chatTemplate", "status", "problem", "parameterCount", "activeParams", "thinkingMode",
-    "startPolicy", "runtimeSettings",
+    "projectors", "hasVision", "isEmbedding", "isReranker", "chatTemplate", "status", "problem", "parameterCount",
+    "activeParams", "thinkingMode", "startPolicy", "runtimeSettings",
 }  # fmt: skip
+
+NOTHING_SAID = {wire_name(name): None for name in setting_names()}
+"""Runtime settings that leave everything to the defaults."""
 
 
 async def test_the_registry_lists_models_with_keys_in_the_contracts_order(
@@ -46,7 +50,7 @@ async def test_the_registry_lists_models_with_keys_in_the_contracts_order(
     model = registry["models"]["api-smollm2-135m-instruct.q4_1"]
     assert (model["quantization"], model["sizeParams"], model["isInstruct"]) == ("q4_1", 0.135, True)
     assert (model["assignedTier"], model["chatTemplate"], model["status"]) == ("fast", True, "ok")
-    assert model["runtimeSettings"] == {"nGpuLayers": None, "ctxSize": None, "nThreads": None, "batchSize": None}
+    assert model["runtimeSettings"] == NOTHING_SAID
 
 
 async def test_a_path_that_is_no_utf8_is_listed_as_json_can_carry_it(
@@ -71,7 +75,7 @@ async def test_a_registry_of_half_a_megabyte_arrives_whole(serve: Serve, models:
     assert len(get.content) > 500_000
     assert head.headers["Content-Length"] == get.headers["Content-Length"] == str(len(get.content))
     assert (head.status, head.content) == (200, b"")
-    small = await api.ask("GET", "/health/live")
+    small = await api.ask("GET", "/api/models/servers")
     assert set(small.headers) == set(get.headers), "whatever its size, an answer has the same headers"
     assert small.headers["Content-Type"] == get.headers["Content-Type"]
 
@@ -324,3 +328,23 @@ async def test_before_the_registry_is_loaded(serve: Serve, method: str, path: st
     assert (ready.status, ready.body["status"], ready.body["models"]) == (503, "not_ready", 0)
     assert "the registry is not loaded yet; try again in a moment" in ready.body["problems"]
     assert (await api.ask("GET", "/health/live")).success() == {"status": "alive"}
+
+
+@pytest.mark.parametrize("listener", ["unix"], indirect=True)
+async def test_one_schema_of_runtime_settings_is_published_for_all(serve: Serve) -> None:
+    api = await serve()
+    document = await api.get("/api/openapi.json")
+    schemas = document["components"]["schemas"]
+
+    assert [name for name in schemas if "RuntimeSettings" in name] == ["RuntimeSettings"]
+    assert list(schemas["RuntimeSettings"]["properties"]) == [wire_name(name) for name in setting_names()]
+    assert schemas["RuntimeSettings"]["additionalProperties"] is False
+    holders = [
+        f"{name}.{key}"
+        for name, schema in schemas.items()
+        for key, about in schema.get("properties", {}).items()
+        if "#/components/schemas/RuntimeSettings" in str(about)
+    ]
+    assert len(holders) >= 3, holders
+    change = document["paths"]["/api/models/{modelId}/settings"]["put"]["requestBody"]["content"]["application/json"]
+    assert change["schema"] == {"$ref": "#/components/schemas/RuntimeSettings"}

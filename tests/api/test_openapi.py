@@ -16,12 +16,13 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from magi_agent.api import access, exchange
-from magi_agent.errors import AlreadyRunning, ConfigurationError, MagiError
+from magi_agent.errors import AlreadyRunning, ConfigurationError, MagiError, ProbeFailed
+from magi_agent.runtime_settings.settings import setting_names, wire_name
 from magi_agent.systemd.errors import JournalError
 from tests.api.client import Api
 from tests.api.conftest import Serve
 
-NEVER_ON_THE_WIRE = {ConfigurationError.error, AlreadyRunning.error, JournalError.error}
+NEVER_ON_THE_WIRE = {ConfigurationError.error, AlreadyRunning.error, JournalError.error, ProbeFailed.error}
 """They end the start, or are caught where they are met."""
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
 KINDS_THAT_OTHERS_REFINE = {"NotFound", "InvalidRequest", "Conflict"}
@@ -59,9 +60,22 @@ async def test_every_route_is_in_the_document_and_nothing_else(serve: Serve) -> 
     described = {(method, path) for method, path, _ in operations(await document(api))}
 
     assert described == served
-    assert len(described) == 25
+    assert len(described) == 36
     ids = [operation["operationId"] for _, _, operation in operations(await document(api))]
     assert len(set(ids)) == len(ids)
+
+
+@ONE_LISTENER
+async def test_runtime_settings_have_one_schema(serve: Serve) -> None:
+    schemas = (await document(await serve()))["components"]["schemas"]
+
+    assert [name for name in schemas if "RuntimeSettings" in name] == ["RuntimeSettings"]
+    settings = schemas["RuntimeSettings"]["properties"]
+    assert list(settings) == [wire_name(name) for name in setting_names()]
+    undescribed = {name for name, schema in settings.items() if "description" not in schema}
+    assert undescribed == set()
+    for schema in ("ModelAnswer", "ProfileRequest", "ProfileAnswer", "SettingsAnswer", "ChoicesBody"):
+        assert "#/components/schemas/RuntimeSettings" in str(schemas[schema]), schema
 
 
 @ONE_LISTENER
@@ -86,7 +100,7 @@ async def test_every_error_is_in_the_document(serve: Serve) -> None:
         (int(status), word)
         for _, _, operation in operations(await document(api))
         for status, response in operation["responses"].items()
-        for word in response["content"]
+        for word in response.get("content", {})
         .get("application/json", {"schema": {}})["schema"]
         .get("allOf", [{}, {"properties": {"error": {"enum": []}}}])[1]["properties"]["error"]["enum"]
     }
@@ -95,8 +109,7 @@ async def test_every_error_is_in_the_document(serve: Serve) -> None:
     known = {one for one in raised if one[1] not in NEVER_ON_THE_WIRE | KINDS_THAT_OTHERS_REFINE}
     assert access.Forbidden in set(kinds(MagiError))
     assert exchange.InvalidJson in set(kinds(MagiError))
-    # PortInUse is told as the reason of a StartFailed.
-    assert known - written == {(409, "PortInUse")}
+    assert known - written == set()
     assert written <= raised
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from magi_agent.runtime_settings.settings import setting_names, wire_name
 from tests.api.conftest import Serve
 
 DEFAULTS: dict[str, Any] = {
@@ -72,7 +73,12 @@ async def test_a_body_may_be_camel_case_or_snake_case(serve: Serve, camel: bool)
 
     (await api.ask("POST", "/api/models/profiles", body if camel else snake)).success(201)
 
-    assert await api.get("/api/models/profiles/full") == {**body, "description": ""}
+    told = await api.get("/api/models/profiles/full")
+    settings = told["runtimeSettings"].pop("api-one")
+    assert told == {**body, "description": "", "runtimeSettings": {}}
+    said = {name: value for name, value in settings.items() if value is not None}
+    assert said == {"nGpuLayers": 7, "ctxSize": 4096, "nThreads": 2, "batchSize": 64}
+    assert settings.keys() == {wire_name(name) for name in setting_names()}
 
 
 async def test_profiles_are_listed_by_slug_sorted(serve: Serve) -> None:
@@ -118,7 +124,7 @@ async def test_a_name_that_no_profile_can_have(serve: Serve, name: str, tmp_path
     assert not list(tmp_path.glob("**/*.yaml"))  # noqa: ASYNC240
 
 
-@pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "%2e%2e", ".hidden", "active"])
+@pytest.mark.parametrize("name", ["..%2f..%2fetc%2fpasswd", "%2e%2e", ".hidden"])
 async def test_a_path_that_leads_to_no_profile(serve: Serve, name: str) -> None:
     api = await serve()
 

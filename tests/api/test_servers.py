@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 
 import pytest
 
@@ -108,17 +107,9 @@ async def test_enabling_with_apply_starts_and_disabling_stops(serve: Serve) -> N
 
 
 @pytest.mark.parametrize("policy", ["onDemand", "manual"])
-async def test_a_model_that_waits_to_be_asked_for_is_enabled_and_not_started(
-    serve: Serve, policy: str, options: dict[str, str], tmp_path: Path
-) -> None:
+async def test_a_model_that_waits_to_be_asked_for_is_enabled_and_not_started(serve: Serve, policy: str) -> None:
     api = await serve("api-one")
-    await api.agent.stop()
-    file = Path(options["registry_path"])
-    stored = file.read_text()  # noqa: ASYNC240  # a moment's work
-    assert '"start_policy": "alwaysOn"' in stored
-    file.write_text(stored.replace("alwaysOn", policy))  # noqa: ASYNC240
-    await api.session.close()
-    api = await serve()
+    (await api.ask("PUT", "/api/models/api-one/settings", {"startPolicy": policy})).success()
 
     body = (await api.ask("PUT", "/api/models/api-one/enabled?apply=true&wait=5", {"enabled": True})).success()
 
