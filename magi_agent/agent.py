@@ -53,6 +53,8 @@ _LOG: Final = logging.getLogger(__name__)
 _SYSTEMD_WAIT: Final = 5.0
 """Seconds that the start waits for systemd; after that the agent is up without it, and says so."""
 _SYSTEMD_RETRY: Final = 0.5
+_BINARIES_WAIT: Final = 5.0
+"""Seconds that the start waits for the llama-servers to say what they can do."""
 _STILL_LOOKING: Final = 120.0
 """Seconds without a look of the reconciler after which the agent is no longer alive; it looks every 30."""
 
@@ -263,10 +265,12 @@ class Agent:
         self._spawn(self._settle_anew(), "settling anew")
 
     async def _ask_binaries(self) -> None:
+        """Learn what the llama-servers can do, before anybody asks how what runs differs from what would be started."""
         try:
-            await self._preparation.ask_binaries()
-        except MagiError as error:
-            _LOG.warning("%s", error)
+            async with asyncio.timeout(_BINARIES_WAIT):
+                await self._preparation.ask_binaries()
+        except TimeoutError:
+            _LOG.warning("a llama-server takes long to say what it can do; it is asked again before it is started")
 
     async def _rescan(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -369,9 +370,15 @@ class TestCommandLine:
     def test_the_shipped_configuration_is_valid_and_says_the_defaults(self, tmp_path: Path) -> None:
         text = (locations.CHECKOUT / "etc" / "agent.toml").read_text()
         config = tmp_path / "agent.toml"
-        config.write_text("\n".join(line.removeprefix("#") if " = " in line else line for line in text.splitlines()))
+        # What the last section shows are examples: its defaults are not to say anything.
+        keys, _, examples = text.partition("[defaults]")
+        config.write_text(re.sub(r"^#(?=\w+ = )", "", keys, flags=re.MULTILINE))
 
         assert self.run("--check", "--config", str(config)).stdout == self.run("--check").stdout
+        lines = [line.removeprefix("#") for line in examples.splitlines() if " = " in line or line.startswith("#[")]
+        config.write_text("\n".join(["[defaults]", *lines]))
+        shown = self.run("--check", "--config", str(config)).stdout
+        assert all(f"defaults.{name} " in shown for name in ("ctx_size", "flash_attention", "fast.parallel_slots"))
 
     def test_an_unknown_option_is_a_usage_error(self) -> None:
         assert self.run("--frobnicate").returncode == 2

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 MAX_HELP: Final = 1 << 20
-_NAME: Final = re.compile(r"--?[A-Za-z0-9][A-Za-z0-9-]*")
+_NAME: Final = re.compile(r"--?[A-Za-z0-9][A-Za-z0-9.-]*")
 _VARIABLE: Final = re.compile(r"\(env: ([A-Z][A-Z0-9_]*)\)")
 _REMOVED: Final = "argument has been removed"
 

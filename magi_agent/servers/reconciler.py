@@ -115,8 +115,9 @@ class Reconciler:
         self._loop_task: asyncio.Task[None] | None = None
         self._live = False
         self._halted = False
-        self._unsure = True
-        """Whether units may have ended unseen."""
+        self._absences = 1
+        self._sorted_out = 0
+        """The absences, by number, after which it was looked what ended unseen."""
         desired.on_change = self.wake
         self.last_look = 0.0
         """When the loop last looked, on the event loop's clock; a liveness probe reads it."""
@@ -255,10 +256,18 @@ class Reconciler:
 
     def lose_sight(self) -> None:
         """Take note that units may change unseen from now on; nothing is started until ``look_after_absence``."""
-        self._unsure = True
+        self._absences += 1
+
+    @property
+    def _unsure(self) -> bool:
+        """Whether units may have ended unseen."""
+        return self._sorted_out != self._absences
 
     async def look_after_absence(self) -> None:
         """Take all units as they are now, and what ended unseen as somebody's word."""
+        if not self._manager.connected:
+            return  # with the connection comes the next look
+        absence = self._absences
         ended = [
             model_id
             for model_id, wish in self._desired.wishes.items()
@@ -275,7 +284,7 @@ class Reconciler:
                 _LOG.error("%s", error)
                 for model_id in ended:
                     self._record(model_id).let_go = self._desired[model_id]
-        self._unsure = False
+        self._sorted_out = absence
         self._look_at_all()
 
     def _look_at_all(self) -> None:

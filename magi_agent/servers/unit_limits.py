@@ -51,6 +51,6 @@ def limits_in(text: str) -> Mapping[str, object]:
     """The limits that ``limits_text`` wrote; none where it is not its text."""
     try:
         limits = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return limits if isinstance(limits, dict) else {}
