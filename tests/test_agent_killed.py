@@ -56,8 +56,8 @@ class Person:
 
     def live(self) -> None:
         deeds: list[Callable[[], None]] = [
-            self.choose_tier, self.choose_thinking, self.enable, self.start, self.stop, self.rescan, self.write_profile,
-            self.copy_a_model,
+            self.choose_tier, self.choose_thinking, self.enable, self.choose_settings, self.choose_port, self.start,
+            self.stop, self.restart, self.rescan, self.write_profile, self.copy_a_model,
         ]  # fmt: skip
         while True:
             deed = self.random.choice(deeds)
@@ -87,6 +87,19 @@ class Person:
         self.promises.asked((model_id, what), value)
         if self.ask("PUT", f"/api/models/{model_id}/{what}", {what: value}).status == 200:
             self.promises.answered((model_id, what), value)
+
+    def choose_settings(self) -> None:
+        model_id, size = self.random.choice(IDS), self.random.choice([None, 128, 256, 512])
+        self.promises.asked((model_id, "ctxSize"), size)
+        if self.ask("PUT", f"/api/models/{model_id}/settings", {"ctxSize": size, "nThreads": 1}).status == 200:
+            self.promises.answered((model_id, "ctxSize"), size)
+
+    def choose_port(self) -> None:
+        model_id, port = self.random.choice(IDS), self.random.choice([None, self.agent.port_range[1]])
+        self.ask("PUT", f"/api/models/{model_id}/port", {"port": port})
+
+    def restart(self) -> None:
+        self.act(self.random.choice(IDS), "restart", runs=True)
 
     def start(self) -> None:
         self.act(self.random.choice(IDS), "start", runs=True)
@@ -180,7 +193,7 @@ def test_a_hundred_kills_lose_double_and_orphan_nothing(
         assert sorted(listed) == sorted([STEADY, *IDS])
         ports = [model["port"] for model in listed.values() if model["port"] is not None]
         assert len(ports) == len(set(ports))
-        keys = {"tier": "tierOverride", "thinking": "thinkingOverride", "enabled": "enabled"}
+        keys = {"tier": "tierOverride", "thinking": "thinkingOverride", "enabled": "enabled", "ctxSize": "ctxSize"}
         for (model_id, what), allowed in promises.values.items():
             if what in keys:
                 assert listed[model_id][keys[what]] in allowed, (model_id, what, allowed)
@@ -204,4 +217,5 @@ def test_a_hundred_kills_lose_double_and_orphan_nothing(
         left = [path.name for path in (tmp_path / "state").iterdir() if path.name.endswith(".tmp")]
         assert left == []
         assert agent.stop() == 0
-    assert all(person.done[deed] for deed in ("choose_tier", "enable", "start", "stop", "rescan", "copy_a_model"))
+    deeds = ("choose_tier", "enable", "choose_settings", "choose_port", "start", "stop", "restart", "rescan")
+    assert all(person.done[deed] for deed in (*deeds, "copy_a_model"))

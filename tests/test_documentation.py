@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import locations
 import pytest
 
+from magi_agent.runtime_settings.reading import ADAPTER
+from magi_agent.runtime_settings.settings import setting_names, wire_name
 from magi_agent.settings import SETTINGS
 from tests.agent_process import AgentProcess, ended, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
@@ -28,6 +31,37 @@ def test_every_setting_is_in_the_table_as_the_code_has_it() -> None:
         f"{f'`{setting.default}`' if setting.default else ''} | {setting.help} |"
         for setting in SETTINGS
     ]
+
+
+def test_every_runtime_setting_is_in_its_table_as_the_schema_has_it() -> None:
+    text = (DOCS / "configuration.md").read_text().partition("## Defaults of runtime settings")[2]
+    rows = [line for line in text.splitlines() if re.match(r"\| `\w+` \| ", line)]
+    properties = ADAPTER.json_schema()["properties"]
+
+    assert rows == [
+        f"| `{name}` | `{wire_name(name)}` | {allowed(properties[wire_name(name)])} | "
+        f"{properties[wire_name(name)]['description']} |"
+        for name in setting_names()
+    ]
+
+
+def allowed(schema: Mapping[str, Any]) -> str:
+    """What a value may be, for a person, where the schema says more than its type."""
+    [kind] = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    if "$ref" in kind:
+        return {"StartPolicy": "`alwaysOn`, `onDemand`, `manual`", "LoraAdapter": "`path`, `scale`"}[
+            kind["$ref"].rpartition("/")[2]
+        ]
+    match kind["type"]:
+        case "string":
+            return ", ".join(f"`{word}`" for word in kind["enum"]) if "enum" in kind else "text"
+        case "array":
+            return f"list: {allowed(kind['items'])}"
+        case "boolean":
+            return "`true`, `false`"
+        case _:
+            low = kind.get("minimum", kind.get("exclusiveMinimum"))
+            return f"{'above' if 'exclusiveMinimum' in kind else 'from'} {low:g}"
 
 
 @pytest.fixture
@@ -56,7 +90,7 @@ def test_every_example_of_the_api_works_as_it_stands(agent: AgentProcess) -> Non
     for example in examples:
         run = subprocess.run(
             ["bash", "-c", f"{example} --silent --show-error --write-out '\n%{{http_code}}'"],
-            env=variables, capture_output=True, text=True, timeout=90, check=False,
+            env=variables, cwd=agent.folder, capture_output=True, text=True, timeout=90, check=False,
         )  # fmt: skip
         body, _, status = run.stdout.rpartition("\n")
         assert status in ("200", "201"), f"{example}: {run.stdout} {run.stderr}"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magi_agent.cli.agent import main
 from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
@@ -340,6 +341,18 @@ def test_the_defaults_of_runtime_settings_are_a_section_of_the_file(config):
     assert told["defaults.lora"] == '[{"path": "/models/a.gguf", "scale": 1.0}]'
     assert told["defaults.fast.start_policy"] == "onDemand"
     assert len(told) == 7
+
+
+def test_check_shows_the_defaults_of_runtime_settings_and_says_what_is_wrong_with_them(config, capsys):
+    assert main(["--check", "--config", str(config(DEFAULTS))]) == 0
+    told = {words[0]: words[1] for words in map(str.split, capsys.readouterr().out.splitlines()) if len(words) > 1}
+    assert told["defaults.ctx_size"] == "8192"
+    assert told["defaults.flash_attention"] == "on"
+    assert told["defaults.fast.parallel_slots"] == "4"
+    assert told["servers.stop_timeout"] == "9"
+    file = config("[defaults.fast]\nparallel_slots = 0\n")
+    assert main(["--check", "--config", str(file)]) == 78
+    assert f"{file}:2: defaults.fast.parallel_slots: must be -1, or 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ _LINGER: Final = 2.0
 _END_OF_REQUESTS: Final = 5.0
 """Seconds that requests under way have to end when the API stops."""
 _TURNS_TO_BE_KNOWN: Final = 3
-"""Turns of the loop in which asyncio makes a connection of what it accepted; it fails where the server is closed then."""
+"""Turns of the loop that asyncio takes to make a connection of what it accepted; the server must not close before."""
 _FIRST_REQUEST: Final = 1.0
 """Seconds that a connection has for its first request when the API stops."""
 _FIRST_REQUEST_PAUSE: Final = 0.01

@@ -133,6 +133,8 @@ def name_facts(filename: str, folders: Sequence[str] = ()) -> NameFacts:
     """
     facts = facts_in(stem_of(filename))
     for folder in folders:
+        if facts.family is not None and facts.quantization is not None:
+            break
         if _HASH.fullmatch(folder):
             continue
         hint = facts_in(folder)

@@ -55,10 +55,9 @@ _LOOK_AT_ROOTS: Final = 1.0
 """Seconds between looks at the configured folders: above them nothing is watched."""
 _RACY: Final = 0.05
 """Seconds for which a folder's modification time may hide a second change: clocks of file systems tick slowly."""
-_SET_ASIDE: Final = 60.0
-"""Seconds for which a folder with a name that is not UTF-8 is not watched."""
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
+"""Seconds for which a folder is not watched once that has failed, at first and, after failing again, at most."""
 _NEVER_MODELS: Final = (".part", ".partial", ".incomplete", ".tmp", ".crdownload", ".lock")
 
 OnPaths = Callable[[frozenset[str]], None]
@@ -169,7 +168,7 @@ class _Listener:
         self._watched: dict[str, tuple[FolderIdentity, _Instance]] = {}
         self._instances: list[_Instance] = []
         self._missing: set[str] = set()  # wanted, but not there or not to be read
-        self._set_aside: dict[str, float] = {}  # until when
+        self._set_aside: dict[str, tuple[float, float]] = {}  # until when, after which pause; also for a while after
         self._sampled: dict[str, int | None] = {}  # folders of growing files, with the modification time last seen
         self._failed: set[str] = set()  # those the kernel would not watch
         self._set_up_at: float | None = None  # when the watches are to be set up again
@@ -299,11 +298,14 @@ class _Listener:
         self._set_up_at = None
         self._watched = {folder: kept for folder, kept in self._watched.items() if folder in self._wanted}
         self._sampled = {folder: seen for folder, seen in self._sampled.items() if folder in self._wanted}
-        self._set_aside = {folder: until for folder, until in self._set_aside.items() if until > now}
+        self._set_aside = {
+            folder: (until, pause) for folder, (until, pause) in self._set_aside.items() if now < until + _LONGEST_PAUSE
+        }
+        set_aside = {folder: until for folder, (until, _) in self._set_aside.items() if now < until}
         unheard = {
             folder
             for folder, (device, _) in self._wanted.items()
-            if device in self._unheard_devices or folder in self._set_aside or not _is_utf8(folder)
+            if device in self._unheard_devices or folder in set_aside or not _is_utf8(folder)
         }
         unheard.update(root for root in self._roots if root not in self._local_roots)
         lacking = [
@@ -321,8 +323,8 @@ class _Listener:
             self._set_up_later(now)
         elif now > self._failed_at + _LONGEST_PAUSE:
             self._pause = _FIRST_PAUSE
-        if self._set_aside:
-            self._set_up_by(min(self._set_aside.values()))
+        if set_aside:
+            self._set_up_by(min(set_aside.values()))
         unheard |= self._failed
         begun = frozenset(ready).difference(self._failed) | (unheard - self.unheard)
         self.unheard = frozenset(unheard)
@@ -376,13 +378,13 @@ class _Listener:
 
     def _sample(self, now: float) -> None:
         """Ask for the states of folders in which files grow, in place of hearing of them."""
-        growing = self._growing.growing_folders(now)
+        growing = self._growing.folders(now)
         for folder in growing.difference(self._sampled):
             if folder in self._watched:
                 self._sampled[folder] = _modified(folder)
                 self._leave_out(folder)
         for folder, before in tuple(self._sampled.items()):
-            worth = self._growing.worth_a_look(self._growing.in_folder(folder), now)
+            worth = self._growing.look_into(folder, now)
             modified = _modified(folder)
             if modified is None or modified != before:
                 worth.add(folder)
@@ -411,6 +413,7 @@ class _Listener:
         if len(changes) >= _BURST:
             self._tell_doubt()
         paths = {path for change, path in changes if _may_matter(change, path)}
+        self._growing.note((path for change, path in changes if change is watchfiles.Change.modified), now)
         for gone in [path for change, path in changes if change is watchfiles.Change.deleted and path in self._watched]:
             # Should there be a folder of this name again, it may even have the same inode.
             del self._watched[gone]
@@ -428,7 +431,10 @@ class _Listener:
         message = str(_first_of(error)).replace("\\\\", "\\").replace('\\"', '"')
         named = [folder for folder in instance.folders if f'"{folder}/' in message]
         if named:
-            self._set_aside[max(named, key=len)] = now + _SET_ASIDE
+            folder = max(named, key=len)
+            _, pause = self._set_aside.get(folder, (0, _FIRST_PAUSE / 2))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+            self._set_aside[folder] = now + pause, pause
             self._set_up_by(now)
         else:
             self._say(error)

@@ -37,7 +37,7 @@ _QUIET: Final = 1.0
 """Seconds without a further event after which a path that is heard of again and again is looked at."""
 _FIRST_GAP: Final = 0.2
 _LONGEST_GAP: Final = 30.0
-"""Seconds between two looks at a path that is never quiet, at first and at most."""
+"""Seconds between two looks at a file that is never quiet, at first and at most."""
 _FORGET_BUSY: Final = 5.0
 """Seconds after which a path counts as heard of for the first time again."""
 _MAX_DUE: Final = 4096
@@ -45,7 +45,7 @@ _MAX_DUE: Final = 4096
 _FIRST_RECHECK: Final = 1.0
 _LONGEST_RECHECK: Final = 30.0
 _POLL: Final = 2.0
-"""Seconds between two looks at folders that are not heard of, at least."""
+"""Seconds between two looks at folders that are not heard of, at least, and at one that is never quiet, at most."""
 _POLL_SHARE: Final = 0.01
 """Of a processor, at most, for these looks and for scans after doubts."""
 _POLL_WAITING_SHARE: Final = 0.1
@@ -88,6 +88,7 @@ class Inventory:
         self._due: dict[str, float] = {}
         self._busy: dict[str, _Busy] = {}
         self._growing: Mapping[str, int] = {}
+        self._folders: Collection[str] = ()
         self._unsettled: tuple[str, ...] = ()
         self._merged: tuple[ModelFacts, ...] | None = None
         """What the registry was handed last; the scanner gives the same object while nothing changes."""
@@ -200,7 +201,8 @@ class Inventory:
         for path in paths:
             del self._due[path]
             busy = self._busy.get(path)
-            gap = min(2 * busy.gap, _LONGEST_GAP) if busy else _FIRST_GAP
+            longest = _LONGEST_GAP if path not in self._folders else _POLL
+            gap = min(2 * busy.gap, longest) if busy else _FIRST_GAP
             self._busy[path] = _Busy(now, busy.heard_at if busy else now, gap)
         old = now - _FORGET_BUSY
         for path in [path for path, busy in self._busy.items() if busy.heard_at < old and busy.looked_at < old]:
@@ -233,7 +235,7 @@ class Inventory:
 
     def _take(self, result: ScanResult) -> None:
         """Note what a look could not settle, say what is newly wrong, and have watched what there is."""
-        self._growing = result.growing
+        self._growing, self._folders = result.growing, result.folders
         self._watch.follow(result.folders, result.growing)
         self.problems = result.problems
         for problem in set(result.problems) - self._said:

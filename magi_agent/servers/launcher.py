@@ -5,6 +5,7 @@ where the agent is privileged.
 """
 
 import asyncio
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from magi_agent.runtime_settings.known_options import MAX_HELP
 from magi_agent.servers.launch import SLICE, LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import argv_of, environment_of
 from magi_agent.servers.unit_limits import unit_limits
-from magi_agent.systemd.errors import NoSuchUnit
+from magi_agent.systemd.errors import NoSuchUnit, UnitExists
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.transient import Restart, TransientService
@@ -148,11 +149,9 @@ class DirectLauncher:
             try:
                 output = Path(folder.name, "output")
                 try:
-                    unit = probe_of(binary, output, self._user, self._manager.scope)
+                    result = await self._run(probe_of(binary, output, self._user, self._manager.scope))
                 except ValueError as error:
                     raise ProbeFailed(f"{binary} cannot be run by systemd: {error}") from None
-                # After SIGKILL systemd waits as long again before it gives up on what is left.
-                result = await self._manager.start_transient(unit, timeout=_PROBE_TIMEOUT + 2 * _PROBE_STOP_TIMEOUT + 5)
                 text = await asyncio.to_thread(_start_of, output)
             finally:
                 await asyncio.to_thread(folder.cleanup)
@@ -160,6 +159,18 @@ class DirectLauncher:
             last = text.strip().rpartition("\n")[2]
             raise ProbeFailed(f"{binary} --help failed" + (f": {last}" if last else "; can it be executed?"))
         return text
+
+    async def _run(self, unit: TransientService) -> JobResult:
+        """Run a probe's unit to its end."""
+        # After SIGKILL systemd waits as long again before it gives up on what is left.
+        timeout = _PROBE_TIMEOUT + 2 * _PROBE_STOP_TIMEOUT + 5
+        try:
+            return await self._manager.start_transient(unit, timeout=timeout)
+        except UnitExists:
+            # By an agent that was killed meanwhile.
+            with contextlib.suppress(NoSuchUnit):
+                await self._manager.stop(unit.name, timeout=timeout)
+            return await self._manager.start_transient(unit, timeout=timeout)
 
 
 def _probe_folder(state_directory: Path) -> tempfile.TemporaryDirectory[str]:

@@ -243,7 +243,9 @@ class Reconciler:
         else:
             self._end_watch(record)
         if after is not UnitCondition.UP and before not in _ON_THE_MOVE:
-            record.leaving = self._desired[model_id]
+            # One that was leaving already when it was first looked at may do so because an agent said so that is dead.
+            is_known = change.before is not None or self._desired.is_met(model_id)
+            record.leaving = self._desired[model_id] if is_known else None
         if after is UnitCondition.FAILED and change.after is not None:
             self._unit_failed(model_id, record, change.after)
             record.restart = record.restart and not record.ending

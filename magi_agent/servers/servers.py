@@ -313,6 +313,9 @@ class Servers:
     def _on_several(self, kind: str, ids: Iterable[str], verb: _Act, *, one_by_one: bool = False) -> Operation:
         operation = Operation(kind, {model_id: Part() for model_id in ids})
         self._operations.add(operation)
+        if not operation.parts:
+            operation.finished_at = datetime.now(UTC)
+            return operation
         carry_out = self._one_by_one if one_by_one else self._all_at_once
         task = asyncio.create_task(carry_out(operation, verb), name=f"{kind} {operation.operation_id}")
         self._tasks.add(task)

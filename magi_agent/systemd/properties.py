@@ -206,13 +206,15 @@ def _shown_by(folder: PurePosixPath) -> PurePosixPath:
     systemd 252 writes bind mounts down without quotes, so with some characters in the path the unit fails, or runs
     without its model, at the first automatic restart after a daemon-reload.
     """
+    top = folder
     for candidate in (folder, *folder.parents):
         if any(candidate in tops or candidate.parent == PurePosixPath("/") for tops in HIDDEN.values()):
+            top = candidate
             break
         if not _NOT_BINDABLE.search(str(candidate)):
             return candidate
     raise ValueError(
-        f"systemd cannot show {str(folder)!r} to a sandboxed unit: a folder right below {folder.parents[-3]} "
+        f"systemd cannot show {str(folder)!r} to a sandboxed unit: a folder right below {top} "
         "has a space, a colon, a quote or a backslash in its name; rename it, or use another place"
     )
 

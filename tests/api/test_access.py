@@ -259,6 +259,7 @@ async def test_a_trusted_proxy_says_below_which_path_the_api_is_seen(
 
         root = (await proxied.ask("GET", "/", headers=headers)).success()
         created = await proxied.ask("POST", "/api/models/profiles", {"name": "day"}, headers=headers)
+        (await api.ask("PUT", "/api/models/api-one/enabled", {"enabled": True})).success()
         begun = await proxied.ask("POST", "/api/models/servers/start-all", headers=headers)
         document = (await proxied.ask("GET", "/api/openapi.json", headers=headers)).success()
 

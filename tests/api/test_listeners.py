@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -492,6 +493,9 @@ def test_nobody_who_connects_while_it_is_restarted_is_turned_away(socket_units: 
             else:
                 failed.append(f"{entry}: {status}")
 
+    def goes_on(before: Counter[str]) -> bool:
+        return bool(failed) or all(answered[entry] > before[entry] + 20 for entry in socket_units.entries)
+
     callers = [threading.Thread(target=ask_again_and_again, args=(entry,)) for entry in socket_units.entries]
     for caller in callers:
         caller.start()
@@ -501,11 +505,7 @@ def test_nobody_who_connects_while_it_is_restarted_is_turned_away(socket_units: 
             pid = unit_property(socket_units.service, "MainPID")
             socket_units.systemctl("restart", socket_units.service)
             assert unit_property(socket_units.service, "MainPID") != pid
-            wait_until(
-                lambda before=before: failed or all(answered[entry] > before[entry] + 20 for entry in before),
-                "all are answered by the new one",
-                60,
-            )
+            wait_until(partial(goes_on, before), "all are answered by the new one", 60)
     finally:
         enough.set()
         for caller in callers:

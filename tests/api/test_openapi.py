@@ -127,7 +127,7 @@ async def test_every_error_is_in_the_document(serve: Serve) -> None:
         ("GET", "/api/models/servers/{api-none}", None, 404),
         ("POST", "/api/models/rescan", None, 200),
         ("POST", "/api/models/servers/{api-one}/stop", None, 200),
-        ("POST", "/api/models/servers/stop-all", None, 202),
+        ("POST", "/api/models/servers/stop-all", None, 200),
         ("PUT", "/api/models/{api-one}/tier", {"tier": "fast"}, 200),
         ("PUT", "/api/models/{api-one}/tier", {"tier": "huge"}, 400),
         ("PUT", "/api/models/{api-one}/thinking", {"thinking": None}, 200),

@@ -81,6 +81,31 @@ async def test_a_body_may_be_camel_case_or_snake_case(serve: Serve, camel: bool)
     assert settings.keys() == {wire_name(name) for name in setting_names()}
 
 
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"ctxSize": "4096"}, "ctxSize"),
+        ({"ctx_size": -1}, "ctxSize"),
+        ({"mmap": 1}, "mmap"),
+        ({"xyzzy": 1}, "xyzzy"),
+        ({"lora": [{"path": "/m/a.gguf", "size": 1}]}, "lora.0.size"),
+        ({"lora": [{"path": "a.gguf"}]}, "lora"),
+        ({"aliases": ["a", "a"]}, "aliases"),
+        ({"memoryHigh": 2, "memoryMax": 1}, "memoryHigh"),
+    ],
+)
+async def test_runtime_settings_that_are_none_are_refused_with_the_place(
+    serve: Serve, settings: dict[str, Any], field: str
+) -> None:
+    api = await serve()
+    body = {"name": "night", "runtimeSettings": {"api-one": settings}}
+
+    details = (await api.ask("POST", "/api/models/profiles", body)).failure(422, "ValidationError")
+
+    assert [error["field"] for error in details["errors"]] == [f"runtimeSettings.api-one.{field}"]
+    assert await api.get("/api/models/profiles") == []
+
+
 async def test_profiles_are_listed_by_slug_sorted(serve: Serve) -> None:
     api = await serve()
     for name in ("zebra", "Ant Hill", "ärmel", "mole"):

@@ -3,7 +3,8 @@
     python -m tests.bench.fastapi_registry SOCKET DOCUMENT
 
 DOCUMENT is a file with an answer of the agent's; its models are held as pydantic objects and answered as such, with
-`response_model`. uvicorn runs with uvloop and httptools, one process, and writes no access log.
+`response_model`. Only the type of the settings, a dataclass with half a hundred fields, is the agent's own. uvicorn
+runs with uvloop and httptools, one process, and writes no access log.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+
+from magi_agent.runtime_settings.settings import RuntimeSettings
 
 
 class Tier(StrEnum):
@@ -58,15 +61,6 @@ class CamelModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, protected_namespaces=())
 
 
-class RuntimeSettings(CamelModel):
-    """How a llama-server is started."""
-
-    n_gpu_layers: int | None
-    ctx_size: int | None
-    n_threads: int | None
-    batch_size: int | None
-
-
 class Model(CamelModel):
     """One model."""
 
@@ -97,8 +91,10 @@ class Model(CamelModel):
     size_bytes: int
     parts: list[str]
     projector_path: str | None
+    projectors: list[str]
     has_vision: bool
     is_embedding: bool
+    is_reranker: bool
     chat_template: bool
     status: Status
     problem: str | None

@@ -12,7 +12,7 @@ from aiohttp import web
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.gguf.reading import read_facts
 from magi_agent.vocabulary import ModelStatus
-from tests.bench import run
+from tests.bench import bench_agent, bench_discovery, bench_watching, run
 from tests.bench.bench_header import differences
 from tests.bench.header_reading import read_by_agent, read_by_reference
 from tests.bench.load import WrongAnswer, ask
@@ -20,13 +20,14 @@ from tests.bench.many_models import MAX_MODELS, write_models
 
 
 def test_every_benchmark_is_found_by_its_name():
-    assert [path.stem for path in run.find([])] == ["bench_header", "bench_registry", "bench_start"]
+    names = ["agent", "discovery", "header", "registry", "start", "watching"]
+    assert [path.stem for path in run.find([])] == [f"bench_{name}" for name in names]
     assert [path.stem for path in run.find(["start"])] == ["bench_start"]
     with pytest.raises(SystemExit, match="no such benchmark: nothing"):
         run.find(["nothing"])
 
 
-@pytest.mark.parametrize("name", ["header", "registry", "start"])
+@pytest.mark.parametrize("name", ["agent", "discovery", "header", "registry", "start", "watching"])
 def test_a_benchmark_can_be_loaded(name):
     (path,) = run.find([name])
     benchmark = run.load(path)
@@ -92,7 +93,52 @@ def test_as_many_models_are_written_as_were_asked_for_and_each_is_one(tmp_path):
     models = Scanner([tmp_path]).scan().models
     assert len(models) == 30
     assert {model.status for model in models} == {ModelStatus.OK}
-    assert MAX_MODELS >= 1000
+    assert MAX_MODELS >= 10_000
+    assert len({model.filename for model in models}) == 30
+
+
+def test_a_vocabulary_is_as_the_reference_writer_would_have_written_it(tmp_path):
+    write_models(tmp_path / "ours", 2, vocabulary_size=300)
+    for path in (tmp_path / "ours").rglob("*.gguf"):
+        reader = gguf.GGUFReader(path)
+        assert reader.fields["tokenizer.ggml.tokens"].contents()[299] == "\u258112b"
+        assert reader.fields["tokenizer.ggml.scores"].contents()[299] == -299.0
+        assert reader.fields["tokenizer.ggml.token_type"].contents() == [1] * 300
+        assert len(reader.tensors) == 1
+        assert differences(read_by_agent(str(path), 0)["facts"], read_by_reference(str(path), 0)["facts"]) == []
+    models = Scanner([tmp_path / "ours"]).scan().models
+    assert [model.status for model in models] == [ModelStatus.OK] * 2
+
+
+def test_scanning_many_is_measured(capsys):
+    figures = bench_discovery.measure(at_first=3, vocabulary=500, later=200, rounds=3)
+    assert figures["targets"][0]["met"]
+    assert figures["again"]["models"] == 200
+    assert figures["again"]["lookUnchanged"]["median"] < figures["again"]["scanChanged"]["median"]
+    bench_discovery.print_table(figures)
+    assert "200 known models" in capsys.readouterr().out
+
+
+def test_an_agent_at_rest_is_measured(systemd_user, capsys):
+    figures = bench_agent.measure(models=5, starts=1, idle_seconds=0.2, idle_rounds=2)
+    assert figures["models"] == 5
+    assert figures["targets"][0]["met"]
+    assert figures["floor"]["ready"]["median"] > 0
+    assert figures["agent"]["settled"]["median"] >= figures["agent"]["ready"]["median"]
+    assert 10 < figures["floor"]["megabytes"]["median"] < figures["agent"]["megabytes"]["median"] < 500
+    assert figures["idle"]["percent"]["runs"] == 2
+    bench_agent.print_table(figures)
+    assert "5 known models" in capsys.readouterr().out
+
+
+def test_arriving_files_are_measured(systemd_user, capsys):
+    figures = bench_watching.measure(models=3, arrivals=1, copy_gigabytes=1, copy_seconds=1.0)
+    assert set(figures["visible"]) == {"renamed", "copied", "reserved"}
+    assert all(spread["median"] > 0 for spread in figures["visible"].values())
+    assert figures["copies"]["writes"] == 1000
+    assert figures["copies"]["growing"]["bare"] > figures["copies"]["idle"]["bare"] > 0
+    bench_watching.print_table(figures)
+    assert "copy of 1 GB" in capsys.readouterr().out
 
 
 @pytest.fixture

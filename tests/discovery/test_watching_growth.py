@@ -81,6 +81,19 @@ async def test_a_long_copy_costs_a_few_looks_and_next_to_nothing_a_write(tmp_pat
         assert used / took < 0.1, f"{used / took:.1%} of a processor"
 
 
+async def test_a_long_download_is_out_of_earshot_until_it_is_renamed(tmp_path: Path, models: Path) -> None:
+    header, part = header_of("download"), models / "download.gguf.part"
+    async with keeping([models], tmp_path) as kept:
+        looks = kept.scanner.refreshes
+        listener = kept.inventory._watch._listener
+        async with writer(part, header, len(header) + 4 * ELEMENTS, 5_000, 4) as ended:
+            await eventually(lambda: str(models) in listener._sampled, "the folder is out of earshot")
+            await eventually(ended, "it is written", 60)
+            part.rename(models / "download.gguf")
+            await eventually(kept.is_whole("download"), "it is listed", 5)
+        assert kept.scanner.refreshes - looks <= 5
+
+
 async def test_a_file_of_forty_gigabytes_is_looked_at_no_more_often(tmp_path: Path, models: Path) -> None:
     header = header_of("huge", 10_000_000_000)
     async with keeping([models], tmp_path) as kept:

@@ -59,6 +59,17 @@ def test_changed_facts_keep_the_choices():
     assert merged.models["a"].facts.size_params == 70.0
 
 
+def test_a_header_that_is_known_only_now_is_taken_and_no_news(tmp_path):
+    write_file(tmp_path / "a.gguf", model_bytes())
+    (facts,) = Scanner([tmp_path]).scan().models
+    assert facts.header is not None
+    merged = merge(after([replace(facts, header=None)]), [facts], ())
+    assert not merged.is_news
+    assert merged.models["a"].facts.header == facts.header
+    again = merge(merged.models, [facts], ())
+    assert again.models["a"] is merged.models["a"]
+
+
 def test_choices_come_back_with_the_file():
     known = chosen_for(after([facts_at("/m/a.gguf")]), "a")
     gone = merge(known, [], ())

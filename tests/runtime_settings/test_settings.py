@@ -195,7 +195,7 @@ def test_what_is_written_is_read_again_from_files_and_from_the_wire(said: Runtim
 def test_the_strategy_leaves_no_setting_out_and_makes_valid_ones(name: str) -> None:
     @given(FIELDS[name])
     @settings(max_examples=30, deadline=None)
-    def every_value(value: object) -> None:
+    def every_value(value: Any) -> None:
         ADAPTER.validate_python({name: value})
         faults = faults_of(replace(RuntimeSettings(), **{name: value}))
         assert {fault.name for fault in faults} <= ({"numa_nodes"} if name == "numa_policy" else set())

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pytest
 
+from magi_agent.servers import launcher as launcher_module
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.settings import load_settings
 from tests.conftest import PortRanges, SystemdUser
@@ -84,6 +85,12 @@ def make_agent(
         return ServingAgent(models, tmp_path / "state", load_settings(chosen, {}), make_launcher, bus_address)
 
     return make
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd's own retries after 50 ms instead of a second."""
+    monkeypatch.setattr(launcher_module, "_RETRY_PAUSE", 0.05)
 
 
 @pytest.fixture(autouse=True)

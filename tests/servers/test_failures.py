@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from magi_agent.errors import ModelNotUsable, NoFreePort, PortInUse, StartFailed
-from magi_agent.servers import launcher as launcher_module
 from magi_agent.servers import record as record_module
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.launcher import DirectLauncher
@@ -24,12 +23,6 @@ from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS, ServingAgent
 from tests.servers.system import complete, is_free, processes_of, script, stand_in, systemctl
-
-
-@pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd's own retries after 50 ms instead of a second."""
-    monkeypatch.setattr(launcher_module, "_RETRY_PAUSE", 0.05)
 
 
 @pytest.fixture

@@ -6,15 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from magi_agent.runtime_settings.known_options import KnownOptions, read_help
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import service_of
-from magi_agent.servers.llama_server import argv_of, differences, environment_of, model_path_of, port_of, url_of
+from magi_agent.servers.llama_server import (
+    argv_of,
+    binary_identity_of,
+    differences,
+    environment_of,
+    model_path_of,
+    port_of,
+    url_of,
+)
 from magi_agent.systemd.transient import Restart, TransientService
 from magi_agent.vocabulary import Scope
+from tests.runtime_settings.strategies import RUNTIME_SETTINGS
 
 LAUNCH = LaunchSpecification(
     model_id="qwen3-8b",
@@ -106,6 +116,66 @@ def test_what_somebody_else_gave_it_is_a_reason_too() -> None:
         "jinja: runs with set, should be the default",
         "LLAMA_ARG_FLASH_ATTN: runs with on, should be the default",
     )
+
+
+SINGLE_ALIAS = read_help("-a,    --alias STRING     set alias for model name\n")
+SEVERAL_ALIASES = read_help("-a,    --alias STRING     set model name aliases, comma-separated\n")
+
+
+@pytest.mark.parametrize(
+    ("known", "alias"),
+    [(None, "qwen3-8b,gpt-4o,x"), (SEVERAL_ALIASES, "qwen3-8b,gpt-4o,x"), (SINGLE_ALIAS, "qwen3-8b")],
+)
+def test_aliases_go_beside_the_id_where_the_build_takes_more_than_one(known: KnownOptions | None, alias: str) -> None:
+    argv = argv_of(replace(LAUNCH, runtime_settings=RuntimeSettings(aliases=("gpt-4o", "x")), known_options=known))
+
+    assert argv[argv.index("--alias") + 1] == alias
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen", "passed_on"),
+    [
+        (None, None, None),
+        ("/m/found", None, "/m/found"),
+        ("/m/found", "/m/chosen", "/m/chosen"),
+        ("/m/found", "none", None),
+        (None, "/m/chosen", "/m/chosen"),
+        (None, "none", None),
+    ],
+)
+def test_the_projector_is_the_chosen_one_else_the_one_that_was_found(
+    found: str | None, chosen: str | None, passed_on: str | None
+) -> None:
+    launch = replace(LAUNCH, projector_path=found, runtime_settings=RuntimeSettings(projector=chosen))
+
+    assert environment_of(launch).get("LLAMA_ARG_MMPROJ") == passed_on
+
+
+def test_which_binary_it_was_is_kept_and_is_no_difference_of_settings() -> None:
+    launch = replace(LAUNCH, binary_identity="1:2:3:4")
+
+    assert binary_identity_of(_environment(launch)) == "1:2:3:4"
+    assert binary_identity_of(_environment(LAUNCH)) is None
+    assert _differences(launch, LAUNCH) == ()
+
+
+def test_a_limit_is_compared_by_its_own_name() -> None:
+    limited = replace(LAUNCH, runtime_settings=RuntimeSettings(memory_max=5, cpu_affinity="0-1"))
+
+    assert _differences(limited, LAUNCH) == (
+        "memory_max: runs with the default, should be 5",
+        "cpu_affinity: runs with the default, should be 0-1",
+    )
+
+
+@given(RUNTIME_SETTINGS)
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+def test_a_server_started_by_a_launch_never_differs_from_it(said: RuntimeSettings) -> None:
+    launch = replace(LAUNCH, runtime_settings=said)
+
+    assert _differences(launch, launch) == ()
+    # What a person chose reaches systemd, whatever it is.
+    assert service_of(launch, Scope.USER).argv == argv_of(launch)
 
 
 def test_reasons_can_always_be_written_as_text() -> None:

@@ -21,9 +21,16 @@ def test_the_whole_range_is_usable_both_ends_included() -> None:
     with pytest.raises(NoFreePort) as refused:
         free_port((8080, 8099), given_out, lambda _: False)
     assert refused.value.message == (
-        "no port from 8080 to 8099 is free: 20 are given to models; widen servers.port_range"
+        "no port from 8080 to 8099 is free: 20 are given to models; widen the range: magictl port-range"
     )
-    assert refused.value.details == {"portRange": [8080, 8099], "heldByOthers": []}
+    assert refused.value.details == {"portRange": [8080, 8099], "heldByOthers": [], "givenToModelsThatWent": {}}
+
+
+def test_ports_of_models_that_went_are_named_with_the_way_to_take_one_back() -> None:
+    gone = {"away": 8081}
+    with pytest.raises(NoFreePort, match=r"1 of them to models that went: .* 'magictl port away auto'") as refused:
+        free_port((8080, 8081), {8080, 8081}, lambda _: False, gone=gone)
+    assert refused.value.details["givenToModelsThatWent"] == gone
 
 
 def test_ports_that_others_hold_are_named() -> None:

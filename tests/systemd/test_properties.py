@@ -50,7 +50,7 @@ FULL = TransientService(
     memory_max=2 << 30,
     cpu_quota=2.5,
     cpu_weight=50,
-    cpu_affinity=(0, 9, 8, 1),
+    cpu_affinity=(9, 0, 1, 0),
     io_weight=60,
     io_read_bandwidth_max=(PurePosixPath("/models"), 1_000_000),
     numa_policy=NumaPolicy.BIND,
@@ -90,7 +90,7 @@ PLAIN = {
     "MemoryMax": 2 << 30,
     "CPUQuotaPerSecUSec": 2_500_000,
     "CPUWeight": 50,
-    "CPUAffinity": b"\x03\x03",
+    "CPUAffinity": b"\x03\x02",
     "IOWeight": 60,
     "IOReadBandwidthMax": [("/models", 1_000_000)],
     "NUMAPolicy": 2,
@@ -235,10 +235,19 @@ def test_folders_that_nothing_hides_are_left_alone(scope: Scope) -> None:
     assert "BindReadOnlyPaths" not in table(unit, scope)
 
 
-def test_a_folder_that_systemd_cannot_bind_is_refused_in_words() -> None:
-    unit = replace(FULL, sandbox=Sandbox.GPU, read_only_paths=(PurePosixPath("/home/with space/models"),))
+@pytest.mark.parametrize(
+    ("folder", "top"),
+    [
+        ("/home/with space/models", "/home"),
+        ("/home/with space", "/home"),
+        ("/var/tmp/a:b/models/deep", "/var/tmp"),
+        ("/tmp/a b", "/tmp"),
+    ],
+)
+def test_a_folder_that_systemd_cannot_bind_is_refused_in_words(folder: str, top: str) -> None:
+    unit = replace(FULL, sandbox=Sandbox.GPU, read_only_paths=(PurePosixPath(folder),))
 
-    with pytest.raises(ValueError, match="rename it"):
+    with pytest.raises(ValueError, match=f"a folder right below {top} has a space.*; rename it"):
         table(unit, Scope.SYSTEM)
 
 
@@ -305,7 +314,7 @@ async def test_a_real_manager_takes_and_shows_all_of_it(manager: SystemdManager,
         "CPUQuotaPerSecUSec": "2.500000s",
         "CollectMode": "inactive-or-failed",
         "CPUWeight": "50",
-        "CPUAffinity": "0-1 8-9",
+        "CPUAffinity": "0-1 9",
         "IOWeight": "60",
         "IOReadBandwidthMax": "/usr 1000000",
         "NUMAPolicy": "bind",

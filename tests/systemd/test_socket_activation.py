@@ -146,8 +146,10 @@ def test_a_socket_without_a_name_is_called_so(
 
 def hand_over(*descriptors: int, program: tuple[str, ...], variables: dict[str, str]) -> None:
     """Run the program with these files from 3 on, as systemd does; the program sets LISTEN_PID itself."""
-    moves = [f"os.dup2({descriptor}, {target})" for target, descriptor in enumerate(descriptors, start=20)]
-    moves += [f"os.dup2({target}, {target - 17})" for target in range(20, 20 + len(descriptors))]
+    # By way of numbers above them all: one may be where another is to go.
+    above = max(*descriptors, 2 + len(descriptors)) + 1
+    moves = [f"os.dup2({descriptor}, {above + index})" for index, descriptor in enumerate(descriptors)]
+    moves += [f"os.dup2({above + index}, {3 + index})" for index in range(len(descriptors))]
     script = f"import os; {'; '.join(moves)}; os.execv({program[0]!r}, {[*program, 'ours']!r})"
     subprocess.run(
         [sys.executable, "-c", script], pass_fds=descriptors, env={**os.environ, **variables}, check=True, timeout=20
