@@ -261,6 +261,8 @@ class _Listener:
             self._told_what_is_there = True
             self._growing.expect(growing)
             if folders is not self._wanted:
+                # One that went and came back between two looks is the same folder; that it is there is news.
+                self._seen_roots |= {root: None for root in self._roots if root in self._wanted and root not in folders}
                 self._wanted = folders
                 self._set_up_by(now)
         if self._anew:

@@ -147,13 +147,7 @@ class Inventory:
             self._scan_cost = used if result.headers_read == 0 else min(used, self._scan_cost)
             self._doubt_from = loop.time() + self._scan_cost / _POLL_SHARE
             self._take(result)
-            unusable = {problem.path: problem.message for problem in result.problems}
-            failed = [folder for folder in self._scanner.folders if folder in unusable]
-            if len(failed) == len(self._scanner.folders):
-                reasons = "; ".join(f"{folder}: {unusable[folder]}" for folder in failed)
-                raise RescanFailed(
-                    f"no model folder could be scanned: {reasons}", {"folders": {f: unusable[f] for f in failed}}
-                )
+            self._require_a_folder(result)
             try:
                 merged = await self._registry.merge(result.models, self._running())
             except RegistrySaveFailed as error:
@@ -166,6 +160,19 @@ class Inventory:
         if merged.is_news:
             _say_news(merged, result)
         return result, merged
+
+    def _require_a_folder(self, result: ScanResult) -> None:
+        """See that anything could be looked at: where nothing could, nothing is known of what went.
+
+        Raises ``RescanFailed``.
+        """
+        unusable = {problem.path: problem.message for problem in result.problems}
+        failed = [folder for folder in self._scanner.folders if folder in unusable]
+        if len(failed) == len(self._scanner.folders):
+            reasons = "; ".join(f"{folder}: {unusable[folder]}" for folder in failed)
+            raise RescanFailed(
+                f"no model folder could be scanned: {reasons}", {"folders": {f: unusable[f] for f in failed}}
+            )
 
     async def _look_when_due(self) -> None:
         while True:
@@ -227,6 +234,7 @@ class Inventory:
         self._take(result)
         if result.models is self._merged:
             return used
+        self._require_a_folder(result)
         merged = await self._registry.merge(result.models, self._running())
         self._merged = result.models
         if merged.is_news:

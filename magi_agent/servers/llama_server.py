@@ -17,6 +17,7 @@ _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _LIMITS: Final = "MAGI_LIMITS"
 _BINARY: Final = "MAGI_BINARY"
+_USER: Final = "MAGI_USER"
 _OURS: Final = "LLAMA_ARG_"
 _LOOPBACK: Final = "127.0.0.1"
 _REACHED_BY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104  # nothing is bound here
@@ -55,6 +56,8 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
     environment |= passed(launch.runtime_settings, launch.known_options).environment
     if limits := limits_text(launch.runtime_settings):
         environment[_LIMITS] = limits
+    if launch.user:
+        environment[_USER] = launch.user
     if launch.binary_identity:
         environment[_BINARY] = launch.binary_identity
     return environment
@@ -118,6 +121,8 @@ def _facts(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, str
     facts = _options(argv)
     facts |= {_WORDS.get(name, name): value for name, value in environment.items() if name.startswith(_OURS)}
     facts |= {name: f"{value}" for name, value in limits_in(environment.get(_LIMITS, "")).items()}
+    if _USER in environment:
+        facts["user"] = environment[_USER]
     return facts
 
 

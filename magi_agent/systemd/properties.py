@@ -118,7 +118,8 @@ def properties_of(unit: TransientService, *, scope: Scope, systemd_version: int)
     if unit.sandbox is not Sandbox.NONE:
         shown = sorted({_shown_by(folder) for folder in unit.read_only_paths if _is_hidden(folder, scope)})
         if shown:
-            pairs.append(("BindReadOnlyPaths", [(str(folder), str(folder), False, _RECURSIVE) for folder in shown]))
+            # One that is not there, as the folder of a disk that is not mounted, is passed over: the unit is to start.
+            pairs.append(("BindReadOnlyPaths", [(str(folder), str(folder), True, _RECURSIVE) for folder in shown]))
     return tuple(Property(name, SIGNATURES[name], value) for name, value in pairs)
 
 

@@ -145,6 +145,22 @@ async def test_a_rescan_of_nothing_but_missing_folders_fails_and_changes_nothing
     assert kept.ids == ["one"]
 
 
+async def test_the_only_folder_that_goes_while_it_is_watched_takes_nothing_with_it(
+    tmp_path: Path, toy_model: MakeToyModel
+) -> None:
+    models = tmp_path / "models"
+    toy_model(models / "one.gguf")
+    async with keeping([models], tmp_path) as kept:
+        refreshes = kept.scanner.refreshes
+        models.rename(tmp_path / "unmounted")
+        await eventually(lambda: kept.inventory.problems != () or kept.scanner.refreshes > refreshes, "it is seen")
+        await eventually(lambda: kept.inventory.problems != (), "it is told")
+        assert kept.ids == ["one"]
+        (tmp_path / "unmounted").rename(models)
+        toy_model(models / "two.gguf")
+        await eventually(kept.lists("one", "two"), "the folder is back")
+
+
 async def test_a_model_without_file_stays_listed_as_missing_while_its_server_runs(
     tmp_path: Path, toy_model: MakeToyModel
 ) -> None:

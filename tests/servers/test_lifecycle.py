@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS
-from tests.servers.system import complete, is_free, processes_of, properties
+from tests.servers.system import complete, is_free, processes_of, properties, systemctl
 
 
 def _enabled(choices: Choices) -> Choices:
@@ -355,3 +357,15 @@ async def test_what_systemd_does_not_know_is_stopped_and_clear(make_agent: MakeA
         assert await launcher.stop("srv-nothing", 1.0) is JobResult.DONE
         await launcher.clear("srv-nothing")
         assert agent.manager.units == {}
+
+
+async def test_a_configured_folder_that_is_not_mounted_keeps_no_model_from_starting(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
+) -> None:
+    toy_model(models / "srv-mounts.gguf")
+    async with make_agent(model_scan_path=f"{models}:{tmp_path / 'unmounted'}") as agent:
+        server = await agent.ready("srv-mounts")
+        await systemctl("daemon-reload")
+        os.kill(server.pid or 0, signal.SIGKILL)
+        await agent.until(lambda: agent.unit("srv-mounts").n_restarts == 1, "systemd restarts it")
+        await agent.until_state("srv-mounts", ServerState.READY)

@@ -84,6 +84,7 @@ def test_what_a_file_name_can_hold_travels_in_the_environment_only(path: str) ->
         (FULL, ()),
         (replace(FULL, display_name="another name", stop_timeout=1.0, readable_folders=()), ()),
         (replace(FULL, port=8085), ("port: runs with 8081, should be 8085",)),
+        (replace(FULL, user="llama"), ("user: runs with the default, should be llama",)),
         (replace(FULL, host="0.0.0.0"), ("host: runs with 127.0.0.1, should be 0.0.0.0",)),
         (
             replace(FULL, binary=Path("/opt/llama")),

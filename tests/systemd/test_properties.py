@@ -223,7 +223,7 @@ def test_every_property_has_a_signature(sandbox: Sandbox, version: int) -> None:
 def test_folders_that_the_sandbox_would_hide_are_shown(folder: str, bound: str) -> None:
     unit = replace(FULL, sandbox=Sandbox.GPU, read_only_paths=(PurePosixPath(folder), PurePosixPath("/models")))
 
-    assert table(unit, Scope.SYSTEM)["BindReadOnlyPaths"] == [(bound, bound, False, 0x4000)]
+    assert table(unit, Scope.SYSTEM)["BindReadOnlyPaths"] == [(bound, bound, True, 0x4000)]
 
 
 @pytest.mark.parametrize("scope", list(Scope))
