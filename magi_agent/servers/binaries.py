@@ -17,8 +17,6 @@ from magi_agent.errors import MagiError
 from magi_agent.runtime_settings.known_options import MAX_HELP, KnownOptions, read_help
 
 _LOG: Final = logging.getLogger(__name__)
-_FRESH: Final = 1.0
-"""Seconds for which a look at the files counts."""
 _ASK_AGAIN: Final = 30.0
 """Seconds after which a binary that did not answer is asked again."""
 _MOST_KEPT: Final = 8
@@ -52,7 +50,6 @@ class Binaries:
         self._prober = prober
         self._path = kept_in
         self._files: dict[Path, BinaryFile | None] = {}
-        self._looked_at: dict[Path, float] = {}
         self._options: dict[str, KnownOptions] = {}
         self._texts: dict[str, str] = {}
         self._silent: dict[str, float] = {}
@@ -65,12 +62,9 @@ class Binaries:
         self._options = {identity: read_help(text) for identity, text in texts.items()}
 
     async def look(self, binaries: Iterable[Path]) -> None:
-        """See which files are behind some paths now, unless that was done a moment ago."""
-        now = asyncio.get_running_loop().time()
-        due = [path for path in set(binaries) if now - self._looked_at.get(path, -_FRESH) >= _FRESH]
-        if due:
-            self._files |= await asyncio.to_thread(lambda: {path: _file_of(path) for path in due})
-            self._looked_at |= dict.fromkeys(due, now)
+        """See which files are behind some paths now."""
+        paths = set(binaries)
+        self._files |= await asyncio.to_thread(lambda: {path: _file_of(path) for path in paths})
 
     def file(self, binary: Path) -> BinaryFile | None:
         """The file behind a path as of the last look; ``None`` where there is none, or nobody has looked."""
