@@ -15,8 +15,9 @@ from typing import Final
 import click
 
 from magi_agent import __version__
+from magi_agent.configuration import ConfigurationSources
 from magi_agent.errors import AlreadyRunning, ConfigurationError
-from magi_agent.settings import SETTINGS, Settings, load_settings, shown
+from magi_agent.settings import DEFAULTS_SECTION, SETTINGS, Settings, shown
 
 _LONGEST_NAME: Final = max(len(f"{setting.section}.{setting.name}") for setting in SETTINGS)
 
@@ -58,11 +59,12 @@ def command_line(config: str | None, check: bool, **given: str | None) -> int:
     """
     options = {name: value for name, value in given.items() if value is not None}
     try:
-        settings = load_settings(options, os.environ, Path(config) if config else None)
+        sources = ConfigurationSources(options, os.environ, Path(config) if config else None)
+        settings = sources.read()
         if check:
             _show(settings)
             return AgentExit.OK
-        return asyncio.run(_serve(settings))
+        return asyncio.run(_serve(settings, sources))
     except ConfigurationError as error:
         click.echo(f"magi-agent: {error}", err=True)
         return AgentExit.CONFIGURATION
@@ -71,13 +73,13 @@ def command_line(config: str | None, check: bool, **given: str | None) -> int:
         return AgentExit.STATE_IN_USE
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, sources: ConfigurationSources) -> int:
     # What the service needs takes a third of a second to import: a wrong option or --check need not wait for it.
     from magi_agent.agent import Agent
     from magi_agent.log_output import set_up_logging
 
     set_up_logging(settings.log_level)
-    return AgentExit.OK if await Agent(settings).run() else AgentExit.DIED
+    return AgentExit.OK if await Agent(settings, read_settings=sources.read).run() else AgentExit.DIED
 
 
 def _show(settings: Settings) -> None:
@@ -86,6 +88,9 @@ def _show(settings: Settings) -> None:
     for setting in SETTINGS:
         name = f"{setting.section}.{setting.name}"
         click.echo(f"  {name:{_LONGEST_NAME}}  {values[setting.name] or '-'}")
+    for name, value in values.items():
+        if name.startswith(f"{DEFAULTS_SECTION}."):
+            click.echo(f"  {name:{_LONGEST_NAME}}  {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

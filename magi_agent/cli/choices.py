@@ -7,13 +7,14 @@ import click
 from magi_agent.cli.answers import record
 from magi_agent.cli.client import segment
 from magi_agent.cli.command import command
+from magi_agent.cli.completing import model_ids
 from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.names import with_suggestion
 from magi_agent.cli.options import Session
 from magi_agent.cli.power import WAIT_SECONDS, act_on_each
 
-_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
+_ids = click.argument("ids", nargs=-1, required=True, metavar="ID...", shell_complete=model_ids)
 _now = click.option("--now", is_flag=True, help="Start or stop them too, and watch it done.")
 
 

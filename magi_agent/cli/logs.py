@@ -12,6 +12,7 @@ import click
 from magi_agent.cli.answers import record, text
 from magi_agent.cli.client import segment
 from magi_agent.cli.command import command
+from magi_agent.cli.completing import model_ids
 from magi_agent.cli.exits import CommandError, RefusedError, UnknownNameError, UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
@@ -27,7 +28,7 @@ _NOT_NOW = 503
     "magictl logs smollm2-135m-instruct.q4_1 -f",
     "magictl logs smollm2-135m-instruct.q4_1 -n 500 --since '10 min ago'",
 )
-@click.argument("model_id", metavar="ID")
+@click.argument("model_id", metavar="ID", shell_complete=model_ids)
 @click.option("-n", "--lines", type=click.IntRange(0, _MOST_LINES), help="How many lines. [default: 50, or all since]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until Ctrl-C.")
 @click.option("--since", metavar="TIME", help="Only what is newer, in any form that journalctl knows.")

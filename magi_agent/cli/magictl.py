@@ -8,68 +8,57 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from magi_agent import __version__
-from magi_agent.cli.command import write_block
+from magi_agent.cli.command import LazyGroup
 from magi_agent.cli.exits import CommandError, Exit, OutputError
 from magi_agent.cli.options import Session, options_everywhere
 
 _COMMANDS = {
-    "status": "status",
-    "models": "listing",
-    "servers": "listing",
-    "start": "power",
-    "stop": "power",
-    "restart": "power",
-    "enable": "choices",
-    "disable": "choices",
-    "rescan": "rescan",
-    "scan": "scan",
-    "logs": "logs",
-    "check": "check",
+    "status": "status.status",
+    "models": "listing.models",
+    "servers": "listing.servers",
+    "show": "show.show",
+    "start": "power.start",
+    "stop": "power.stop",
+    "restart": "power.restart",
+    "enable": "choices.enable",
+    "disable": "choices.disable",
+    "settings": "model_settings.settings",
+    "tier": "overrides.tier",
+    "thinking": "overrides.thinking",
+    "port": "ports.port",
+    "port-range": "ports.port_range",
+    "profile": "profile.profile",
+    "rescan": "rescan.rescan",
+    "scan": "scan.scan",
+    "logs": "logs.logs",
+    "drain": "drain.drain",
+    "export": "transfer.export",
+    "import": "transfer.import_file",
+    "check": "check.check",
+    "completion": "completion.completion",
 }
-"""Each command, in the order of the help text, and the module of this package that has a function of its name."""
+"""Each command, in the order of the help text, and the module of this package that has it."""
 
 
 _EXAMPLES = (
-    "magictl status                   what runs, what is missing, and why",
-    "magictl models                   what could run",
-    "magictl start ID                 start one, and watch it load",
-    "magictl servers --json | jq .    for scripts",
+    "magictl status                      what runs, what is missing, and why",
+    "magictl models                      what could run",
+    "magictl start ID                    start one, and watch it load",
+    "magictl settings ID ctx_size=16k    choose how one is run",
+    "magictl servers --json | jq .       for scripts",
 )
+A_SHELL_ASKS = "_MAGICTL_COMPLETE"
+"""Variable by which a shell asks for completions: click's name for it."""
 _STATUSES = ("0 done   1 failed   2 wrong usage   3 agent not reachable   4 no such model or profile",)
 
 
-class _Commands(click.Group):
-    """A group whose commands are imported when they are asked for."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write examples and exit statuses."""
-        super().format_epilog(ctx, formatter)
-        write_block(formatter, "Examples", _EXAMPLES)
-        write_block(formatter, "Exit status", _STATUSES)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # the base class says so
-        """Return the names in the order in which people need them."""
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # likewise
-        """Return the command of this name."""
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
-            return None
-        command = getattr(import_module(f"magi_agent.cli.{module}"), cmd_name)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"magi_agent.cli.{module}.{cmd_name} is no command")
-        return command
-
-
 @click.group(
-    cls=_Commands,
+    cls=LazyGroup,
     params=options_everywhere(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -82,6 +71,10 @@ def command_line() -> None:
     """
 
 
+command_line.modules = _COMMANDS
+command_line.blocks = (("Examples", _EXAMPLES), ("Exit status", _STATUSES))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``magictl`` with ``arguments`` (default: this process's) and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -90,6 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A mark or a name that the terminal's character set lacks must not end the command.
             stream.reconfigure(errors="replace")
     session = Session()
+    if A_SHELL_ASKS in os.environ:
+        from magi_agent.cli.completion import register
+
+        register()
     try:
         return _run(session, words)
     except OutputError as error:
@@ -141,7 +138,8 @@ def _usage_failure(error: click.ClickException) -> CommandError:
     message = error.format_message().rstrip(".")
     message = message[:1].lower() + message[1:]
     context = error.ctx if isinstance(error, click.UsageError) else None
-    if context is not None:
+    # A question that is its own advice needs no other.
+    if context is not None and not message.endswith("?"):
         message = f"{message}; see: {context.command_path} --help"
     return CommandError("UsageError", message)
 

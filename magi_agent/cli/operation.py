@@ -15,16 +15,33 @@ from magi_agent.cli.tables import failure_sentence, state_cell
 
 _ENDED = frozenset({"succeeded", "failed"})
 _LOOK_SECONDS = 0.3
+_MARKS: Mapping[str, Cell] = {
+    "succeeded": Cell("✓ ", "green"),
+    "failed": Cell("✗ ", "red"),
+    "skipped": Cell("- ", "yellow"),
+}
+_EXPLAINED = frozenset({"failed", "skipped"})
+_NOTHING_TO_DO: Mapping[str, str] = {
+    "start-all": "there is nothing to start",
+    "stop-all": "there is nothing to stop",
+    "restart-changed": "no server is due for a restart",
+}
 
 
 def follow(session: Session, action: str, seconds: int) -> int:
-    """Ask for ``start-all`` or ``stop-all``, follow it for at most ``seconds``, and return the exit status."""
+    """Ask for an action on several models, follow it for at most ``seconds``, and return the exit status."""
+    return follow_started(session, action, session.client.request("POST", f"/api/models/servers/{action}"), seconds)
+
+
+def follow_started(session: Session, action: str, reply: Reply, seconds: int) -> int:
+    """Follow the operation that ``reply`` is about for at most ``seconds``, and return the exit status."""
     client, screen = session.client, session.screen
-    reply = client.request("POST", f"/api/models/servers/{action}")
-    operation = record(reply.body)
+    path, operation = _where(reply), record(reply.body)
     try:
+        if "models" not in operation:
+            operation = client.get(path, "status", "models")
         with live_lines(screen) as live:
-            operation = _followed(client, _where(reply), operation, seconds, live)
+            operation = _followed(client, path, operation, seconds, live)
     except KeyboardInterrupt:
         screen.note(Cell("… ", "yellow"), f"{action} goes on in the agent; see how: magictl servers")
         return Exit.FAILED
@@ -39,8 +56,9 @@ def follow(session: Session, action: str, seconds: int) -> int:
 
 def _where(reply: Reply) -> str:
     """Return the operation's path: the answer's Location, as a path of this API whatever proxy stands between."""
-    operation_id = text(record(reply.body).get("id")) or reply.headers.get("location", "").rsplit("/", 1)[-1]
-    return f"/api/operations/{segment(operation_id)}"
+    body = record(reply.body)
+    told = text(body.get("id")) or text(body.get("operationId"))
+    return f"/api/operations/{segment(told or reply.headers.get('location', '').rsplit('/', 1)[-1])}"
 
 
 def _followed(
@@ -68,18 +86,17 @@ def _followed(
 def _show(screen: Screen, action: str, operation: Mapping[str, object]) -> None:
     models = {model_id: record(step) for model_id, step in record(operation.get("models")).items()}
     if not models:
-        screen.line(f"there is nothing to {action.removesuffix('-all')}")
+        screen.line(_NOTHING_TO_DO.get(action, "there was nothing to start or stop"))
         return
     for model_id, step in models.items():
         status = text(step.get("status"))
-        mark = {"succeeded": Cell("✓ ", "green"), "failed": Cell("✗ ", "red")}.get(status, Cell("… ", "yellow"))
         message = text(step.get("message")) or failure_sentence(step)
         screen.line(
-            mark,
+            _MARKS.get(status, Cell("… ", "yellow")),
             Cell(model_id, "bold"),
             " ",
-            state_cell(text(step.get("state")) or status),
-            Cell(f"  {message}" if message and status == "failed" else "", ""),
+            Cell("skipped", "yellow") if status == "skipped" else state_cell(text(step.get("state")) or status),
+            f"  {message}" if message and status in _EXPLAINED else "",
         )
     failed = sum(text(step.get("status")) == "failed" for step in models.values())
     if text(operation.get("status")) not in _ENDED:

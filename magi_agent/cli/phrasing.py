@@ -3,11 +3,13 @@
 What comes from the agent is JSON of any age, so each function takes any value and never fails.
 """
 
+import re
 from datetime import UTC, datetime
 
 NOTHING = "-"
 """Stands where there is no value."""
 
+_HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
 _UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
@@ -31,6 +33,11 @@ def _escaped(character: str) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def snake_case(key: str) -> str:
+    """Return a camelCase key of the API's as it stands in files, which is how people type it."""
+    return _HUMP.sub(r"_\1", key).lower()
 
 
 def number(value: object) -> float | None:

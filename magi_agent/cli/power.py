@@ -8,6 +8,7 @@ import click
 from magi_agent.cli.answers import record, records, text
 from magi_agent.cli.client import Client, Reply, segment
 from magi_agent.cli.command import command
+from magi_agent.cli.completing import model_ids, running_ids
 from magi_agent.cli.exits import CommandError, Exit, UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.live import LiveLines, live_lines
@@ -15,6 +16,7 @@ from magi_agent.cli.names import with_suggestion
 from magi_agent.cli.operation import follow
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import number, seconds_taken
+from magi_agent.cli.refusals import show_refusal
 from magi_agent.cli.screen import Screen
 from magi_agent.cli.tables import failure_facts, log_lines, state_cell
 from magi_agent.cli.waiting import Errand, Errands
@@ -34,11 +36,12 @@ _UNDER_WAY: Mapping[str, str] = {"start": "starting", "stop": "stopping", "resta
 _GOES_ON: Mapping[str, str] = {"start": "goes on loading", "stop": "goes on stopping", "restart": "goes on restarting"}
 _DONE: Mapping[str, str] = {"start": "started", "stop": "stopped", "restart": "restarted"}
 
-_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=model_ids)
+_ids_running = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=running_ids)
 _all_in_use = click.option("--all", "everything", is_flag=True, help="All models that are in use.")
 _all_running = click.option("--all", "everything", is_flag=True, help="All models that run.")
-_no_wait = click.option("--no-wait", is_flag=True, help="Tell the agent, and do not wait for the outcome.")
-_wait = click.option(
+no_wait_option = click.option("--no-wait", is_flag=True, help="Tell the agent, and do not wait for the outcome.")
+wait_option = click.option(
     "--wait",
     "seconds",
     type=click.IntRange(1, LONGEST_WAIT_SECONDS),
@@ -52,41 +55,46 @@ _wait = click.option(
 @command("magictl start smollm2-135m-instruct.q4_1", "magictl start --all", "magictl start big-model --no-wait")
 @_ids
 @_all_in_use
-@_no_wait
-@_wait
+@no_wait_option
+@wait_option
 def start(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
     """Start models, and watch them load.
 
     Ctrl-C ends the watching only: the agent goes on loading.
     """
-    return _act(session, "start", ids, everything, 0 if no_wait else seconds)
+    return _act(session, "start", ids, "all" if everything else None, 0 if no_wait else seconds)
 
 
 @command("magictl stop smollm2-135m-instruct.q4_1", "magictl stop --all")
-@_ids
+@_ids_running
 @_all_running
-@_no_wait
-@_wait
+@no_wait_option
+@wait_option
 def stop(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
     """Stop models that run. They stay stopped until they are started, or the host is."""
-    return _act(session, "stop", ids, everything, 0 if no_wait else seconds)
+    return _act(session, "stop", ids, "all" if everything else None, 0 if no_wait else seconds)
 
 
-@command("magictl restart smollm2-135m-instruct.q4_1")
-@_ids
-@_no_wait
-@_wait
-def restart(session: Session, ids: tuple[str, ...], no_wait: bool, seconds: int) -> int:
-    """Stop models and start them again, with their present settings."""
-    return _act(session, "restart", ids, False, 0 if no_wait else seconds)
+@command("magictl restart smollm2-135m-instruct.q4_1", "magictl restart --changed")
+@_ids_running
+@click.option("--changed", is_flag=True, help="All that run with other settings, or another llama-server, than is due.")
+@no_wait_option
+@wait_option
+def restart(session: Session, ids: tuple[str, ...], changed: bool, no_wait: bool, seconds: int) -> int:
+    """Stop models and start them again, with their present settings.
+
+    With --changed one after the other, which ends at the first that fails.
+    """
+    return _act(session, "restart", ids, "changed" if changed else None, 0 if no_wait else seconds)
 
 
-def _act(session: Session, verb: str, ids: tuple[str, ...], everything: bool, seconds: int) -> int:
-    if bool(ids) == everything:
-        alternative = ", or --all" if verb != "restart" else ""
-        raise click.UsageError(f"name the models to {verb}{alternative}", click.get_current_context())
-    if everything:
-        return follow(session, f"{verb}-all", seconds)
+def _act(session: Session, verb: str, ids: tuple[str, ...], several: str | None, seconds: int) -> int:
+    """Act on ``ids``, or on the ``several`` that the agent finds."""
+    if bool(ids) == bool(several):
+        option = "--changed" if verb == "restart" else "--all"
+        raise click.UsageError(f"name the models to {verb}, or {option}", click.get_current_context())
+    if several:
+        return follow(session, f"{verb}-{several}", seconds)
     return act_on_each(session, verb, ids, seconds)
 
 
@@ -172,7 +180,7 @@ def _report(session: Session, verb: str, errand: Errand, seconds: int) -> int:
         raise
     except CommandError as error:
         explained = with_suggestion(session.client, error)
-        screen.failure(explained)
+        show_refusal(screen, explained)
         if not screen.as_json:
             show_failure_details(screen, explained.details, explained.message)
         return explained.exit_status

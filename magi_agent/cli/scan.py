@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from magi_agent.cli import completing
 from magi_agent.cli.command import command
 from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
@@ -14,9 +15,9 @@ from magi_agent.cli.tables import models_grid
 
 
 @command("magictl scan ~/models", "magictl scan /models --json | jq '.models[].sizeBytes'")
-@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", shell_complete=completing.folders)
 def scan(session: Session, folders: tuple[str, ...]) -> int:
-    """List the models in a folder as the registry would, without agent.
+    """List a folder's models as the registry would, without agent.
 
     Only headers are read; nothing is started, and nothing is written. Ids and ports are given for good by the agent.
     """

@@ -4,6 +4,8 @@ The API's own schemas would do, but importing them takes longer than a scan.
 """
 
 from magi_agent.registry.model import Model
+from magi_agent.runtime_settings.settings import setting_names, wire_name
+from magi_agent.vocabulary import StartPolicy
 
 
 def model_json(model: Model) -> dict[str, object]:
@@ -38,21 +40,18 @@ def model_json(model: Model) -> dict[str, object]:
         "sizeBytes": facts.size_bytes,
         "parts": [_readable(part) for part in facts.parts],
         "projectorPath": _readable(facts.projector_path) if facts.projector_path else None,
+        "projectors": [_readable(path) for path in facts.projectors],
         "hasVision": facts.has_vision,
         "isEmbedding": facts.is_embedding,
+        "isReranker": facts.is_reranker,
         "chatTemplate": facts.has_chat_template,
         "status": facts.status.value,
         "problem": _readable(facts.problem) if facts.problem else None,
         "parameterCount": facts.parameter_count,
         "activeParams": facts.active_params,
         "thinkingMode": facts.thinking_mode.value,
-        "startPolicy": choices.start_policy.value,
-        "runtimeSettings": {
-            "nGpuLayers": settings.n_gpu_layers,
-            "ctxSize": settings.ctx_size,
-            "nThreads": settings.n_threads,
-            "batchSize": settings.batch_size,
-        },
+        "startPolicy": (settings.start_policy or StartPolicy.ALWAYS_ON).value,
+        "runtimeSettings": {wire_name(name): getattr(settings, name) for name in setting_names()},
     }
 
 

@@ -62,6 +62,10 @@ class Screen:
         """Write one line of result, made of pieces of text."""
         self._write_line(self.out, cells)
 
+    def text(self, text: str) -> None:
+        """Write ``text`` of our own as it is: what another program reads."""
+        self._put(self.out, text)
+
     def note(self, *cells: Cell | str) -> None:
         """Write one line that is no result: a hint, or what is going on."""
         self._write_line(self.err, cells)

@@ -20,7 +20,7 @@ _EXPLAINING_KEYS = ("state", "error", "reason", "problem", "message")
 
 @command("magictl status", "magictl status --json | jq .health.status")
 def status(session: Session) -> None:
-    """Show the agent's health, what is missing and why, and what runs.
+    """Show the agent's health, what is missing and why, what runs.
 
     With --json: the answers of GET / (agent), /health/ready (health), /api/models/servers (servers), and of
     /api/models/registry without its models (registry). Exit status 0 whenever the agent answers.
@@ -66,6 +66,8 @@ def _show_agent(screen: Screen, agent: Mapping[str, object], address: str) -> No
 def _show_health(screen: Screen, health: Mapping[str, object]) -> None:
     ready = text(health.get("status")) == "ready"
     _row(screen, "health", Cell("ready", "green") if ready else Cell("not ready", "bold red"))
+    if health.get("draining") is True:
+        screen.line(" " * _LABEL_WIDTH, Cell("draining: ", "yellow"), "nothing is started; end it: magictl drain --off")
     for key, value in health.items():
         if not isinstance(value, list | dict) or key == "counts":
             continue

@@ -17,8 +17,8 @@ STATE_STYLES: Mapping[str, str] = {
     "failed": "bold red",
     "stuck": "bold red",
 }
-_STATUS_STYLES: Mapping[str, str] = {"ok": "green", "incomplete": "yellow", "missing": "yellow", "invalid": "red"}
-_TIER_STYLES: Mapping[str, str] = {"fast": "cyan", "balanced": "blue", "powerful": "magenta"}
+STATUS_STYLES: Mapping[str, str] = {"ok": "green", "incomplete": "yellow", "missing": "yellow", "invalid": "red"}
+TIER_STYLES: Mapping[str, str] = {"fast": "cyan", "balanced": "blue", "powerful": "magenta"}
 
 _PLAIN_RESULTS = frozenset({"success", "exit-code", "signal"})
 """Words of systemd's that say less than the status or signal beside them."""
@@ -119,13 +119,13 @@ def _model_row(model_id: str, model: Mapping[str, object]) -> tuple[Cell, ...]:
         Cell(text(model.get("family")) or NOTHING),
         Cell(parameters(model.get("sizeParams"))),
         Cell(text(model.get("quantization")) or NOTHING),
-        Cell(marked or NOTHING, _TIER_STYLES.get(tier, "")),
+        Cell(marked or NOTHING, TIER_STYLES.get(tier, "")),
         _thinking_cell(model),
         Cell(tokens(model.get("ctxSize") or model.get("contextLength"))),
         Cell(size(model.get("sizeBytes"))),
         Cell("yes", "green") if enabled else Cell("no", "dim"),
         _number_cell(model.get("port")),
-        Cell(status, _STATUS_STYLES.get(status, "")),
+        Cell(status, STATUS_STYLES.get(status, "")),
     )
 
 

@@ -136,9 +136,7 @@ class Registry:
                 self._events.publish(ModelsChanged(added=merged.added, changed=merged.changed, removed=merged.removed))
         return merged
 
-    async def choose(
-        self, model_id: str, change: Callable[[Choices], Choices], *, remembered: bool = False
-    ) -> Model:
+    async def choose(self, model_id: str, change: Callable[[Choices], Choices], *, remembered: bool = False) -> Model:
         """Make a choice for one model; on disk when this returns. With ``remembered`` it may be one that went.
 
         ``change`` sees the choices as they are when its turn comes. Raises ``ModelNotFound``, ``RegistrySaveFailed``,

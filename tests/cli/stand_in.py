@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from magi_agent.runtime_settings.settings import setting_names, wire_name
+
 Answer = tuple[int, Any]
 Fault = Callable[[str, str, Answer], Answer]
 """Takes method, path and the right answer, and returns the wrong one; what it returns as bytes is sent as it is."""
 
 TIERS = ["fast", "balanced", "powerful"]
-_NO_SETTINGS = {"nGpuLayers": None, "ctxSize": None, "nThreads": None, "batchSize": None}
+_OLD_SETTINGS = {"nGpuLayers": None, "ctxSize": None, "nThreads": None, "batchSize": None}
+_NO_SETTINGS = {wire_name(name): None for name in setting_names()}
 HELD_SECONDS = 30.0
 """How long a request is held at most, and one that should come is waited for."""
 
@@ -52,7 +55,7 @@ def model(model_id: str, **changes: Any) -> dict[str, Any]:
         "tierOverride": None,
         "port": 8080,
         "enabled": False,
-        **_NO_SETTINGS,
+        **_OLD_SETTINGS,
         "modelId": model_id,
         "displayName": model_id,
         "effectiveTier": "balanced",
@@ -62,8 +65,10 @@ def model(model_id: str, **changes: Any) -> dict[str, Any]:
         "sizeBytes": 4_683_073_952,
         "parts": [f"/models/{model_id}.gguf"],
         "projectorPath": None,
+        "projectors": [],
         "hasVision": False,
         "isEmbedding": False,
+        "isReranker": False,
         "chatTemplate": True,
         "status": "ok",
         "problem": None,
@@ -150,6 +155,15 @@ class StandIn:
     )
     health: dict[str, Any] = field(default_factory=lambda: {"status": "ready", "systemdScope": "user"})
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    active: str | None = None
+    """The active profile's slug."""
+    host: dict[str, Any] = field(default_factory=dict)
+    """The host's default settings, as on the wire."""
+    ports: list[int] = field(default_factory=lambda: [8080, 8099])
+    draining: bool = False
+    imported: list[Any] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
+    """What was sent, request by request, beside ``seen``."""
     fault: Fault | None = None
     ignored: set[str] = field(default_factory=set)
     """Choices that it says it made, and does not make."""
@@ -192,13 +206,14 @@ class StandIn:
         path = urlsplit(target).path
         with self.arrived:
             self.seen.append((method, target))
+            self.bodies.append(body)
             self.arrived.notify_all()
         if method == self._to_hold[0] and path.endswith(self._to_hold[1]):
             self.held.wait(HELD_SECONDS)
-        right = self._right_answer(method, path, body)
+        right = self._right_answer(method, path, body, urlsplit(target).query)
         return self.fault(method, path, right) if self.fault else right
 
-    def _right_answer(self, method: str, path: str, body: Any) -> Answer:
+    def _right_answer(self, method: str, path: str, body: Any, query: str) -> Answer:
         match (method, [unquote(part) for part in path.strip("/").split("/")]):
             case "GET", [""]:
                 return 200, {"name": "magi-agent", "version": "0.1.0", "docs": "/api/docs", "status": "running"}
@@ -206,6 +221,18 @@ class StandIn:
                 return (200 if self.health["status"] == "ready" else 503), self.health
             case "GET", ["api", "operations", operation_id] if operation_id in self.operations:
                 return 200, self.operations[operation_id]
+            case _, ["api", ("drain" | "export" | "import") as what]:
+                return self._host(method, what, body, query)
+            case "PUT", ["api", "models", "port-range"]:
+                self.ports = body["portRange"] or [8080, 8099]
+                outside = [name for name, one in self.models.items() if not self._in_range(one["port"])]
+                return 200, {"message": "Port range set", "portRange": self.ports, "outside": outside}
+            case _, ["api", "models", model_id, "settings"] if model_id in self.models:
+                return self._settings(method, model_id, body)
+            case "PUT", ["api", "models", model_id, "port"] if model_id in self.models:
+                return self._port(model_id, body["port"])
+            case "POST", ["api", "models", "profiles", slug, "activate"]:
+                return self._activate(slug, dry_run="dryRun=true" in query)
             case _, ["api", "models", "servers", *rest]:
                 return self._server(method, rest)
             case _, ["api", "models", "profiles", *rest]:
@@ -245,7 +272,7 @@ class StandIn:
             "models": self.models,
             "scanPath": "/models",
             "lastScan": "2026-01-02T03:04:05Z",
-            "portRange": [8080, 8099],
+            "portRange": self.ports,
             "tierThresholds": {"powerful_min": 14.0, "fast_max": 7.0},
             "scanPaths": ["/models"],
         }
@@ -256,7 +283,7 @@ class StandIn:
                 listed = list(self.servers.values())
                 ready = sum(one["isReady"] is True for one in listed)
                 return 200, {"totalServers": len(listed), "readyServers": ready, "servers": listed}
-            case "POST", [("start-all" | "stop-all") as kind]:
+            case "POST", [("start-all" | "stop-all" | "restart-changed") as kind]:
                 return 202, self._operation(kind)
             case "POST", [model_id, ("start" | "stop" | "restart") as verb]:
                 return self._act(model_id, verb)
@@ -264,9 +291,11 @@ class StandIn:
                 return error(404, "NotFound")
 
     def _operation(self, kind: str) -> dict[str, Any]:
-        state = "ready" if kind == "start-all" else "stopped"
+        state = "stopped" if kind == "stop-all" else "ready"
         part = {"status": "succeeded", "state": state, "message": f"is {state}"}
         chosen = [one["modelId"] for one in self.models.values() if one["enabled"]]
+        if kind == "restart-changed":
+            chosen = [one["modelId"] for one in self.servers.values() if one["restartRequired"]]
         operation = {
             "id": f"op{len(self.operations)}",
             "kind": kind,
@@ -289,11 +318,13 @@ class StandIn:
     def _profile(self, method: str, rest: list[str], body: Any) -> Answer:
         if method == "GET" and not rest:
             return 200, sorted(self.profiles)
+        if method == "GET" and rest == ["active"]:
+            return 200, {"name": self.active, "profile": self.profiles.get(self.active or ""), "problem": None}
         slug = rest[0] if rest else body["name"].lower().replace(" ", "-").replace("_", "-")
         if method == "POST":
             if slug in self.profiles:
                 return error(409, "ProfileExists")
-            self.profiles[slug] = profile(body["name"])
+            self.profiles[slug] = {**profile(body["name"]), **body}
             path = f"/profiles/{slug}.yaml"
             message = f"Profile '{body['name']}' created successfully"
             return 201, {"message": message, "profileName": slug, "path": path}
@@ -301,8 +332,106 @@ class StandIn:
             return error(404, "ProfileNotFound", profileName=slug, availableProfiles=sorted(self.profiles))
         if method == "GET":
             return 200, self.profiles[slug]
+        if method == "PUT":
+            self.profiles[slug] = {**profile(slug), **{wire_name(key): value for key, value in body.items()}}
+            path, message = f"/profiles/{slug}.yaml", f"Profile '{slug}' replaced successfully"
+            return 200, {"message": message, "profileName": slug, "path": path}
+        if slug == self.active:
+            return error(409, "ProfileActive", f"profile {slug!r} is active; activate another first")
         del self.profiles[slug]
         return 200, {"message": f"Profile '{slug}' deleted successfully"}
+
+    def _activate(self, slug: str, *, dry_run: bool) -> Answer:
+        if slug not in self.profiles:
+            return error(404, "ProfileNotFound", profileName=slug, availableProfiles=sorted(self.profiles))
+        named = self.profiles[slug]["enabledModels"]
+        wanted = {name for name in named if name in self.models}
+        enabled = {name for name, one in self.models.items() if one["enabled"]}
+        running = {name for name, one in self.servers.items() if one["isRunning"]}
+        plan = {
+            "message": f"Profile '{slug}' {'would be activated' if dry_run else 'is active'}",
+            "profile": slug,
+            "dryRun": dry_run,
+            "enable": sorted(wanted - enabled),
+            "disable": sorted(enabled - wanted),
+            "start": sorted(wanted - running),
+            "stop": sorted(running - wanted),
+            "restart": sorted(running & wanted & self.profiles[slug]["runtimeSettings"].keys()),
+            "keep": sorted(running & wanted),
+            "unknown": sorted(set(named) - wanted),
+            "unusable": {name: "it is cut" for name in wanted if self.models[name]["status"] != "ok"},
+            "operationId": None,
+        }
+        if dry_run:
+            return 200, plan
+        self.active = slug
+        for name, one in self.models.items():
+            one["enabled"] = name in wanted
+        operation = self._operation("activate")
+        return 202, {**plan, "operationId": operation["id"]}
+
+    def _settings(self, method: str, model_id: str, body: Any) -> Answer:
+        chosen = self.models[model_id]
+        if method == "PUT":
+            body = {wire_name(key): value for key, value in body.items()}
+            unknown = [key for key in body if key not in _NO_SETTINGS]
+            if unknown:
+                faults = [{"field": key, "message": "is no setting"} for key in unknown]
+                return error(422, "ValidationError", "the request is not valid", errors=faults)
+            chosen["runtimeSettings"] = {**_NO_SETTINGS, **body}
+        own = {key: value for key, value in chosen["runtimeSettings"].items() if value is not None}
+        by_profile = self.profiles[self.active]["runtimeSettings"].get(model_id, {}) if self.active else {}
+        layers = {"host": self.host, "model": own, "profile": by_profile}
+        answer = {
+            "modelId": model_id,
+            "runtimeSettings": chosen["runtimeSettings"],
+            "effective": {**_NO_SETTINGS, **self.host, **own, **by_profile},
+            "sources": {key: source for source, layer in layers.items() for key in layer},
+        }
+        if method == "GET":
+            return 200, answer
+        runs = model_id in self.servers
+        reasons = ["its settings have changed"] if runs else []
+        return 200, {"message": "Settings set", **answer, "restartRequired": runs, "restartReasons": reasons}
+
+    def _in_range(self, port: int | None) -> bool:
+        return port is None or self.ports[0] <= port <= self.ports[1]
+
+    def _port(self, model_id: str, port: int | None) -> Answer:
+        for other, one in self.models.items():
+            if port is not None and one["port"] == port and other != model_id:
+                return error(409, "PortInUse", f"port {port} is that of {other}", modelId=other)
+        if not self._in_range(port):
+            return error(422, "ValidationError", f"port {port} is outside of {self.ports}")
+        self.models[model_id]["port"] = port
+        runs = model_id in self.servers
+        return 200, {"message": "Port set", "modelId": model_id, "port": port, "restartRequired": runs}
+
+    def _host(self, method: str, what: str, body: Any, query: str) -> Answer:
+        match method, what:
+            case "PUT", "drain":
+                self.draining = body["draining"]
+                since = "2026-01-02T03:04:05Z" if self.draining else None
+                return 200, {"message": "Draining", "draining": self.draining, "since": since, "by": "a test"}
+            case "GET", "export":
+                models = {name: {"enabled": one["enabled"]} for name, one in self.models.items()}
+                return 200, {"version": 1, "models": models, "profiles": self.profiles, "activeProfile": self.active}
+            case "POST", "import":
+                dry_run = "dryRun=true" in query
+                if not dry_run:
+                    self.imported.append(body)
+                known = [name for name in body["models"] if name in self.models]
+                return 200, {
+                    "message": "Imported",
+                    "dryRun": dry_run,
+                    "changed": known,
+                    "unchanged": [],
+                    "unknown": [name for name in body["models"] if name not in self.models],
+                    "profiles": sorted(body.get("profiles", {})),
+                    "problems": [],
+                }
+            case _:
+                return error(405, "MethodNotAllowed")
 
     def _choose(self, model_id: str, choice: str, body: Any) -> Answer:
         chosen = self.models[model_id]

@@ -96,9 +96,13 @@ class Terminal:
 
 @contextmanager
 def on_terminal(
-    *words: str, columns: int = 100, lines: int = 40, environment: Mapping[str, str] | None = None
+    *words: str,
+    columns: int = 100,
+    lines: int = 40,
+    environment: Mapping[str, str] | None = None,
+    program: str = str(MAGICTL),
 ) -> Iterator[Terminal]:
-    """Run `magictl` on a terminal; killed when the block is left, should it still run."""
+    """Run `magictl`, or another program, on a terminal; killed when the block is left, should it still run."""
     screen, behind = pty.openpty()
     fcntl.ioctl(behind, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
@@ -107,7 +111,7 @@ def on_terminal(
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
-        [str(MAGICTL), *words],
+        [program, *words],
         stdin=behind,
         stdout=behind,
         stderr=behind,

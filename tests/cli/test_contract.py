@@ -40,7 +40,7 @@ def test_what_the_agents_schemas_write_has_the_contracts_shape(
     [(model("x"), contract.MODEL), (WITH_FAILURE, contract.SERVER), (profile("x"), contract.PROFILE)],
 )
 def test_every_key_of_the_contract_is_missed_where_it_is_missing(example: dict[str, Any], shape: Shape) -> None:
-    optional = {"projectorPath", "retryInSeconds"}
+    optional = {"projectorPath", "projectors", "isReranker", "retryInSeconds"}
     for key in example.keys() - optional:
         without = {name: value for name, value in example.items() if name != key}
 
@@ -73,3 +73,23 @@ def test_the_agents_own_schemas_read_what_the_stand_in_answers(agent: StandIn, m
     schemas.OperationAnswer.model_validate(magictl("start", "--all", "--json").json)
     schemas.EnabledAnswer.model_validate(magictl("enable", "tiny-chat", "--json").json)
     schemas.RescanAnswer.model_validate(magictl("rescan", "--json").json)
+
+
+def test_the_agents_own_schemas_read_what_the_stand_in_answers_beyond_the_contract(
+    agent: StandIn, magictl: Magictl
+) -> None:
+    agent.active = "production"
+    agent.models["tiny-chat"]["runtimeSettings"] |= {"ctxSize": 4096}
+    for schema, words in (
+        (schemas.SettingsAnswer, ["settings", "tiny-chat"]),
+        (schemas.SettingsChangedAnswer, ["settings", "tiny-chat", "mmap=on"]),
+        (schemas.PortAnswer, ["port", "tiny-chat", "8090"]),
+        (schemas.PortRangeAnswer, ["port-range", "8080-8090"]),
+        (schemas.PlanAnswer, ["profile", "activate", "production", "--dry-run"]),
+        (schemas.ActiveProfileAnswer, ["profile", "active"]),
+        (schemas.ProfileAnswer, ["profile", "show", "production"]),
+        (schemas.DrainAnswer, ["drain"]),
+        (schemas.OperationAnswer, ["restart", "--changed"]),
+        (schemas.ExportBody, ["export"]),
+    ):
+        schema.model_validate(magictl(*words, "--json").json)

@@ -15,8 +15,21 @@ from tests.cli.conftest import Magictl
 from tests.cli.stand_in import StandIn, model, standing_in
 from tests.cli.terminal import MAGICTL, as_nobody, piped, shown, surroundings
 
-COMMANDS = ["status", "models", "servers", "start", "stop", "restart", "enable", "disable", "rescan", "scan", "logs"]
-COMMANDS += ["check"]
+COMMANDS = ["status", "models", "servers", "show", "start", "stop", "restart", "enable", "disable", "settings", "tier"]
+COMMANDS += [
+    "thinking",
+    "port",
+    "port-range",
+    "profile",
+    "rescan",
+    "scan",
+    "logs",
+    "drain",
+    "export",
+    "import",
+    "check",
+]
+COMMANDS += ["completion"]
 
 
 def test_the_help_names_every_command_in_a_line_that_is_whole(magictl: Magictl) -> None:
@@ -56,7 +69,9 @@ def test_without_a_command_there_is_help_and_status_2(magictl: Magictl) -> None:
         (["models", "--loud"], "no such option '--loud'"),
         (["start"], "name the models to start, or --all; see: magictl start --help"),
         (["stop", "one", "--all"], "name the models to stop, or --all"),
-        (["restart"], "name the models to restart; see"),
+        (["restart"], "name the models to restart, or --changed; see"),
+        (["restart", "one", "--changed"], "name the models to restart, or --changed; see"),
+        (["profile", "sing"], "no such command 'sing'; see: magictl profile --help"),
         (["start", "one", "--wait", "0"], "0 is not in the range"),
         (["start", "one", "--wait", "4000"], "4000 is not in the range"),
         (["enable"], "missing argument"),
@@ -203,7 +218,20 @@ def test_ctrl_c_ends_a_short_command_in_one_line(agent: StandIn) -> None:
     assert (process.returncode, out, err.strip()) == (1, "", "magictl: interrupted")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["models"], ["servers", "--json"], ["start", "tiny-chat"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["status"],
+        ["models"],
+        ["servers", "--json"],
+        ["start", "tiny-chat"],
+        ["show", "tiny-chat"],
+        ["settings", "tiny-chat", "ctx_size=8k"],
+        ["profile", "activate", "production"],
+        ["export"],
+    ],
+)
 def test_a_short_command_in_a_pipe_imports_nothing_heavy(agent: StandIn, words: list[str]) -> None:
     """Each of these costs more than all the rest: rich 60 ms, pydantic 150 ms, the scanner 80 ms."""
     program = (

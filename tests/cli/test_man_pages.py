@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -30,14 +31,15 @@ def plain(roff: str) -> str:
 
 def section(page: Path, heading: str) -> str:
     """One section or subsection of a page, up to the next."""
-    pattern = rf"^\.S[HS] {re.escape(heading)}\b.*?(?=^\.S[HS] |\Z)"
+    pattern = rf"^\.S[HS] {re.escape(heading)}(?![\w-]).*?(?=^\.S[HS] |\Z)"
     found = re.search(pattern, plain(page.read_text()), re.MULTILINE | re.DOTALL)
     assert found, f"{page.name} has no section {heading}"
     return found[0]
 
 
 def options_of(command: click.Command) -> set[str]:
-    context = click.Context(command, **command.context_settings)
+    # As the program itself would call it: a command keeps the names of its help option from the first time on.
+    context = click.Context(command, **(command.context_settings or magictl.context_settings))
     return {name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)
             if name.startswith("-")}  # fmt: skip
 
@@ -46,27 +48,40 @@ def options_in(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", text))
 
 
+def commands_of(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Each command that does something, by the words it is called by."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", command
+
+
 def test_magictls_page_has_every_command_with_every_option_and_no_other() -> None:
-    context = click.Context(magictl)
     everywhere = options_of(magictl)
     assert everywhere <= options_in(section(MAGICTL, "OPTIONS"))
     assert options_in(section(MAGICTL, "OPTIONS")) <= everywhere
-    for name in magictl.list_commands(context):
-        command = magictl.get_command(context, name)
-        assert command is not None
+    for name, command in commands_of(magictl):
         told = options_in(section(MAGICTL, name))
 
         assert told == options_of(command) - everywhere, name
 
 
+def test_magictls_page_has_the_commands_in_the_order_of_the_help_and_no_other() -> None:
+    commands = plain(MAGICTL.read_text()).partition(".SH COMMANDS")[2].partition(".SH EXIT")[0]
+    headings = re.findall(r"^\.SS ((?:profile )?[a-z-]+)", commands, re.MULTILINE)
+
+    assert headings == [name for name, _ in commands_of(magictl)]
+
+
 def test_magictls_page_says_what_each_command_is_for_in_the_words_of_its_help() -> None:
-    context = click.Context(magictl)
-    for name in magictl.list_commands(context):
-        command = magictl.get_command(context, name)
-        assert command is not None
+    for name, command in commands_of(magictl):
         first = (command.help or "").partition("\n\n")[0].replace("\n", " ").rstrip(".")
 
-        assert first in section(MAGICTL, name).replace("\n", " ")
+        assert first in section(MAGICTL, name).replace("\n", " "), name
 
 
 def test_magictls_page_has_the_exit_statuses_and_the_waits() -> None:

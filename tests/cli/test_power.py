@@ -181,6 +181,35 @@ def test_an_operation_need_not_be_waited_for(agent: StandIn, magictl: Magictl) -
     assert magictl("start", "--all", "--wait", "1").status == 1
 
 
+def test_changed_restarts_what_is_due_and_is_followed(agent: StandIn, magictl: Magictl) -> None:
+    assert magictl("restart", "--changed").out == "no server is due for a restart\n"
+
+    agent.servers["tiny-chat"] = server("tiny-chat", restartRequired=True)
+    agent.servers["old-14b"] = server("old-14b")
+    told = magictl("restart", "--changed")
+
+    assert (told.status, told.out) == (0, "✓ tiny-chat ready\n")
+    assert magictl("restart", "--changed", "--json").json["kind"] == "restart-changed"
+
+
+def test_changed_says_what_was_skipped_behind_the_first_that_failed(agent: StandIn, magictl: Magictl) -> None:
+    def stopped(method: str, path: str, right: Answer) -> Answer:
+        parts = {
+            "a": {"status": "succeeded", "state": "ready", "message": ""},
+            "b": {"status": "failed", "state": "failed", "message": "out of memory"},
+            "c": {"status": "skipped", "state": "ready", "message": "b failed before it"},
+        }
+        return 202, {**right[1], "status": "failed", "models": parts}
+
+    agent.fault = stopped
+
+    told = magictl("restart", "--changed")
+
+    assert told.status == 1
+    assert told.out == "✓ a ready\n✗ b failed  out of memory\n- c skipped  b failed before it\n"
+    assert told.err == "magictl: 1 model of 3 did not do it; why: magictl servers\n"
+
+
 def test_with_nothing_to_do_all_says_so(agent: StandIn, magictl: Magictl) -> None:
     agent.models.clear()
 

@@ -14,7 +14,8 @@ from magi_agent.cli.scanned import model_json
 from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.registry.merging import merge
-from magi_agent.registry.model import Choices, Model, RuntimeSettings
+from magi_agent.registry.model import Choices, Model
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import StartPolicy, Tier
 from tests.cli.conftest import Magictl
 from tests.cli.terminal import as_nobody, piped, shown, without_control
@@ -45,7 +46,8 @@ def models_in(*folders: Path) -> dict[str, Model]:
 
 
 def as_the_registry_would(model: Model) -> dict[str, object]:
-    return model_answer(model).model_dump(mode="json", by_alias=True)
+    policy = model.choices.runtime_settings.start_policy or StartPolicy.ALWAYS_ON
+    return model_answer(model, policy).model_dump(mode="json", by_alias=True)
 
 
 def test_the_sample_models_are_listed_as_the_registry_would(magictl: Magictl, sample_models: SampleModels) -> None:
@@ -75,9 +77,17 @@ def test_files_of_every_kind_are_listed_as_the_registry_would(magictl: Magictl, 
 
 def test_choices_too_have_the_keys_and_values_of_the_wire(folder: Path) -> None:
     """A scan knows of none; this holds the function to the whole of the contract all the same."""
-    choices = Choices(Tier.POWERFUL, True, True, 8085, StartPolicy.ON_DEMAND, RuntimeSettings(99, 4096, 8, 512))
+    settings = RuntimeSettings(99, 4096, 8, 512, start_policy=StartPolicy.ON_DEMAND)
+    choices = Choices(Tier.POWERFUL, True, True, 8085, settings)
     for model in models_in(folder).values():
-        facts = replace(model.facts, projector_path="/m/mmproj-\udcff.gguf", active_params=3.0, display_name="")
+        facts = replace(
+            model.facts,
+            projector_path="/m/mmproj-\udcff.gguf",
+            projectors=("/m/mmproj-\udcff.gguf", "/m/mmproj-f32.gguf"),
+            is_reranker=True,
+            active_params=3.0,
+            display_name="",
+        )
         chosen = replace(model, choices=choices, facts=facts)
 
         assert model_json(chosen) == as_the_registry_would(chosen)

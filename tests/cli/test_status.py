@@ -29,6 +29,14 @@ def test_a_healthy_agent_on_one_screen(agent: StandIn, magictl: Magictl) -> None
     assert "tiny-chat  ready" in told.out
 
 
+def test_draining_is_said_with_the_way_out_of_it(agent: StandIn, magictl: Magictl) -> None:
+    agent.health["draining"] = False
+    assert "draining" not in magictl("status").out
+
+    agent.health["draining"] = True
+    assert "draining: nothing is started; end it: magictl drain --off\n" in magictl("status").out
+
+
 def test_what_is_missing_is_named_with_its_state(agent: StandIn, magictl: Magictl) -> None:
     agent.health = {
         "status": "not_ready",
