@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ import locations
 import pytest
 from surroundings import inside_private_systemd
 from toy_model import MetadataValue, write_toy_model
+
+# Begun in a script's background, everything here would have Ctrl-C ignored for good, and what it starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FIRST_TEST_PORT = 21000
 _LAST_TEST_PORT = 29999
