@@ -4,6 +4,10 @@ Every member's value is the word as it stands on the wire and on disk.
 """
 
 from enum import StrEnum
+from typing import Final
+
+RESERVED_IDS: Final = frozenset({"registry", "servers", "profiles", "tiers", "port-range", "rescan"})
+"""Words that stand in the API's paths where a model's id does, and so are none."""
 
 
 class Tier(StrEnum):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -62,6 +63,18 @@ def parse_url(url: str) -> UrlAddress:
     secure = parts.scheme == "https"
     prefix = quote(parts.path.rstrip("/"), safe=_KEPT_IN_PATHS)
     return UrlAddress(secure, parts.hostname, port or (443 if secure else 80), prefix)
+
+
+def is_on_this_host(address: Address) -> bool:
+    """Return whether ``address`` can only be this host's: a unix socket, or its loopback interface."""
+    if isinstance(address, SocketAddress):
+        return True
+    if address.host == "localhost":
+        return True
+    try:
+        return ip_address(address.host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_host(name: str) -> bool:

@@ -7,6 +7,7 @@ Exit status: 0 stopped as it was told, 1 a part of it died, 2 wrong usage, 73 an
 import asyncio
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -19,6 +20,8 @@ from magi_agent.configuration import ConfigurationSources
 from magi_agent.errors import AlreadyRunning, ConfigurationError
 from magi_agent.settings import DEFAULTS_SECTION, SETTINGS, Settings, shown
 
+_LAST_WAIT: Final = 3.0
+"""Seconds, once the agent has stopped, that calls under way in threads have to come back."""
 _LONGEST_NAME: Final = max(len(f"{setting.section}.{setting.name}") for setting in SETTINGS)
 
 
@@ -79,7 +82,21 @@ async def _serve(settings: Settings, sources: ConfigurationSources) -> int:
     from magi_agent.log_output import set_up_logging
 
     set_up_logging(settings.log_level)
-    return AgentExit.OK if await Agent(settings, read_settings=sources.read).run() else AgentExit.DIED
+    outcome = AgentExit.OK if await Agent(settings, read_settings=sources.read).run() else AgentExit.DIED
+    _end_by_force(outcome)
+    return outcome
+
+
+def _end_by_force(outcome: AgentExit) -> None:
+    """End the process soon, whoever is still waited for: a call to a file system that hangs never comes back."""
+
+    def end() -> None:
+        sys.stderr.flush()
+        os._exit(outcome)
+
+    timer = threading.Timer(_LAST_WAIT, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _show(settings: Settings) -> None:

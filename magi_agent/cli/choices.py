@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import click
 
 from magi_agent.cli.answers import record
-from magi_agent.cli.client import segment
+from magi_agent.cli.client import model_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
 from magi_agent.cli.exits import CommandError, Exit
@@ -61,7 +61,7 @@ def _choose(session: Session, ids: tuple[str, ...], *, enabled: bool, now: bool)
 
 
 def _choose_one(session: Session, model_id: str, *, enabled: bool, now: bool) -> None:
-    reply = session.client.request("PUT", f"/api/models/{segment(model_id)}/enabled", {"enabled": enabled})
+    reply = session.client.request("PUT", f"{model_path(model_id)}/enabled", {"enabled": enabled})
     screen = session.screen
     if screen.as_json:
         screen.json(reply.body)

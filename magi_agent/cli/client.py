@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from magi_agent.cli.address import Address, SocketAddress
 from magi_agent.cli.exits import CommandError, RefusedError, UnknownNameError, UnreachableError
+from magi_agent.vocabulary import RESERVED_IDS
 
 Json = dict[str, object] | list[object] | str | int | float | bool | None
 
@@ -29,6 +30,9 @@ LARGEST_ANSWER = 64 * 1024 * 1024
 _CHUNK = 64 * 1024
 _IS_IT_UP = "is the agent up? systemctl status magi-agent"
 _NOT_FOUND = frozenset({"ModelNotFound", "ProfileNotFound"})
+
+ACTIVE_PROFILE = "active"
+"""Stands in a path where a profile's name does, for the one that is active."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,11 @@ class Client:
         headers = {"Accept": "application/json", "Connection": "close", "User-Agent": "magictl"}
         content: bytes | None = None
         if body is not None:
-            content = json.dumps(body).encode()
+            try:
+                content = json.dumps(body).encode()
+            except RecursionError:
+                # What a person gave could just be read.
+                raise CommandError("RequestInvalid", "what is to be sent is nested too deeply") from None
             headers["Content-Type"] = "application/json"
         prefix = "" if isinstance(self.address, SocketAddress) else self.address.prefix
         connection.request(method, prefix + path, content, headers)
@@ -149,6 +157,39 @@ class Client:
 def segment(name: str) -> str:
     """Return ``name`` as one segment of a path: nothing in it can leave the segment."""
     return quote(name, safe="", errors="surrogateescape") if name not in {".", ".."} else name.replace(".", "%2E")
+
+
+def model_path(model_id: str) -> str:
+    """Return the path of one model. Raises ``UnknownNameError`` for a word that is no id, and a path of its own."""
+    return f"/api/models/{segment(_an_id(model_id))}"
+
+
+def server_path(model_id: str, verb: str) -> str:
+    """Return the path that starts, stops or restarts a model's server. Raises as ``model_path`` does."""
+    return f"/api/models/servers/{segment(_an_id(model_id))}/{verb}"
+
+
+def profile_path(name: str) -> str:
+    """Return the path of one profile. Raises ``UnknownNameError`` for a word that is none, and a path of its own."""
+    if name in {"", ACTIVE_PROFILE}:
+        raise UnknownNameError(
+            404,
+            "ProfileNotFound",
+            f"no profile is called {name!r}; the names are in: magictl profile list",
+            {"profileName": name},
+        )
+    return f"/api/models/profiles/{segment(name)}"
+
+
+def no_such_model(model_id: str) -> UnknownNameError:
+    """Return the exception for an id that no model has, as the agent says it."""
+    return UnknownNameError(404, "ModelNotFound", f"no model has the id {model_id!r}", {"modelId": model_id})
+
+
+def _an_id(model_id: str) -> str:
+    if not model_id or model_id in RESERVED_IDS:
+        raise no_such_model(model_id)
+    return model_id
 
 
 def refusal(address: Address, reply: Reply) -> CommandError:

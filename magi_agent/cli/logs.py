@@ -9,11 +9,12 @@ import sys
 
 import click
 
+from magi_agent.cli.address import is_on_this_host
 from magi_agent.cli.answers import record, text
-from magi_agent.cli.client import segment
+from magi_agent.cli.client import model_path, no_such_model
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
-from magi_agent.cli.exits import CommandError, RefusedError, UnknownNameError, UnreachableError
+from magi_agent.cli.exits import CommandError, RefusedError, UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
 from magi_agent.vocabulary import Scope
@@ -35,8 +36,17 @@ _NOT_NOW = 503
 def logs(session: Session, model_id: str, lines: int | None, follow: bool, since: str | None) -> None:
     """Show the log of a model's server, of earlier runs too.
 
+    The journal is this host's, so an agent elsewhere is not asked.
+
     With --json: one JSON object for each line, as journalctl writes it.
     """
+    address = session.client.address
+    if not is_on_this_host(address):
+        raise CommandError(
+            "JournalElsewhere",
+            f"the logs are in the journal of the agent's host, and {address} may be another; run magictl logs there",
+            {"address": str(address)},
+        )
     scope = _scope(session, model_id)
     directory = os.environ.get("MAGI_JOURNAL_DIRECTORY")
     command_line = journal_command(
@@ -105,9 +115,9 @@ def journal_command(
 def _scope(session: Session, model_id: str) -> Scope:
     """Make sure that there is such a model, and return whose manager runs its server."""
     if not _MODEL_ID.fullmatch(model_id):
-        raise UnknownNameError(404, "ModelNotFound", f"no model has the id {model_id!r}", {"modelId": model_id})
+        raise no_such_model(model_id)
     try:
-        session.client.get(f"/api/models/{segment(model_id)}", "modelId")
+        session.client.get(model_path(model_id), "modelId")
         health = session.client.request("GET", "/health/ready", also_accept=frozenset({_NOT_NOW})).body
         told = text(record(health).get("systemdScope"))
     except (UnreachableError, RefusedError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from magi_agent.cli.answers import record, text, texts
-from magi_agent.cli.client import Client, Json, segment
+from magi_agent.cli.client import Client, Json, model_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids, setting_keys, setting_words
 from magi_agent.cli.exits import CommandError, Exit, RefusedError
@@ -111,13 +111,13 @@ def _asked(client: Client, model_id: str) -> dict[str, object]:
 
 
 def _path(model_id: str) -> str:
-    return f"/api/models/{segment(model_id)}/settings"
+    return f"{model_path(model_id)}/settings"
 
 
 def _show_or_apply(session: Session, model_id: str, *, now: bool) -> int:
     screen = session.screen
     if now:
-        server = record(session.client.get(f"/api/models/{segment(model_id)}", "server").get("server"))
+        server = record(session.client.get(model_path(model_id), "server").get("server"))
         if server.get("restartRequired") is True:
             return act_on_each(session, "restart", [model_id], WAIT_SECONDS)
     document = _asked(session.client, model_id)
@@ -135,11 +135,13 @@ def _show_or_apply(session: Session, model_id: str, *, now: bool) -> int:
 def _read_file(source: str) -> dict[str, object]:
     try:
         content = sys.stdin.read(_LARGEST_FILE) if source == "-" else Path(source).read_text()[:_LARGEST_FILE]
-        document = json.loads(content)
+        document = json.loads(content.removeprefix("\ufeff"))
     except OSError as error:
         raise CommandError("FileUnreadable", f"cannot read {source}: {error.strerror}", {"file": source}) from None
     except ValueError as error:
         raise CommandError("FileUnreadable", f"{source} is no JSON: {error}", {"file": source}) from None
+    except RecursionError:
+        raise CommandError("FileUnreadable", f"{source} is nested too deeply", {"file": source}) from None
     # What --json printed can be given back.
     settings = document.get("runtimeSettings", document) if isinstance(document, dict) else document
     if not isinstance(settings, dict):

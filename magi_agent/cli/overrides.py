@@ -3,7 +3,7 @@
 import click
 
 from magi_agent.cli.answers import record
-from magi_agent.cli.client import segment
+from magi_agent.cli.client import model_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
 from magi_agent.cli.grid import Cell
@@ -24,7 +24,7 @@ def tier(session: Session, model_id: str, tier: str) -> None:
     With --json: the answer of PUT /api/models/ID/tier.
     """
     chosen = None if tier == _AUTO else tier
-    answer = session.client.request("PUT", f"/api/models/{segment(model_id)}/tier", {"tier": chosen}).body
+    answer = session.client.request("PUT", f"{model_path(model_id)}/tier", {"tier": chosen}).body
     screen = session.screen
     if screen.as_json:
         screen.json(answer)
@@ -44,7 +44,7 @@ def thinking(session: Session, model_id: str, thinking: str) -> None:
     PUT /api/models/ID/thinking.
     """
     chosen = {"on": True, "off": False}.get(thinking)
-    answer = session.client.request("PUT", f"/api/models/{segment(model_id)}/thinking", {"thinking": chosen}).body
+    answer = session.client.request("PUT", f"{model_path(model_id)}/thinking", {"thinking": chosen}).body
     screen = session.screen
     if screen.as_json:
         screen.json(answer)

@@ -5,7 +5,7 @@ import re
 import click
 
 from magi_agent.cli.answers import record, texts
-from magi_agent.cli.client import segment
+from magi_agent.cli.client import model_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
 from magi_agent.cli.grid import Cell
@@ -26,7 +26,7 @@ def port(session: Session, model_id: str, port: str) -> None:
     PUT /api/models/ID/port.
     """
     chosen = None if port == _AUTO else _port_of(port)
-    answer = session.client.request("PUT", f"/api/models/{segment(model_id)}/port", {"port": chosen}).body
+    answer = session.client.request("PUT", f"{model_path(model_id)}/port", {"port": chosen}).body
     screen = session.screen
     if screen.as_json:
         screen.json(answer)

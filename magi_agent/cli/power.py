@@ -6,7 +6,7 @@ from functools import partial
 import click
 
 from magi_agent.cli.answers import record, records, text
-from magi_agent.cli.client import Client, Reply, segment
+from magi_agent.cli.client import Client, Reply, server_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids, running_ids
 from magi_agent.cli.exits import CommandError, Exit, UnreachableError
@@ -113,7 +113,7 @@ def act_on_each(session: Session, verb: str, ids: Iterable[str], seconds: int) -
 
 def _ask(client: Client, verb: str, model_id: str, seconds: int) -> Reply:
     query = f"?wait={seconds}" if seconds else ""
-    path = f"/api/models/servers/{segment(model_id)}/{verb}{query}"
+    path = f"{server_path(model_id, verb)}{query}"
     return client.request("POST", path, timeout=seconds + _ANSWER_SECONDS)
 
 

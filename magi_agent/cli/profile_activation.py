@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from magi_agent.cli.answers import record, text, texts
-from magi_agent.cli.client import segment
+from magi_agent.cli.client import profile_path
 from magi_agent.cli.command import command
 from magi_agent.cli.exits import Exit
 from magi_agent.cli.grid import Cell
@@ -36,7 +36,7 @@ def activate(session: Session, name: str, dry_run: bool, no_wait: bool, seconds:
     """
     screen = session.screen
     query = "?dryRun=true" if dry_run else ""
-    reply = session.client.request("POST", f"/api/models/profiles/{segment(name)}/activate{query}")
+    reply = session.client.request("POST", f"{profile_path(name)}/activate{query}")
     plan = record(reply.body)
     if screen.as_json:
         screen.json(reply.body)

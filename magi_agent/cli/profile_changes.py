@@ -8,14 +8,14 @@ from pathlib import Path
 import click
 
 from magi_agent.cli.answers import models_of, record, text
-from magi_agent.cli.client import Client, Json, segment
+from magi_agent.cli.client import Client, Json, no_such_model, profile_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
-from magi_agent.cli.exits import CommandError, Exit, UnknownNameError
+from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import counted
-from magi_agent.cli.profiles import name_argument
+from magi_agent.cli.profiles import meant, name_argument
 from magi_agent.cli.refusals import show_refusal
 from magi_agent.cli.screen import Screen
 
@@ -59,13 +59,14 @@ def create(session: Session, name: str, from_current: bool, description: str, mo
 def edit(session: Session, name: str) -> int:
     """Change a profile in your editor, as YAML.
 
-    The editor is that of $VISUAL or $EDITOR. Leaving it without saving changes nothing. With --json: the answer of
-    PUT /api/models/profiles/NAME.
+    The name active stands for the active one. The editor is that of $VISUAL or $EDITOR. Leaving it without saving
+    changes nothing. With --json: the answer of PUT /api/models/profiles/NAME.
     """
     from magi_agent.cli.profile_yaml import from_yaml, to_yaml
 
     client, screen = session.client, session.screen
-    path = f"/api/models/profiles/{segment(name)}"
+    name = meant(client, name)
+    path = profile_path(name)
     before = client.get(path, "name", "enabledModels")
     written = to_yaml(before)
     while True:
@@ -93,7 +94,7 @@ def delete(session: Session, name: str) -> None:
 
     With --json: the answer of DELETE /api/models/profiles/NAME.
     """
-    answer = session.client.request("DELETE", f"/api/models/profiles/{segment(name)}").body
+    answer = session.client.request("DELETE", profile_path(name)).body
     screen = session.screen
     if screen.as_json:
         screen.json(answer)
@@ -106,7 +107,7 @@ def _present(client: Client, *, from_current: bool, named: tuple[str, ...]) -> M
     known = dict(models_of(client.get("/api/models/registry", "models")))
     for model_id in named:
         if model_id not in known:
-            raise UnknownNameError(404, "ModelNotFound", f"no model has the id {model_id!r}", {"modelId": model_id})
+            raise no_such_model(model_id)
     enabled = [model_id for model_id, model in known.items() if from_current and model.get("enabled") is True]
     enabled += [model_id for model_id in dict.fromkeys(named) if model_id not in enabled]
     active: Mapping[str, object] = {}

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 import click
 
 from magi_agent.cli.answers import record, records, text, texts
-from magi_agent.cli.client import Client, segment
+from magi_agent.cli.client import ACTIVE_PROFILE, Client, profile_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import profile_names
-from magi_agent.cli.exits import CommandError, Exit
+from magi_agent.cli.exits import CommandError, Exit, UnknownNameError
 from magi_agent.cli.grid import Cell, Column, Grid
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import NOTHING, number
@@ -47,9 +47,9 @@ def list_profiles(session: Session) -> None:
 def show(session: Session, name: str) -> None:
     """Show what a profile says.
 
-    With --json: the answer of GET /api/models/profiles/NAME.
+    The name active stands for the active one. With --json: the answer of GET /api/models/profiles/NAME.
     """
-    profile = session.client.get(f"/api/models/profiles/{segment(name)}", "enabledModels")
+    profile = session.client.get(profile_path(meant(session.client, name)), "enabledModels")
     if session.screen.as_json:
         session.screen.json(profile)
     else:
@@ -78,9 +78,26 @@ def active(session: Session) -> int:
     return Exit.OK
 
 
+def meant(client: Client, name: str) -> str:
+    """Return the name of the profile that is meant, which for ``active`` is the active one's.
+
+    Raises ``UnknownNameError`` where none is active.
+    """
+    if name != ACTIVE_PROFILE:
+        return name
+    if active := text(client.get("/api/models/profiles/active", "name").get("name")):
+        return active
+    raise UnknownNameError(
+        404,
+        "ProfileNotFound",
+        "no profile is active; activate one: magictl profile activate NAME (names: magictl profile list)",
+        {"profileName": name},
+    )
+
+
 def _row(client: Client, name: str, active: str) -> tuple[Cell, ...]:
     try:
-        profile = client.get(f"/api/models/profiles/{segment(name)}", timeout=_LOOK_UP_SECONDS)
+        profile = client.get(profile_path(name), timeout=_LOOK_UP_SECONDS)
     except CommandError:
         profile = {}  # It went, or got unreadable, since the list was made.
     count = len(texts(profile.get("enabledModels"))) if profile else NOTHING

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from magi_agent.cli.answers import record, text, texts
-from magi_agent.cli.client import segment
+from magi_agent.cli.client import model_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
 from magi_agent.cli.grid import Cell
@@ -37,7 +37,7 @@ def show(session: Session, model_id: str) -> None:
 
     With --json: the answers of GET /api/models/ID (model, its server in it) and /api/models/ID/settings (settings).
     """
-    path = f"/api/models/{segment(model_id)}"
+    path = model_path(model_id)
     model = session.client.get(path, "modelId", "server")
     settings = session.client.get(f"{path}/settings", "effective")
     screen = session.screen

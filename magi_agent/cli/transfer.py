@@ -65,7 +65,8 @@ def import_file(session: Session, path: str, model_id: str | None, dry_run: bool
 
     FILE, or standard input for -, is what magictl export wrote, a llama-server command line, a llama-swap
     configuration, or a preset file of llama-server's router; which of them it is, is seen. Of another program's it is
-    said what became which setting, and what could not be carried over; settings that it does not name stay.
+    said what became which setting, and what could not be carried over; settings that it does not name stay. Of entries
+    that mean one model and differ, none is taken over.
 
     With --json: the answer of POST /api/import, or an object with a list of models.
     """
@@ -91,7 +92,7 @@ def _read(path: str) -> str:
             raise CommandError(
                 "FileUnreadable", f"{path} is larger than {_LARGEST_FILE // 1024**2} MiB", {"file": path}
             )
-        return content.decode()
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise CommandError("FileUnreadable", f"cannot read {path}: {error.strerror}", {"file": path}) from None
     except UnicodeDecodeError:

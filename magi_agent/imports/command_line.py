@@ -10,14 +10,16 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Final
 
-from magi_agent.imports.gathering import HIDDEN, Gathering, file_name, is_secret
+from magi_agent.imports.gathering import Gathering, file_name
 from magi_agent.imports.imported import (
+    HIDDEN,
     MAX_IMPORTED_MODELS,
     Imported,
     ImportedModel,
     InvalidImport,
     LeftOut,
     Origin,
+    is_secret,
     shown,
 )
 from magi_agent.imports.server_options import HOST, MODEL, Named, option_named
@@ -25,13 +27,13 @@ from magi_agent.imports.shell_words import Command, Word, commands
 
 _SERVER: Final = re.compile(r"llama-server(?:[-_.][\w.-]*)?|llama-cpp-server|server(?:\.exe)?", re.IGNORECASE)
 _ASSIGNMENT: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-_NUMBER: Final = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER: Final = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
 _CPUS: Final = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
 _CONTAINERS: Final = frozenset({"docker", "podman", "nerdctl"})
 _CPU_LIST: Final = frozenset({"-c", "--cpu-list"})
 _MOST_NESTED: Final = 4
-_EXEC_START: Final = re.compile(r"^\s*ExecStart=[-@:+!|]*", re.MULTILINE)
+_EXEC_START: Final = re.compile(r"^[^\S\n]*ExecStart=[-@:+!|]*", re.MULTILINE)
 _SUPERVISED: Final = "nothing: systemd runs the server, which outlives the agent and every session"
 _USER: Final = "the servers' user is the operator's choice: see servers.llama_server_user"
 
@@ -179,7 +181,9 @@ def simple_commands(command: Command, depth: int = 0) -> Iterator[Command]:
 def read_variable(name: str, value: Word, gathering: Gathering) -> None:
     """Read an environment variable of llama-server's."""
     named = option_named(name)
-    source = f"{name}={HIDDEN if is_secret(name) else value.text}"
+    # What another program is told may be a secret whatever it is called, and nobody needs to see it here.
+    is_known = named is not None or name.startswith("LLAMA_ARG_") or name in _VARIABLES
+    source = f"{name}={value.text if is_known and not is_secret(name) else HIDDEN}"
     if named is not None:
         # One that negates is not read further than that it is there.
         _give(gathering, named, name, None if named.negated else value.text, source, value.expands)
@@ -203,12 +207,18 @@ def read_arguments(words: Sequence[Word], gathering: Gathering) -> None:
         if name.startswith("--"):
             name = name.replace("_", "-")  # as llama-server does
         named = option_named(name)
-        after_secret = named.option.secret if named else is_secret(name)
+        # llama-server takes no -x=value, and yet people write it.
+        called = name.partition("=")[0]
+        meant = named or option_named(called)
+        after_secret = meant.option.secret if meant else is_secret(called)
+        if after_secret:
+            named, name = meant, called
         taken = [] if is_attached else _values(named, words[place : place + 2], is_text=after_secret)
         place += len(taken)
         value = attached if is_attached else ":".join(value.text for value in taken) if taken else None
         source = f"{name} {HIDDEN}" if after_secret else " ".join((word.text, *(value.text for value in taken)))
-        expands = next((part.expands for part in (word, *taken) if part.expands), None)
+        # Of a secret, not even that is told.
+        expands = None if after_secret else next((part.expands for part in (word, *taken) if part.expands), None)
         _give(gathering, named, name, value, source, expands)
 
 

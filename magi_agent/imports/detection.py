@@ -10,10 +10,12 @@ from magi_agent.imports.imported import MAX_IMPORT_BYTES, Imported, InvalidImpor
 from magi_agent.imports.llama_swap import read_llama_swap
 from magi_agent.imports.router_preset import read_router_preset
 
-_UNIT: Final = re.compile(r"^\s*\[(?:Unit|Service|Container)\]\s*$", re.MULTILINE)
+_UNIT: Final = re.compile(r"^[^\S\n]*\[(?:Unit|Service|Container)\][^\S\n]*$", re.MULTILINE)
 _COMPOSE: Final = re.compile(r"^services\s*:", re.MULTILINE)
 _SWAP: Final = re.compile(r"^[\"']?models[\"']?\s*:", re.MULTILINE)
-_PRESET: Final = re.compile(r"^\s*(?:\[[^\[\]\n]+\]|version\s*=\s*\S+)\s*(?:[;#].*)?$", re.MULTILINE)
+_PRESET: Final = re.compile(
+    r"^[^\S\n]*(?:\[[^\[\]\n]+\]|version[^\S\n]*=[^\S\n]*\S+)[^\S\n]*(?:[;#].*)?$", re.MULTILINE
+)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 

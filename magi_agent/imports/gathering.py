@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from magi_agent.imports.imported import Carried, ImportedModel, LeftOut, shown
+from magi_agent.imports.imported import HIDDEN, Carried, ImportedModel, LeftOut, is_secret, shown
 from magi_agent.imports.server_options import (
     ALIAS,
     ALL_EXPERTS,
@@ -23,11 +23,9 @@ from magi_agent.imports.server_options import (
 from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_settings, written
 from magi_agent.runtime_settings.settings import NO_PROJECTOR, RuntimeSettings
 
-HIDDEN: Final = "(hidden)"
 YES: Final = frozenset({"on", "enabled", "true", "1"})
 NO: Final = frozenset({"off", "disabled", "false", "0"})
 EITHER: Final = frozenset({"auto", "-1"})
-_SECRET: Final = re.compile(r"passw|secret|apikey|credential|(?:^|[-_])(?:auth|key|token)(?:$|[-_])", re.IGNORECASE)
 _ALL: Final = "all"
 _MOST_ALIASES: Final = 64
 _MORE_LAYERS_THAN_ANY: Final = 999
@@ -51,11 +49,6 @@ class _Flag:
     source: str
     name: str
     text: str
-
-
-def is_secret(name: str) -> bool:
-    """Whether an option or a variable that nobody knows is called like something that nobody may see."""
-    return _SECRET.search(name) is not None
 
 
 def file_name(path: str) -> str:

@@ -10,9 +10,14 @@ from magi_agent.runtime_settings.settings import RuntimeSettings
 MAX_IMPORT_BYTES: Final = 1 << 20
 """Longest text that is read; YAML takes a second for each megabyte."""
 MAX_IMPORTED_MODELS: Final = 2000
+HIDDEN: Final = "(hidden)"
 _MAX_SHOWN: Final = 160
-_URL_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]*@")
-_URL_QUERY: Final = re.compile(r"(://[^\s?#]+[?#])[^\s]+")
+_URL_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@")
+_URL_QUERY: Final = re.compile(r"(://[^\s?#]*+[?#]?)(\S*)")
+_ASSIGNMENT: Final = re.compile(r"(?<![\w.-])([A-Za-z_]\w*)=(?:'[^']*'|\"[^\"]*\"|\S)+")
+_SECRET: Final = re.compile(
+    r"passw|passphrase|secret|apikey|credential|(?:^|[-_])(?:auth|key|token|pat|pwd)(?:$|[-_])", re.IGNORECASE
+)
 
 
 class Origin(StrEnum):
@@ -85,8 +90,14 @@ class Imported:
     """What belongs to no model."""
 
 
+def is_secret(name: str) -> bool:
+    """Whether an option or a variable that nobody knows is called like something that nobody may see."""
+    return _SECRET.search(name) is not None
+
+
 def shown(text: str) -> str:
-    """``text`` as a report shows it: one line, not endless, without what opens the door behind a URL."""
-    text = _URL_QUERY.sub(r"\1…", _URL_CREDENTIALS.sub("", text))
+    """``text`` as a report shows it: one line, not endless, without secrets of variables and behind URLs."""
+    text = _URL_QUERY.sub(lambda url: f"{url[1]}…" if url[2] else url[1], _URL_CREDENTIALS.sub("", text))
+    text = _ASSIGNMENT.sub(lambda said: f"{said[1]}={HIDDEN}" if is_secret(said[1]) else said[0], text)
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
     return line if len(line) <= _MAX_SHOWN else f"{line[: _MAX_SHOWN - 1]}…"

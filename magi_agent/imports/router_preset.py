@@ -22,8 +22,9 @@ from magi_agent.imports.imported import (
 from magi_agent.imports.server_options import Named, option_named
 from magi_agent.vocabulary import StartPolicy
 
-_SECTION: Final = re.compile(r"\[\s*([^\]]*?)\s*\]\s*(?:[;#].*)?")
-_ENTRY: Final = re.compile(r"-{0,2}([A-Za-z_][A-Za-z0-9_.-]*)\s*=\s*([^;#]*?)\s*(?:[;#].*)?")
+_SECTION: Final = re.compile(r"\[([^\]]*)\]\s*(?:[;#].*)?")
+_ENTRY: Final = re.compile(r"-{0,2}([A-Za-z_][A-Za-z0-9_.-]*)\s*=(.*)")
+_COMMENT: Final = re.compile("[;#]")
 _ALL_MODELS: Final = "*"
 _VERSION: Final = "version"
 _KNOWN_VERSION: Final = "1"
@@ -85,14 +86,14 @@ def _sections(text: str, left_out: list[LeftOut]) -> dict[str, list[_Entry]]:
         if not line or line[0] in ";#":
             continue
         if section := _SECTION.fullmatch(line):
-            name = section[1]
+            name = section[1].strip()
             if not name:
                 raise InvalidImport("a section has no name", number)
             if name in sections:
                 left_out.append(LeftOut(shown(f"[{name}]"), "it stands there again later, which replaces it"))
             current = sections[name] = []
         elif found := _ENTRY.fullmatch(line):
-            entry = _Entry(found[1], found[2])
+            entry = _Entry(found[1], _COMMENT.split(found[2], 1)[0].strip())
             if entry.key == _VERSION:
                 if entry.value != _KNOWN_VERSION:
                     left_out.append(LeftOut(shown(entry.source), "only version 1 is known, and what it says was read"))

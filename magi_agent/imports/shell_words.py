@@ -20,7 +20,7 @@ _PLAIN: Final = re.compile(r"[^\s\\'\"$`^;&|<>()]+")
 _PLAIN_WITHOUT_SHELL: Final = re.compile(r"[^\s\\'\"$^`]+")
 _VARIABLE: Final = re.compile(r"\$(?:\{[^{}]*\}|[A-Za-z_][A-Za-z0-9_]*|[0-9@*#?$!-])")
 _MACRO: Final = re.compile(r"\$\{[^{}]*\}")
-_BRACES: Final = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
+_BRACE: Final = re.compile(r"[{}]")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _MORE: Final = re.compile(r"(?:\(|\)|\d*<<<?|;;)")
 _MAX_WORDS: Final = 5000
@@ -97,6 +97,20 @@ def _check_length(words: list[Word]) -> None:
         raise InvalidImport(f"a command has more than {_MAX_WORDS} words", words[0].line)
 
 
+def _braces(text: str) -> str | None:
+    """The first ``{a,b}`` or ``{1..3}`` in a text."""
+    begin: int | None = None
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            begin = brace.start()
+        elif begin is not None:
+            found = text[begin : brace.end()]
+            if "," in found or ".." in found:
+                return found
+            begin = None
+    return None
+
+
 class _Reader:
     """One pass over a text."""
 
@@ -144,8 +158,8 @@ class _Reader:
                 said.append(self._escaped(is_path=len(said) > 0 and _DRIVE.match(said[0]) is not None))
             else:
                 said.append(self._expansion())
-        if self._is_shell and (braces := _BRACES.search("".join(bare))):
-            self._expansions.append(braces.group())
+        if self._is_shell and (braces := _braces("".join(bare))):
+            self._expansions.append(braces)
         return Word("".join(said), line, next(iter(self._expansions), None))
 
     def _in_double_quotes(self) -> str:

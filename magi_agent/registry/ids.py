@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from magi_agent.discovery.names import stem_of
+from magi_agent.vocabulary import RESERVED_IDS
 
-RESERVED_IDS: Final = frozenset({"registry", "servers", "profiles", "tiers", "port-range", "rescan"})
 MAX_ID_LENGTH: Final = 200
 _OUTSIDE_ALPHABET: Final = re.compile(r"[^a-z0-9._-]+")
 

@@ -358,6 +358,7 @@ class StandIn:
             "stop": sorted(running - wanted),
             "restart": sorted(running & wanted & self.profiles[slug]["runtimeSettings"].keys()),
             "keep": sorted(running & wanted),
+            "absent": [],
             "unknown": sorted(set(named) - wanted),
             "unusable": {name: "it is cut" for name in wanted if self.models[name]["status"] != "ok"},
             "operationId": None,

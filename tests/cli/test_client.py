@@ -17,6 +17,7 @@ from magi_agent.cli import client as client_module
 from magi_agent.cli.address import SocketAddress, parse_url
 from magi_agent.cli.client import Client, segment
 from magi_agent.cli.exits import RefusedError, UnknownNameError, UnreachableError
+from magi_agent.vocabulary import RESERVED_IDS
 from tests.cli.conftest import Magictl
 from tests.cli.stand_in import BreakOff, StandIn, error, standing_in
 from tests.cli.terminal import as_nobody
@@ -301,3 +302,43 @@ def test_no_name_can_leave_its_segment_of_the_path(agent: StandIn, magictl: Magi
 
 def test_a_client_on_a_socket_address_speaks_for_itself(tmp_path: Path) -> None:
     assert str(Client(SocketAddress(str(tmp_path / "x"))).address) == str(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", [*sorted(RESERVED_IDS), ""])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show"],
+        ["start"],
+        ["stop"],
+        ["restart"],
+        ["enable"],
+        ["disable", "--now"],
+        ["settings"],
+        ["tier", "fast"],
+        ["thinking", "on"],
+        ["port", "auto"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_word_of_the_apis_own_paths_is_no_model(
+    agent: StandIn, magictl: Magictl, words: list[str], name: str
+) -> None:
+    command, *rest = words
+
+    told = magictl(command, name, *rest)
+
+    assert told.status == 4
+    assert told.err.startswith(f"magictl: no model has the id {name!r}; ")
+    assert {path for _, path in agent.seen} <= {"/api/models/registry"}
+
+
+@pytest.mark.parametrize("name", ["active", ""])
+@pytest.mark.parametrize("command", ["show", "activate", "edit", "delete"])
+def test_a_word_of_the_apis_own_paths_is_no_profile(agent: StandIn, magictl: Magictl, command: str, name: str) -> None:
+    told = magictl("profile", command, name)
+
+    assert told.status == 4
+    assert told.err.startswith("magictl: no profile is ")
+    assert "magictl profile list" in told.err
+    assert {path for _, path in agent.seen} <= {"/api/models/profiles/active"}

@@ -192,7 +192,24 @@ def test_the_log_can_be_read_when_the_agent_has_no_answer_now(
     assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "magictl: you may not\n")
 
 
-@pytest.mark.parametrize("name", ["cli-logs-nobody", "../x", "x y", "a\nb", "UPPER", "_PID=1"])
+@pytest.mark.parametrize("url", ["http://192.0.2.7:8000", "https://magi.example.org/agent", "http://[2001:db8::1]"])
+def test_of_an_agent_elsewhere_not_this_hosts_journal_is_shown(environment: dict[str, str], url: str) -> None:
+    ended = piped("logs", MODEL, "--url", url, environment=environment)
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("magictl: the logs are in the journal of the agent's host, and http")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_loopback_and_a_socket_are_this_host(environment: dict[str, str], tmp_path: Path) -> None:
+    for words in (["--url", "http://localhost:1"], ["--url", "[::1]:1"], ["--socket", str(tmp_path / "none")]):
+        ended = piped("logs", MODEL, *words, environment={**environment, "MAGI_SYSTEMD_SCOPE": "user"})
+
+        assert ended.returncode == 0
+        assert "reading the journal without the agent" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["cli-logs-nobody", "../x", "x y", "a\nb", "UPPER", "_PID=1", "registry", ""])
 def test_an_unknown_id_ends_with_status_4(environment: dict[str, str], name: str) -> None:
     ended = piped("logs", name, environment=environment)
 

@@ -410,3 +410,15 @@ def test_hardly_anything_is_a_profile(text: str) -> None:
         from_yaml(text)
 
     assert raised.value.kind == "ProfileInvalid"
+
+
+def test_active_stands_for_the_active_one(busy: StandIn, magictl: Magictl, editor: MakeEditor) -> None:
+    assert magictl("profile", "show", "active").out == magictl("profile", "show", "daily").out
+    assert magictl("profile", "show", "active", "--json").json["name"] == "daily"
+
+    editor("s/^  description:.*/  description: every day/")
+    told = magictl("profile", "edit", "active")
+
+    assert told.status == 0
+    assert told.out.startswith("✓ daily replaced")
+    assert busy.profiles["daily"]["description"] == "every day"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magi_agent.cli import setting_words
@@ -98,6 +98,7 @@ def values(name: str) -> st.SearchStrategy[object]:
 
 
 @pytest.mark.parametrize("name", setting_names())
+@settings(deadline=None)  # A machine that does something else for a moment is no counterexample.
 @given(data=st.data())
 def test_what_is_shown_would_be_read_as_the_same(name: str, data: st.DataObject) -> None:
     value = data.draw(values(name))

@@ -113,6 +113,20 @@ def test_a_file_that_is_none_is_said(
     assert agent.seen == []
 
 
+@pytest.mark.parametrize("depth", [*range(200, 1200, 25), 100_000])
+def test_a_file_that_is_nested_too_deeply_is_refused(
+    agent: StandIn, magictl: Magictl, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """Whether it is Python's JSON reader, its writer or the agent that has enough of it first."""
+    agent.always(*error(422, "ValidationError", "1 setting is not valid"))
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"ctx_size": ' + "[" * depth + "]" * depth + "}"))
+
+    told = magictl("settings", "tiny-chat", "--file", "-")
+
+    assert told.status == 1
+    assert told.err.count("\n") == 1
+
+
 def test_what_runs_with_others_is_said_and_left_alone(busy: StandIn, magictl: Magictl) -> None:
     busy.servers["tiny-chat"] = server("tiny-chat")
 

@@ -90,6 +90,13 @@ def test_an_export_is_taken_back(agent: StandIn, magictl: Magictl, tmp_path: Pat
     assert magictl("import", str(file), "--json").json["changed"] == ["tiny-chat", "qwen2.5-7b"]
 
 
+def test_an_export_that_an_editor_gave_a_mark_is_taken_back(agent: StandIn, magictl: Magictl, given: Any) -> None:
+    given(b"\xef\xbb\xbf" + json.dumps(magictl("export").json).encode())
+
+    assert magictl("import", "-").status == 0
+    assert len(agent.imported) == 1
+
+
 def test_what_could_not_be_taken_back_is_a_failure(agent: StandIn, magictl: Magictl, given: Any) -> None:
     def troubled(method: str, path: str, right: Answer) -> Answer:
         return 200, {**right[1], "problems": ["profile 'x' cannot be written"]}
@@ -165,10 +172,89 @@ def test_each_model_of_a_llama_swap_file_gets_its_own(agent: StandIn, magictl: M
     assert told.status == 1
     assert told.out.startswith("2 models in a llama-swap configuration\n\nsmall\n")
     assert "\nbeside the models\n  ! logLevel: " in told.out
-    assert told.err == ("magictl: no model here is /elsewhere/lost.gguf; import its command alone, with --for ID\n")
+    assert told.err == "magictl: no model here is /elsewhere/lost.gguf; import its command alone, with --for ID\n"
     assert chosen(agent, "tiny-chat") == {
         "ctxSize": 8192, "aliases": ["small"], "startPolicy": "onDemand", "idleTimeoutSeconds": 300
     }  # fmt: skip
+
+
+TWICE = """\
+models:
+  short: {cmd: llama-server -m /models/tiny-chat.gguf -c 4096}
+  other: {cmd: llama-server -m /models/qwen2.5-7b.gguf -c 1}
+  long: {cmd: llama-server -m /models/tiny-chat.gguf -c 32768}
+"""
+
+
+def test_of_entries_that_mean_one_model_and_differ_none_is_taken_over(
+    agent: StandIn, magictl: Magictl, given: Any
+) -> None:
+    given(TWICE)
+
+    told = magictl("import", "-")
+
+    rest = (
+        "2 entries (short, long) mean tiny-chat and differ in ctx_size, so none is taken over; import the command of"
+        " the one that is meant alone, with --for tiny-chat\n"
+    )
+    assert (told.status, told.err) == (1, f"magictl: short: {rest}magictl: long: {rest}")
+    assert changes(agent) == [("PUT", "/api/models/qwen2.5-7b/settings")]
+    given(TWICE)
+    planned = magictl("import", "-", "--dry-run", "--json")
+    assert planned.status == 1
+    assert [one["error"] and one["error"]["error"] for one in planned.json["models"]] == [
+        "ImportContradictory", None, "ImportContradictory"
+    ]  # fmt: skip
+
+
+def test_names_are_added_to_those_that_a_model_has(agent: StandIn, magictl: Magictl, given: Any) -> None:
+    agent.models["tiny-chat"]["runtimeSettings"] |= {"aliases": ["gpt", "small"]}
+    given(TWICE.replace("32768", "4096"))
+
+    assert magictl("import", "-").status == 0
+    assert chosen(agent, "tiny-chat") == {
+        "ctxSize": 4096, "startPolicy": "onDemand", "aliases": ["gpt", "small", "short", "long"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--temp 0.5 --seed 7", ["--temp=0.5", "--seed=7"]),
+        ('--grammar "it\'s; touch x" --seed 1', ["--seed=1"]),
+        ("--samplers top_k,min_p", ["--samplers=top_k,min_p"]),
+        ('--chat-template-kwargs \'{"a": "it is $(id) `id`", "b": 2}\'', None),
+        ('--reverse-prompt "it\'s"', ["--reverse-prompt=it's"]),
+    ],
+)
+def test_the_command_for_flags_is_one_that_a_shell_and_magictl_read_as_meant(
+    agent: StandIn, magictl: Magictl, given: Any, flags: str, expected: list[str] | None
+) -> None:
+    given(f"llama-server -m tiny-chat.gguf -c 1 {flags}")
+
+    told = magictl("import", "-")
+
+    commands = [line.partition("the flags: ")[2] for line in told.err.splitlines() if "the flags: " in line]
+    if expected is None:
+        assert commands == []
+        return
+    [command] = commands
+    read = subprocess.run(
+        ["/bin/sh", "-c", f"magictl() {{ printf '%s\\n' \"$@\"; }}; {command}"],
+        capture_output=True, text=True, timeout=20, check=True,
+    )  # fmt: skip
+    assert read.stderr == ""
+    assert magictl(*read.stdout.splitlines()).status == 0
+    assert chosen(agent, "tiny-chat")["extraFlags"] == expected
+
+
+def test_where_no_model_is_known_the_status_says_so(agent: StandIn, magictl: Magictl, given: Any) -> None:
+    given("llama-server -m /elsewhere/lost.gguf -c 1")
+
+    told = magictl("import", "-")
+
+    assert told.status == 4
+    assert told.err == "magictl: no model here is /elsewhere/lost.gguf; name the one that is meant: --for ID\n"
 
 
 def test_another_programs_json_is_not_taken_for_ours(agent: StandIn, magictl: Magictl, given: Any) -> None:

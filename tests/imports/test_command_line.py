@@ -406,6 +406,17 @@ def test_an_extra_flag_that_could_not_be_one_is_left_out() -> None:
         "systemd-run -E HF_TOKEN=HUSH llama-server -m x.gguf",
         "systemd-run --setenv=HF_TOKEN=HUSH llama-server -m x.gguf",
         "llama-server -m x.gguf -mu https://me:HUSH@example.org/y.gguf?token=HUSH",
+        "llama-server -m x.gguf -mu https://me:a@HUSH@example.org/y.gguf",
+        "llama-server -m x.gguf -mu https://me:a?HUSH@example.org/y.gguf",
+        "llama-server -m x.gguf -hft=HUSH",
+        "llama-server -m x.gguf -apikey=HUSH",
+        "llama-server -m x.gguf -apikey=a HUSH",
+        "llama-server -m x.gguf --some-token ${X:-HUSH}",
+        "llama-server -m x.gguf -t $(GITHUB_PAT=HUSH ask)",
+        "llama-server -m x.gguf -t $(GITHUB_PAT='a HUSH' ask)",
+        "GITHUB_PAT=HUSH llama-server -m x.gguf",
+        "SOMETHING=HUSH llama-server -m x.gguf",
+        "export GITHUB_PAT=HUSH\nllama-server -m x.gguf",
     ],
 )
 def test_secrets_are_never_shown(text: str) -> None:

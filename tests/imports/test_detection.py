@@ -104,6 +104,40 @@ def test_the_longest_texts_take_no_time_to_speak_of(text: str) -> None:
     assert time.process_time() - begun < 20
 
 
+@pytest.mark.parametrize(
+    ("begin", "repeated", "end"),
+    [
+        ("llama-server -m x -c {", ",", ""),
+        ("llama-server -m x ", "{,", ""),
+        ("llama-server -m x", "\n", "\n[x"),
+        ("version", "\n", "x"),
+        ("[x]", " ", "x"),
+        ("[y]\n[", " ", "x"),
+        ("[x]\nc = a", " ", "b"),
+        ("[x]\nc = a", " ;", "b"),
+        ("[x]\nc", " ", "b"),
+        ("llama-server -m x -", "1", "x"),
+        ("llama-server -m x -mu http", "://a", ""),
+        ("llama-server -m x -mu http://", "@", " "),
+        ("llama-server -m x -zz ", "a_key='", ""),
+    ],
+)
+def test_the_time_grows_with_the_length_only(begin: str, repeated: str, end: str) -> None:
+    """Four times the text takes some four times as long, and not sixteen times."""
+
+    def seconds(count: int) -> float:
+        text = begin + repeated * (count // len(repeated)) + end
+        taken = []
+        for _ in range(3):
+            begun = time.process_time()
+            with suppress(InvalidImport):
+                read_import(text)
+            taken.append(time.process_time() - begun)
+        return min(taken)
+
+    assert seconds(20_000) < 8 * max(seconds(5_000), 0.04)
+
+
 PIECES = st.sampled_from(
     [
         *(

@@ -223,7 +223,7 @@ def test_idle_times_that_are_none() -> None:
     assert said(third) == {"aliases": ("c",)} | ON_DEMAND
     assert not first.left_out
     assert set(left_out(second)) == {"ttl: soon"}
-    assert set(left_out(third)) == {"ttl: 7.5", "A=b"}
+    assert set(left_out(third)) == {"ttl: 7.5", "A=(hidden)"}
 
 
 def test_a_model_may_leave_its_idle_time_to_all() -> None:
