@@ -14,7 +14,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Collection, Coroutine, MutableMapping
 from typing import Final
 
 from magi_agent import __version__
@@ -56,6 +56,8 @@ _SYSTEMD_WAIT: Final = 5.0
 _SYSTEMD_RETRY: Final = 0.5
 _BINARIES_WAIT: Final = 5.0
 """Seconds that the start waits for the llama-servers to say what they can do."""
+_FIRST_SCAN_WAIT: Final = 10.0
+"""Seconds that what is known from before waits for the first scan: what hangs holds up its own models only."""
 _STILL_LOOKING: Final = 120.0
 """Seconds without a look of the reconciler after which the agent is no longer alive; it looks every 30."""
 
@@ -125,8 +127,9 @@ class Agent:
             preparation=self._preparation,
             effective=self._effective,
             manager=self._manager,
-            transfer=Transfer(self._registry, self._profiles, self._active_profile),
+            transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
+            is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(make_application(self.services), settings, environment)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,6 +137,7 @@ class Agent:
         self._connected = asyncio.Event()
         self._reconciling = False
         self._settled = False
+        self._has_wanted = False
         self._reload_asked = asyncio.Event()
         self._reconfigured = asyncio.Event()
         self._end = asyncio.Event()
@@ -179,6 +183,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._inventory.close()
         await self._manager.close()
         self._lock.release()
 
@@ -240,7 +245,7 @@ class Agent:
             await self._reconfigured.wait()
             self._reconfigured.clear()
             await self._ask_binaries()
-            await self._rescan()
+            await self._rescan(within=_FIRST_SCAN_WAIT)
             await self._active_profile.resolve(self.settings.active_profile)
             await self._want_what_is_chosen()
 
@@ -258,11 +263,13 @@ class Agent:
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
-        await self._rescan()
+        # Without any model known, there is nothing to start before the scan, and no profile to apply to it.
+        await self._rescan(within=_FIRST_SCAN_WAIT if self._registry.models else None)
         _ = self._spawn(self._inventory.run(), "inventory")
         await self._active_profile.resolve(self.settings.active_profile)
         self._settled = True
         await self._want_what_is_chosen()
+        self._has_wanted = True
         _ = self._spawn(self._settle_anew(), "settling anew")
 
     async def _ask_binaries(self) -> None:
@@ -273,9 +280,9 @@ class Agent:
         except TimeoutError:
             _LOG.warning("a llama-server takes long to say what it can do; it is asked again before it is started")
 
-    async def _rescan(self) -> None:
+    async def _rescan(self, within: float | None) -> None:
         try:
-            await self._inventory.rescan()
+            await self._inventory.rescan(within)
         except RescanFailed as error:
             _LOG.error("%s", error)
 
@@ -308,13 +315,17 @@ class Agent:
         if adopted:
             _LOG.info("adopted what runs: %s", ", ".join(sorted(adopted)))
 
-    async def _want_what_is_chosen(self) -> None:
-        """Want every enabled model that is to be up whenever the host is, but where somebody spoke in this boot."""
+    async def _want_what_is_chosen(self, model_ids: Collection[str] | None = None) -> None:
+        """Want every enabled model that is to be up whenever the host is, but where somebody spoke in this boot.
+
+        ``model_ids`` are those that it is about, where it is not about all.
+        """
         await self._wish(
             [
                 model_id
                 for model_id, model in self._registry.models.items()
-                if model.choices.enabled
+                if (model_ids is None or model_id in model_ids)
+                and model.choices.enabled
                 and self._effective.start_policy(model) is StartPolicy.ALWAYS_ON
                 and self._desired[model_id] is None
             ],
@@ -342,7 +353,7 @@ class Agent:
                             self._inventory.look_again()
                     # Until then the profile has not spoken yet, and all are looked at right after it.
                     case ModelsChanged(added=added) if added and self._settled:
-                        await self._want_what_is_chosen()
+                        await self._want_what_is_chosen(added)
                     case ProfilesChanged(name=name) if name == self._active_profile.slug:
                         await self._reload_profile()
                     case _:

@@ -4,13 +4,16 @@ What travels is what people decided, never what was found: each model's choices,
 is another, the profiles that the API may write, which one is active, and the range of ports.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
+from magi_agent.configuration import Configuration
 from magi_agent.errors import MagiError, ProfileNotFound
+from magi_agent.host.listeners import listeners
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profile import Profile
-from magi_agent.profiles.profiles import Profiles, slug_of
+from magi_agent.profiles.profiles import Profiles, kept_slug
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
 
@@ -33,6 +36,9 @@ class Export:
     profiles: Mapping[str, Profile]
     active_profile: str | None
     port_range: tuple[int, int] | None
+    """The range that a person chose; ``None`` for the configured one."""
+    has_port_range: bool = True
+    """Whether it says anything of the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +49,32 @@ class ImportReport:
     unchanged: tuple[str, ...]
     unknown: tuple[str, ...]
     profiles: tuple[str, ...]
+    port_range: tuple[int, int] | None
+    """The range that ports are given from now on, where it is another."""
     problems: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What an export comes to for the models that there are."""
+
+    chosen: dict[str, Choices] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
 
 
 class Transfer:
     """Gives all choices out, and takes others' in."""
 
-    def __init__(self, registry: Registry, profiles: Profiles, active_profile: ActiveProfile) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        registry: Registry,
+        profiles: Profiles,
+        active_profile: ActiveProfile,
+    ) -> None:
+        self._configuration = configuration
         self._registry = registry
         self._profiles = profiles
         self._active_profile = active_profile
@@ -65,7 +90,7 @@ class Transfer:
                 for model_id, model in sorted(self._registry.remembered.items())
                 if model.choices != Choices()
             },
-            {name: await self._profiles.profile(name) for name in await self._profiles.own_names()},
+            await self._profiles.own(),
             self._registry.active_profile,
             self._registry.port_range,
         )
@@ -76,76 +101,114 @@ class Transfer:
         With ``dry_run`` nothing is changed. What runs is not touched either way. Raises ``RegistrySaveFailed``,
         ``ServiceUnavailable``; what cannot be taken over for another reason is named in the report.
         """
+        _ = self._registry.models
         problems: list[str] = []
-        profiles = [slug async for slug in self._take_profiles(export, dry_run, problems)]
-        found = {model_id: self._model_for(model_id, sent) for model_id, sent in export.models.items()}
-        chosen = self._choices_for(export, found, problems)
-        before = self._registry.remembered
-        changed = {model_id for model_id, choices in chosen.items() if before[model_id].choices != choices}
-        if not dry_run:
-            await self._registry.choose_each({model_id: chosen[model_id] for model_id in sorted(changed)})
+        there = set(await self._profiles.names())
+        profiles = [slug async for slug in self._take_profiles(export, there, dry_run, problems)]
+        wide = export.has_port_range and export.port_range != self._registry.port_range
+        ports = (export.port_range if wide else self._registry.port_range) or self._configuration.settings.port_range
+        if wide and not dry_run:
             await self._registry.choose_port_range(export.port_range)
+        taken = _Taken()
+
+        def change(models: Mapping[str, Model]) -> Mapping[str, Choices]:
+            nonlocal taken
+            taken = self._taken(export, models, ports)
+            return taken.chosen
+
+        if dry_run:
+            await asyncio.to_thread(change, self._registry.remembered)
+        else:
+            await self._registry.choose_each(change)
+        problems += taken.problems
+        if not dry_run:
             await self._take_active(export, problems)
-        elif export.active_profile and export.active_profile not in {*profiles, *await self._profiles.names()}:
+        elif export.active_profile and export.active_profile not in {*profiles, *there}:
             problems.append(f"the active profile {export.active_profile!r} is not there")
         return ImportReport(
-            tuple(sorted(changed)),
-            tuple(sorted(chosen.keys() - changed)),
-            tuple(sorted(model_id for model_id, model in found.items() if model is None)),
+            taken.changed,
+            tuple(sorted(taken.chosen.keys() - set(taken.changed))),
+            taken.unknown,
             tuple(profiles),
+            ports if wide else None,
             tuple(problems),
         )
 
-    def _model_for(self, model_id: str, sent: ModelChoices) -> Model | None:
-        """The model here that is meant: of this id and content, else of this content, else of this id."""
-        models = self._registry.remembered
-        same = models.get(model_id)
-        if same is not None and (sent.fingerprint is None or same.facts.fingerprint == sent.fingerprint):
-            return same
-        if sent.fingerprint is not None:
-            for model in models.values():
-                if (model.facts.fingerprint, model.facts.size_bytes) == (sent.fingerprint, sent.size_bytes):
-                    return model
-        return same
+    def _taken(self, export: Export, models: Mapping[str, Model], ports: tuple[int, int]) -> _Taken:
+        """What the choices come to where ``models`` are the models as they are, and ``ports`` the range."""
+        taken = _Taken()
+        by_content = {(each.facts.fingerprint, each.facts.size_bytes): each for each in [*models.values()][::-1]}
+        unknown = []
+        for sent_id, sent in export.models.items():
+            same = models.get(sent_id)
+            if sent.fingerprint is not None and (same is None or same.facts.fingerprint != sent.fingerprint):
+                same = by_content.get((sent.fingerprint, sent.size_bytes), same)
+            if same is None:
+                unknown.append(sent_id)
+            else:
+                taken.chosen.setdefault(same.model_id, sent.choices)
+        taken.unknown = tuple(sorted(unknown))
+        self._settle_ports(taken, models, ports)
+        _settle_aliases(taken, models)
+        taken.changed = tuple(
+            sorted(model_id for model_id, choices in taken.chosen.items() if choices != models[model_id].choices)
+        )
+        return taken
 
-    def _choices_for(
-        self, export: Export, found: Mapping[str, Model | None], problems: list[str]
-    ) -> dict[str, Choices]:
-        chosen: dict[str, Choices] = {}
-        for sent_id, model in found.items():
-            if model is not None:
-                chosen.setdefault(model.model_id, export.models[sent_id].choices)
-        # A port has one owner: whoever keeps its choices goes before whoever is sent others.
-        owners = {
-            model.choices.port: model_id
-            for model_id, model in self._registry.remembered.items()
-            if model.choices.port and model_id not in chosen
-        }
-        for model_id, choices in chosen.items():
-            owner = owners.setdefault(choices.port, model_id) if choices.port else model_id
-            if owner != model_id:
-                problems.append(f"{model_id}: port {choices.port} is given to {owner} here, so it keeps what it has")
-                port = self._registry.remembered[model_id].choices.port
-                if port and owners.setdefault(port, model_id) != model_id:
-                    port = None
-                chosen[model_id] = replace(choices, port=port)
-        return chosen
+    def _settle_ports(self, taken: _Taken, models: Mapping[str, Model], ports: tuple[int, int]) -> None:
+        """Leave out the ports that cannot be given; each has one owner, and whoever keeps its own goes first."""
+        had = {model_id: model.choices.port for model_id, model in models.items() if model.choices.port}
+        owners: dict[int, str] = {}
+        moving = []
+        for model_id in models:
+            choices = taken.chosen.get(model_id)
+            if choices is not None and choices.port not in (None, had.get(model_id)):
+                moving.append(model_id)
+            elif (choices is None or choices.port) and (port := had.get(model_id)):
+                owners.setdefault(port, model_id)
+        ours = set(had.values())
+        for model_id in moving:
+            wanted = taken.chosen[model_id].port or 0
+            why = self._unfit(wanted, ports, ours)
+            if why is None and (owner := owners.setdefault(wanted, model_id)) != model_id:
+                why = f"is given to {owner} here"
+            if why is None:
+                continue
+            port = had.get(model_id)
+            if port and owners.setdefault(port, model_id) != model_id:
+                port = None
+            kept = "keeps what it has" if port == had.get(model_id) else "has none"
+            taken.problems.append(f"{model_id}: port {wanted} {why}, so it {kept}")
+            taken.chosen[model_id] = replace(taken.chosen[model_id], port=port)
 
-    async def _take_profiles(self, export: Export, dry_run: bool, problems: list[str]) -> AsyncIterator[str]:
-        own = set(await self._profiles.own_names())
+    def _unfit(self, port: int, ports: tuple[int, int], ours: Collection[int]) -> str | None:
+        """Why no model can be given a port; one that listens on a port of ``ours`` may be a model's server."""
+        low, high = ports
+        tcp = self._configuration.settings.tcp
+        if not low <= port <= high:
+            return f"is outside the range of ports, {low} to {high}"
+        if tcp is not None and port == tcp.port:
+            return "is the agent's own"
+        return "is in use" if port not in ours and listeners(port) else None
+
+    async def _take_profiles(
+        self, export: Export, there: Collection[str], dry_run: bool, problems: list[str]
+    ) -> AsyncIterator[str]:
+        own = await self._profiles.own()
         for sent, profile in sorted(export.profiles.items()):
             try:
-                slug = slug_of(sent)
+                slug = kept_slug(sent)
+                named = replace(profile, name=profile.name or slug)
                 if slug in own:
-                    if await self._profiles.profile(slug) == profile:
+                    if own[slug] == named:
                         continue
                     if not dry_run:
-                        await self._profiles.replace(slug, profile)
-                elif slug in await self._profiles.names():
+                        await self._profiles.replace(slug, named)
+                elif slug in there:
                     problems.append(f"profile {slug}: it belongs to the operator here, and is left as it is")
                     continue
                 elif not dry_run:
-                    await self._profiles.create(replace(profile, name=profile.name or slug))
+                    await self._profiles.create(named, slug)
                 yield slug
             except MagiError as error:
                 problems.append(f"profile {sent}: {error.message}")
@@ -162,3 +225,25 @@ class Transfer:
             await self._active_profile.reload()
         except MagiError as error:
             problems.append(f"the active profile {slug!r} is left out: {error.message}")
+
+
+def _settle_aliases(taken: _Taken, models: Mapping[str, Model]) -> None:
+    """Leave out the aliases that name another model; whoever keeps its own goes first."""
+    owners = {model_id: model_id for model_id, model in models.items() if model.present}
+    new: dict[str, list[str]] = {}
+    for model_id in [*owners]:
+        had = models[model_id].choices.runtime_settings.aliases or ()
+        aliases = had if model_id not in taken.chosen else taken.chosen[model_id].runtime_settings.aliases or ()
+        for alias in aliases:
+            if alias in had:
+                owners.setdefault(alias, model_id)
+            else:
+                new.setdefault(model_id, []).append(alias)
+    for model_id, wanted in new.items():
+        others = {alias: owner for alias in wanted if (owner := owners.setdefault(alias, model_id)) != model_id}
+        if not others:
+            continue
+        taken.problems += (f"{model_id}: the alias {alias!r} names {owner} here" for alias, owner in others.items())
+        settings = taken.chosen[model_id].runtime_settings
+        left = tuple(alias for alias in settings.aliases or () if alias not in others)
+        taken.chosen[model_id] = replace(taken.chosen[model_id], runtime_settings=replace(settings, aliases=left))

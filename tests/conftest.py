@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import hypothesis
 import locations
 import pytest
 from surroundings import inside_private_systemd
@@ -23,6 +24,9 @@ from toy_model import MetadataValue, write_toy_model
 
 # Begun in a script's background, everything here would have Ctrl-C ignored for good, and what it starts as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long one example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("magi", deadline=None)
+hypothesis.settings.load_profile("magi")
 
 _FIRST_TEST_PORT = 21000
 _LAST_TEST_PORT = 29999

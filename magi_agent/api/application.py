@@ -17,7 +17,7 @@ from magi_agent.api.server_routes import ServerRoutes
 from magi_agent.api.services import Services
 from magi_agent.api.settings_routes import SettingsRoutes
 from magi_agent.api.transfer_routes import TransferRoutes
-from magi_agent.registry.ids import RESERVED_IDS
+from magi_agent.vocabulary import RESERVED_IDS
 
 MAX_BODY: Final = 1 << 20
 _ONE_MODEL: Final = "/api/models/{modelId}"

@@ -20,6 +20,8 @@ from magi_agent.runtime_settings.settings import Fault, RuntimeSettings, wire_na
 JSON: Final = "application/json"
 CALLER: Final = web.RequestKey("caller", Caller)
 """Who makes the request; set for every handler."""
+MOST_ERRORS: Final = 100
+"""Errors that are told of one body."""
 _BODY_SECONDS: Final = 30.0
 _Body = TypeVar("_Body", bound=BaseModel)
 _JSON_TYPE: Final = re.compile(r"application/(?:[\w.+-]+\+)?json")
@@ -69,7 +71,7 @@ async def body_of(request: web.Request, schema: type[_Body]) -> _Body:
         # From the text, not from the parsed document: only so are words taken for enumerations in strict mode.
         return schema.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise _validation_failed(error, lambda place: wire_path(place, schema)) from None
+        raise ValidationFailed(errors_on_wire(error, lambda place: wire_path(place, schema))) from None
 
 
 async def runtime_settings_of(request: web.Request) -> RuntimeSettings:
@@ -78,9 +80,11 @@ async def runtime_settings_of(request: web.Request) -> RuntimeSettings:
     try:
         return checked(ADAPTER.validate_json(raw, strict=True))
     except ValidationError as error:
-        raise _validation_failed(error, lambda place: ".".join(wire_name(str(step)) for step in place)) from None
+        raise ValidationFailed(
+            errors_on_wire(error, lambda place: ".".join(wire_name(str(step)) for step in place))
+        ) from None
     except InvalidRuntimeSettings as error:
-        raise ValidationFailed([fault_on_wire(fault) for fault in error.faults]) from None
+        raise ValidationFailed([fault_on_wire(fault) for fault in error.faults[:MOST_ERRORS]]) from None
 
 
 def fault_on_wire(fault: Fault, within: str = "") -> dict[str, str]:
@@ -88,17 +92,34 @@ def fault_on_wire(fault: Fault, within: str = "") -> dict[str, str]:
     return {"field": f"{within}{wire_name(fault.name)}", "message": fault.message}
 
 
-def _validation_failed(error: ValidationError, named: Callable[[tuple[int | str, ...]], str]) -> ValidationFailed:
-    return ValidationFailed(
-        [
-            {"field": named(problem["loc"]), "message": problem["msg"]}
-            for problem in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-    )
+def errors_on_wire(error: ValidationError, named: Callable[[tuple[int | str, ...]], str]) -> list[dict[str, str]]:
+    """The errors of a body as they stand in ``details.errors``; ``named`` says where each is."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return [{"field": named(problem["loc"]), "message": problem["msg"]} for problem in problems[:MOST_ERRORS]]
 
 
 async def _json_object(request: web.Request) -> bytes:
     """The body, which is a JSON object. Raises as ``body_of`` does."""
+    raw = await received_json(request)
+    try:
+        document = pydantic_core.from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJson(f"the body is not JSON: {error}") from None
+    require_object(document)
+    return raw
+
+
+def require_object(document: object) -> None:
+    """Raise ``ValidationFailed`` where a body is no JSON object."""
+    if not isinstance(document, dict):
+        raise ValidationFailed([{"field": "", "message": "the body must be a JSON object"}])
+
+
+async def received_json(request: web.Request, most: int | None = None) -> bytes:
+    """The body, which is said to be JSON, of at most ``most`` bytes, or of what the application takes.
+
+    Raises ``UnsupportedMediaType``, ``PayloadTooLarge``, ``BadRequest``, ``RequestTimeout``.
+    """
     if not _JSON_TYPE.fullmatch(request.content_type):
         raise UnsupportedMediaType(
             f"the body must be JSON: send 'Content-Type: {JSON}', not {request.content_type!r}",
@@ -109,14 +130,7 @@ async def _json_object(request: web.Request) -> bytes:
         raise UnsupportedMediaType(
             f"the body is encoded as {encoding!r}: send it as it is", {"contentEncoding": encoding}
         )
-    raw = await _received(request)
-    try:
-        document = pydantic_core.from_json(raw, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJson(f"the body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ValidationFailed([{"field": "", "message": "the body must be a JSON object"}])
-    return raw
+    return await _received(request if most is None else request.clone(client_max_size=most))
 
 
 async def _received(request: web.Request) -> bytes:

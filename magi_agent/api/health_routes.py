@@ -68,11 +68,11 @@ class HealthRoutes:
         wanted = {
             model_id: state
             for model_id, state in services.servers.wanted().items()
-            if model_id not in models or services.effective.start_policy(models[model_id]) is StartPolicy.ALWAYS_ON
+            if model_id not in models or services.effective.start_policy(models[model_id]) is not StartPolicy.ON_DEMAND
         }
         missing = {model_id: state for model_id, state in sorted(wanted.items()) if state not in UP}
         is_connected = services.manager.connected
-        is_ready = is_loaded and is_connected and not missing
+        is_ready = is_loaded and is_connected and services.is_settled() and not missing
         unknown: Collection[str] = services.servers.unknown_units() if is_loaded else ()
         return answer(
             ReadyAnswer(
@@ -100,6 +100,10 @@ class HealthRoutes:
         _, unreadable = await services.profiles.survey()
         # The gravest first: a long list is cut at its end.
         problems = [] if services.manager.connected else ["systemd is not reachable, so nobody knows what runs now"]
+        if not services.is_settled():
+            problems.append("the agent is still starting: what should run is not known yet")
+        if services.inventory.scanning:
+            problems.append("the first scan is still under way")
         problems += services.configuration.problems
         problems += services.registry.problems
         if services.active_profile.problem:
@@ -108,5 +112,5 @@ class HealthRoutes:
         problems += [f"{problem.path}: {problem.message}" for problem in services.inventory.problems]
         left_out = len(problems) - _MOST_PROBLEMS
         if left_out > 0:
-            problems = [*problems[:_MOST_PROBLEMS], f"{left_out} more; the journal has them all"]
+            problems = [*problems[:_MOST_PROBLEMS], f"and {left_out} more"]
         return [readable(problem) for problem in problems]

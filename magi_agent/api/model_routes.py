@@ -207,6 +207,8 @@ class ModelRoutes:
         require_systemd(self._services.manager)
         if enabled and not model.is_usable:
             raise not_usable(model)
+        if enabled and apply:
+            self._services.servers.refuse_while_draining()
 
         def change(choices: Choices) -> Choices:
             if enabled:

@@ -20,6 +20,7 @@ from magi_agent.api.schemas import (
 from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
+    Draining,
     MagiError,
     ProfileActive,
     ProfileCreationFailed,
@@ -86,7 +87,7 @@ class ProfileRoutes:
                 "Make exactly a profile's models enabled and wanted; what runs and stays wanted is not touched",
                 _TAG,
                 {200: PlanAnswer, 202: PlanAnswer},
-                errors=(ProfileNotFound, ProfileInvalid, RegistrySaveFailed, ServiceUnavailable),
+                errors=(ProfileNotFound, ProfileInvalid, Draining, RegistrySaveFailed, ServiceUnavailable),
                 query=(DRY_RUN, WAIT),
             ),
             Route(
@@ -163,6 +164,8 @@ class ProfileRoutes:
         if dry_run:
             plan = await services.active_profile.plan(slug)
             return answer(self._plan_answer(plan, f"Profile '{slug}' would be activated", None))
+        if services.servers.drain and any((await services.active_profile.plan(slug)).runs.values()):
+            services.servers.refuse_while_draining()
         plan = await services.active_profile.activate(slug, by=request[CALLER].name)
         operation = services.servers.follow("activate", plan.runs)
         ended = await services.servers.finished(operation, wait)
@@ -184,6 +187,7 @@ class ProfileRoutes:
             stop=[model_id for model_id, run in plan.runs.items() if not run],
             restart=list(services.servers.changed_by(services.effective.with_profile(plan.settings), plan.keep)),
             keep=list(plan.keep),
+            absent=list(plan.absent),
             unknown=list(plan.unknown),
             unusable={model_id: readable(problem) for model_id, problem in plan.unusable.items()},
             operation_id=operation_id,
@@ -197,7 +201,7 @@ class ProfileRoutes:
         """PUT /api/models/profiles/{name}."""
         name = request.match_info["name"]
         profile = profile_of(await body_of(request, ProfileRequest))
-        if slug_of(profile.name) != name:
+        if profile.name != await self._name_of(name) and slug_of(profile.name) != name:
             raise ValidationFailed(
                 [{"field": "name", "message": f"is the name of another profile than {name!r}; POST makes a new one"}]
             )
@@ -207,6 +211,13 @@ class ProfileRoutes:
                 message=f"Profile '{profile.name}' replaced successfully", profile_name=name, path=readable(str(path))
             )
         )
+
+    async def _name_of(self, slug: str) -> str:
+        """What a profile is called: a file that people made may have any name."""
+        try:
+            return (await self._profiles.profile(slug)).name
+        except (ProfileNotFound, ProfileInvalid):
+            return slug
 
     async def delete_profile(self, request: web.Request) -> web.Response:
         """DELETE /api/models/profiles/{name}."""

@@ -2,7 +2,7 @@
 
 import math
 
-from magi_agent.api.exchange import fault_on_wire
+from magi_agent.api.exchange import MOST_ERRORS, fault_on_wire
 from magi_agent.api.schemas import (
     FailureAnswer,
     LoadBalancingBody,
@@ -18,7 +18,7 @@ from magi_agent.api.schemas import (
 from magi_agent.errors import ValidationFailed
 from magi_agent.profiles.profile import DEFAULT_TIERS, LoadBalancing, Profile, TierConfig, TwoStage
 from magi_agent.registry.model import Model
-from magi_agent.runtime_settings.settings import faults_of
+from magi_agent.runtime_settings.settings import RuntimeSettings, faults_of, wire_name
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.operations import Operation
 from magi_agent.servers.servers import Server
@@ -169,20 +169,32 @@ def port_range_of(ports: list[int] | None) -> tuple[int, int] | None:
     return low, high
 
 
-def profile_request(profile: Profile) -> ProfileRequest:
-    """A profile as it can be sent again."""
-    return ProfileRequest.model_validate(profile_answer(profile).model_dump())
+def said_settings(settings: RuntimeSettings) -> dict[str, object]:
+    """The settings that somebody spoke about, by their names on the wire."""
+    return {wire_name(name): value for name, value in settings.said()}
+
+
+def profile_export(profile: Profile) -> dict[str, object]:
+    """A profile as it can be sent again, without what nobody spoke about."""
+    return {
+        **profile_answer(profile).model_dump(mode="json", by_alias=True, exclude={"runtime_settings"}),
+        "runtimeSettings": {model_id: said_settings(said) for model_id, said in profile.runtime_settings.items()},
+    }
+
+
+def profile_faults(request: ProfileRequest, within: str = "") -> list[dict[str, str]]:
+    """The settings of a profile that do not go together; ``within`` is where the profile stands in the body."""
+    return [
+        fault_on_wire(fault, f"{within}runtimeSettings.{model_id}.")
+        for model_id, settings in request.runtime_settings.items()
+        for fault in faults_of(settings)
+    ]
 
 
 def profile_of(request: ProfileRequest) -> Profile:
     """A profile from the wire. Raises ``ValidationFailed`` for settings that do not go together."""
-    faults = [
-        fault_on_wire(fault, f"runtimeSettings.{model_id}.")
-        for model_id, settings in request.runtime_settings.items()
-        for fault in faults_of(settings)
-    ]
-    if faults:
-        raise ValidationFailed(faults)
+    if faults := profile_faults(request):
+        raise ValidationFailed(faults[:MOST_ERRORS])
     tiers: tuple[TierConfig, ...] = DEFAULT_TIERS
     if request.tier_config is not None:
         tiers = tuple(

@@ -5,7 +5,7 @@ are what the OpenAPI document is generated from.
 """
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -19,6 +19,10 @@ from magi_agent.vocabulary import ModelStatus, ServerState, StartPolicy, Thinkin
 ModelId = Annotated[str, Field(max_length=300)]
 UserPort = Annotated[int, Field(ge=1024, le=65_535)]
 """A port that needs no privilege."""
+MOST_MODELS: Final = 100_000
+"""Models in an export."""
+MOST_PROFILES: Final = 10_000
+"""Profiles in an export."""
 PortRange = Annotated[list[UserPort], Field(min_length=2, max_length=2)]
 """The first port and the last."""
 
@@ -413,6 +417,7 @@ class PlanAnswer(Answer):
     stop: list[str]
     restart: list[str] = Field(description="run on with other settings than the profile's, until they are restarted")
     keep: list[str] = Field(description="run already, and are not touched")
+    absent: list[str] = Field(description="named in the profile, and not there now; in use when they come back")
     unknown: list[str] = Field(description="named in the profile, and no model's id")
     unusable: dict[str, str] = Field(description="models whose files are not whole, and why")
     operation_id: str | None = Field(description="by which starts and stops can be followed")
@@ -446,9 +451,9 @@ class ExportBody(Request):
     exported_at: datetime | None = None
     agent_version: str = Field("", max_length=100)
     active_profile: str | None = Field(None, max_length=300)
-    port_range: PortRange | None = None
-    models: dict[ModelId, ChoicesBody] = Field(default_factory=dict, max_length=100_000)
-    profiles: dict[str, ProfileRequest] = Field(default_factory=dict, max_length=10_000)
+    port_range: PortRange | None = Field(None, description="null for the configured one; absent leaves it as it is")
+    models: dict[ModelId, ChoicesBody] = Field(default_factory=dict, max_length=MOST_MODELS)
+    profiles: dict[str, ProfileRequest] = Field(default_factory=dict, max_length=MOST_PROFILES)
 
 
 class ImportAnswer(Answer):
@@ -460,4 +465,7 @@ class ImportAnswer(Answer):
     unchanged: list[str]
     unknown: list[str] = Field(description="ids in the export that are no model here")
     profiles: list[str] = Field(description="slugs of profiles that are new or others now")
+    port_range: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+        description="the ports that models get from now on; null: as before"
+    )
     problems: list[str] = Field(description="what could not be taken over, and why")

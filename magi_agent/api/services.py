@@ -1,5 +1,6 @@
 """What the API answers from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from magi_agent.configuration import Configuration
@@ -31,6 +32,8 @@ class Services:
     manager: SystemdManager
     transfer: Transfer
     events: EventStream
+    is_settled: Callable[[], bool]
+    """Whether everything is wanted that should run since the start."""
 
     @property
     def settings(self) -> Settings:

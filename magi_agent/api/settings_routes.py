@@ -117,12 +117,15 @@ class SettingsRoutes:
         if faults := await services.preparation.faults_of(settings):
             raise ValidationFailed([fault_on_wire(fault) for fault in faults])
         services.preparation.check_aliases(model.model_id, settings)
+        if apply:
+            services.servers.refuse_while_draining()
         model = await services.registry.choose(
             model.model_id, lambda choices: replace(choices, runtime_settings=settings)
         )
         server = await services.servers.server(model.model_id)
         settled = True
-        if apply and server.restart_reasons:
+        if apply and (server.restart_reasons or (not server.is_running and services.servers.is_wanted(model.model_id))):
+            # One that failed is tried again at once, since its settings may have been why.
             outcome = await services.servers.restart(model.model_id, by=request[CALLER].name, wait=wait)
             server, settled = outcome.server, outcome.settled
         path = f"/api/models/servers/{quote(model.model_id, safe='')}"
@@ -151,7 +154,10 @@ class SettingsRoutes:
         services = self._services
         require_systemd(services.manager)
         port = (await body_of(request, PortRequest)).port
-        model = await services.preparation.choose_port(request.match_info["modelId"], port)
+        model_id = request.match_info["modelId"]
+        runs = await services.servers.server(model_id) if model_id in services.registry.models else None
+        held = runs.port if runs and runs.is_running else None
+        model = await services.preparation.choose_port(model_id, port, held=held)
         server = await services.servers.server(model.model_id) if model.present else None
         return answer(
             PortAnswer(

@@ -1,21 +1,25 @@
 """Export and import of all choices."""
 
+import asyncio
+import logging
 from datetime import UTC, datetime
 from typing import Final
 
 from aiohttp import web
+from pydantic import ValidationError
+from pydantic_core import to_json
 
 from magi_agent import __version__
-from magi_agent.api.exchange import answer, body_of, fault_on_wire, flag_of
-from magi_agent.api.representations import port_range_of, profile_of, profile_request, readable
+from magi_agent.api.exchange import answer, flag_of
+from magi_agent.api.export_body import export_of
+from magi_agent.api.representations import profile_export, readable, said_settings
 from magi_agent.api.routes import DRY_RUN, Access, Route
-from magi_agent.api.schemas import ChoicesBody, ExportBody, ImportAnswer
+from magi_agent.api.schemas import ExportBody, ImportAnswer
 from magi_agent.api.services import Services
-from magi_agent.errors import RegistrySaveFailed, ServiceUnavailable, ValidationFailed
-from magi_agent.registry.model import Choices
-from magi_agent.runtime_settings.settings import faults_of
-from magi_agent.transfer import Export, ModelChoices
+from magi_agent.errors import RegistrySaveFailed, ServiceUnavailable
+from magi_agent.transfer import Export
 
+_LOG: Final = logging.getLogger(__name__)
 _TAG: Final = "agent"
 
 
@@ -54,56 +58,12 @@ class TransferRoutes:
 
     async def export_choices(self, _: web.Request) -> web.Response:
         """GET /api/export."""
-        export = await self._transfer.export()
-        return answer(
-            ExportBody(
-                version=1,
-                exported_at=datetime.now(UTC),
-                agent_version=__version__,
-                active_profile=export.active_profile,
-                port_range=list(export.port_range) if export.port_range else None,
-                models={
-                    model_id: ChoicesBody(
-                        filename=readable(sent.filename),
-                        size_bytes=sent.size_bytes,
-                        fingerprint=sent.fingerprint,
-                        tier_override=sent.choices.tier_override,
-                        thinking_override=sent.choices.thinking_override,
-                        enabled=sent.choices.enabled,
-                        port=sent.choices.port,
-                        runtime_settings=sent.choices.runtime_settings,
-                    )
-                    for model_id, sent in export.models.items()
-                },
-                profiles={slug: profile_request(profile) for slug, profile in export.profiles.items()},
-            )
-        )
+        return answer(await asyncio.to_thread(_written, await self._transfer.export()))
 
     async def import_choices(self, request: web.Request) -> web.Response:
         """POST /api/import."""
-        body = await body_of(request, ExportBody)
         dry_run = flag_of(request, "dryRun")
-        faults = [
-            fault_on_wire(fault, f"models.{model_id}.runtimeSettings.")
-            for model_id, sent in body.models.items()
-            for fault in faults_of(sent.runtime_settings)
-        ]
-        if faults:
-            raise ValidationFailed(faults)
-        export = Export(
-            {
-                model_id: ModelChoices(
-                    sent.filename,
-                    sent.size_bytes,
-                    sent.fingerprint,
-                    Choices(sent.tier_override, sent.thinking_override, sent.enabled, sent.port, sent.runtime_settings),
-                )
-                for model_id, sent in body.models.items()
-            },
-            {slug: profile_of(profile) for slug, profile in body.profiles.items()},
-            body.active_profile,
-            port_range_of(body.port_range),
-        )
+        export = await export_of(request)
         report = await self._transfer.take_in(export, dry_run=dry_run)
         count = len(report.changed)
         return answer(
@@ -114,6 +74,40 @@ class TransferRoutes:
                 unchanged=list(report.unchanged),
                 unknown=list(report.unknown),
                 profiles=list(report.profiles),
+                port_range=list(report.port_range) if report.port_range else None,
                 problems=[readable(problem) for problem in report.problems],
             )
         )
+
+
+def _written(export: Export) -> bytes:
+    """An export as JSON, of the shape of ``ExportBody``; of runtime settings it has those that were spoken about."""
+    profiles = {}
+    for slug, profile in export.profiles.items():
+        try:
+            profiles[slug] = profile_export(profile)
+        except ValidationError as error:
+            _LOG.error("profile %s is left out of the export: %s", slug, error)
+    return to_json(
+        {
+            "version": 1,
+            "exportedAt": datetime.now(UTC),
+            "agentVersion": __version__,
+            "activeProfile": export.active_profile,
+            "portRange": export.port_range,
+            "models": {
+                model_id: {
+                    "filename": readable(sent.filename),
+                    "sizeBytes": sent.size_bytes,
+                    "fingerprint": sent.fingerprint,
+                    "tierOverride": sent.choices.tier_override,
+                    "thinkingOverride": sent.choices.thinking_override,
+                    "enabled": sent.choices.enabled,
+                    "port": sent.choices.port,
+                    "runtimeSettings": said_settings(sent.choices.runtime_settings),
+                }
+                for model_id, sent in export.models.items()
+            },
+            "profiles": profiles,
+        }
+    )

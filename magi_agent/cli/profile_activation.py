@@ -64,6 +64,8 @@ def _show(screen: Screen, name: str, plan: Mapping[str, object], *, dry_run: boo
             Cell("! ", "yellow"),
             f"{what} {', '.join(restart)}, which are not restarted for it: magictl restart --changed",
         )
+    if absent := texts(plan.get("absent")):
+        screen.note(Cell("! ", "yellow"), f"not there now, and in use when they come back: {', '.join(absent)}")
     for unknown in texts(plan.get("unknown")):
         screen.note(Cell("! ", "yellow"), f"{unknown}: no model has this id")
     for model_id, problem in record(plan.get("unusable")).items():

@@ -13,7 +13,7 @@ from magi_agent.discovery.facts import ModelFacts, TierThresholds
 from magi_agent.discovery.files import FileRecord
 from magi_agent.discovery.kinds import Kind, kind_of, unusable
 from magi_agent.discovery.names import display_name, is_generic, name_facts, split_of
-from magi_agent.discovery.projectors import Named, is_projector_name, named, offered
+from magi_agent.discovery.projectors import Named, Projectors, is_projector_name, named
 from magi_agent.discovery.split_sets import SplitSet, faults_of
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.vocabulary import ModelStatus
@@ -57,6 +57,8 @@ class FolderAssembly:
         self._hints = tuple(hints)
         self._thresholds = thresholds
         self._groups: dict[object, _Group] = {}
+        self._projectors = Projectors((), alone=False)
+        self._paired: dict[object, tuple[_Group, Candidate]] = {}  # with these projectors
         self.candidates: tuple[Candidate, ...] = ()
         self.problems: tuple[Problem, ...] = ()
 
@@ -71,12 +73,26 @@ class FolderAssembly:
             groups[key] = known
         self._groups = groups
         self.problems = tuple(sorted_out.problems)
-        if not sorted_out.projectors:
+        if sorted_out.projectors:
+            self._pair(sorted_out.projectors)
+            self.candidates = tuple(candidate for _, candidate in self._paired.values())
+        else:
+            self._projectors, self._paired = Projectors((), alone=False), {}
             self.candidates = tuple(group.candidate for group in groups.values())
-            return
-        projectors = [(record, named(record.filename, record.header)) for record in sorted_out.projectors]
-        titles = [group.title for group in groups.values()]
-        self.candidates = tuple(_with_projector(group, projectors, titles) for group in groups.values())
+
+    def _pair(self, projectors: list[FileRecord]) -> None:
+        """Give each model its projectors, anew where it or any of them changed."""
+        alone = len({group.title.by_file for group in self._groups.values()}) == 1
+        before = self._paired
+        if self._projectors.records != tuple(projectors) or self._projectors.alone != alone:
+            self._projectors = Projectors(projectors, alone=alone)
+            before = {}
+        self._paired = {}
+        for key, group in self._groups.items():
+            known = before.get(key)
+            if known is None or known[0] is not group:
+                known = group, _with_projector(group, self._projectors)
+            self._paired[key] = known
 
     def _group(self, key: object, records: tuple[FileRecord, ...]) -> _Group:
         split = SplitSet.of(key[0], key[1], records, self._folder) if isinstance(key, tuple) else None
@@ -170,11 +186,9 @@ def _sort_out(records: Iterable[FileRecord]) -> _SortedOut:
     return out
 
 
-def _with_projector(
-    group: _Group, projectors: Sequence[tuple[FileRecord, Named]], titles: Sequence[Named]
-) -> Candidate:
+def _with_projector(group: _Group, projectors: Projectors) -> Candidate:
     facts = group.candidate.facts
-    ranked = offered(group.title, projectors, titles, only_namesakes=facts.is_embedding)
+    ranked = projectors.offered(group.title, only_namesakes=facts.is_embedding)
     if not ranked or ranked[0].header is None:
         return group.candidate
     header = ranked[0].header

@@ -1,5 +1,6 @@
 """One model's facts, joined from its header and its file name. The header goes first where both speak."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -122,6 +123,8 @@ def _size_params(
 
 
 def _is_credible(size: float, exact: float | None, active: float | None, *, is_product: bool) -> bool:
+    if not math.isfinite(size):
+        return False  # JSON knows neither infinity nor NaN
     if exact is None:
         return True
     if is_product:
@@ -133,7 +136,7 @@ def _is_credible(size: float, exact: float | None, active: float | None, *, is_p
 def _active_params(name: NameFacts, header: HeaderFacts | None, titles: list[NameFacts]) -> float | None:
     label = size_in(header.size_label).active if header is not None and header.size_label else None
     named = [label, *(title.active_params for title in titles), name.active_params]
-    found = next((value for value in named if value is not None), None)
+    found = next((value for value in named if value is not None and math.isfinite(value)), None)
     if found is None and header is not None and header.active_parameter_count:
         return round(header.active_parameter_count / 1e9, 2)
     return found

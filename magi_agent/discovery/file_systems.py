@@ -94,6 +94,10 @@ class MountTable:
         """The devices (``st_dev``) on which files change without inotify's telling."""
         return frozenset(mount.device for mount in self._by_point.values() if not mount.is_heard)
 
+    def unheard_points(self) -> tuple[str, ...]:
+        """Where the file systems are mounted on which files change without inotify's telling."""
+        return tuple(point for point, mount in self._by_point.items() if not mount.is_heard)
+
     def concerning(self, folders: Iterable[str]) -> frozenset[Mount]:
         """The mounts that some folders, given by paths without symbolic links, and all below them are on."""
         folders = tuple(folders)

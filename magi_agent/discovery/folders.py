@@ -1,8 +1,9 @@
 """Walking folders: which files may be models, and which folders there are. Nothing is opened here but folders."""
 
+import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,10 @@ MAX_FILES = 100_000
 """Model files in one scan."""
 CONTROL_SUFFIX = ".aria2"
 """Of the file that lies beside a download while it is in progress (aria2's)."""
+_SAYS_WHAT_IS_THERE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+)
+"""The errors that are the state of a folder. Any other says that it could not be learned (EIO, ESTALE, ENOTCONN)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +44,38 @@ class Listing:
     downloading: set[str] = field(default_factory=set)  # names with a download program's control file beside them
     folders: list[str] = field(default_factory=list)
     linked_folders: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)  # names of which could not be learned what they are
+    other_links: list[str] = field(default_factory=list)  # that neither lead to a folder nor have a model's name
 
 
 class Walk:
     """One walk over the configured folders or a part of them. Each folder is listed once, however often it is linked.
 
     ``problems`` is filled on the way; nothing stops the walk. ``met_again`` tells whether a folder was come by twice.
+    ``unread`` are the folders of which could not be learned what is in them now: what was known of them, and of what is
+    below them, still holds.
     """
 
-    def __init__(self, roots: Sequence[str], visited: set[tuple[int, int]] | None = None) -> None:
-        """``visited``: folders (device, inode) that are known and not to be listed again."""
+    def __init__(
+        self,
+        roots: Sequence[str],
+        visited: set[tuple[int, int]] | None = None,
+        silent: Collection[str] = (),
+        at: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``visited``: folders (device, inode) that are known and not to be listed again.
+
+        ``silent`` are folders whose file system does not answer: they are not touched. ``at`` is told each folder
+        before it is listed.
+        """
         self.problems: list[Problem] = []
+        self.unread: set[str] = set()
+        self._silent = silent
+        self._at = at
         self.visited = visited if visited is not None else set()
         self.met_again = False
         self._roots = frozenset(roots)
-        self._real_roots = [os.path.realpath(root) for root in roots]
+        self._real_roots = [root if root in silent else os.path.realpath(root) for root in roots]
         self._left = MAX_FILES
 
     def within_roots(self, real_path: str) -> bool:
@@ -88,6 +110,10 @@ class Walk:
 
     def _list(self, path: str, depth: int) -> Listing | None:
         listing: Listing | None = None
+        if path in self._silent:
+            self.unread.add(path)
+            return None
+        self._at(path)
         try:
             status = Path(path).stat()
             if not stat.S_ISDIR(status.st_mode):
@@ -108,6 +134,9 @@ class Walk:
             return None
         except OSError as error:
             self.problems.append(Problem(path, f"the folder cannot be read: {sentence_of(error, path)}"))
+            if not says_what_is_there(error):
+                self.unread.add(path)
+                return None
         return listing
 
     def _take(self, listing: Listing, entry: os.DirEntry[str]) -> None:
@@ -119,13 +148,19 @@ class Walk:
                 (listing.linked_folders if entry.is_symlink() else listing.folders).append(name)
             elif is_model_filename(name):
                 self._take_file(listing, entry)
-            elif name.endswith(CONTROL_SUFFIX) and is_model_filename(name.removesuffix(CONTROL_SUFFIX)):
-                listing.downloading.add(name.removesuffix(CONTROL_SUFFIX))
+            else:
+                if name.endswith(CONTROL_SUFFIX) and is_model_filename(name.removesuffix(CONTROL_SUFFIX)):
+                    listing.downloading.add(name.removesuffix(CONTROL_SUFFIX))
+                if entry.is_symlink():
+                    listing.other_links.append(name)
         except FileNotFoundError:
             return  # it was removed while the folder was read
         except OSError as error:
             path = join(listing.path, name)
             self.problems.append(Problem(path, sentence_of(error, path)))
+            if not says_what_is_there(error):
+                listing.unread.add(name)
+                self.unread.add(path)
 
     def _take_file(self, listing: Listing, entry: os.DirEntry[str]) -> None:
         if self._left <= 0:
@@ -159,6 +194,11 @@ class Walk:
             )
         )
         return False
+
+
+def says_what_is_there(error: OSError) -> bool:
+    """Tell whether an error is the state of a file or folder, and does not just hide it."""
+    return error.errno in _SAYS_WHAT_IS_THERE
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

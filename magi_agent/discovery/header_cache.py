@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import cached_property
 from hashlib import blake2b
 from itertools import islice
 from operator import attrgetter
@@ -43,14 +44,19 @@ class HeaderCache:
     """Facts by file identity. Used from one thread."""
 
     def __init__(self, path: Path | None) -> None:
-        """Begin with what the file at ``path`` holds; ``None`` keeps nothing on disk."""
+        """Begin with what the file at ``path`` holds, read at the first use; ``None`` keeps nothing on disk."""
         self._path = path
-        self._known: dict[FileIdentity, HeaderFacts] = {}
         self._unsaved: set[FileIdentity] = set()
         self._written = 0  # entries in the file; none is appended where there are none
         self._outdated = False  # the file holds what appending cannot mend
-        if path is not None:
-            self._load(path)
+
+    @cached_property
+    def _known(self) -> dict[FileIdentity, HeaderFacts]:
+        # Not read before it is needed: of many headers it takes a while, and whoever makes the cache may not wait.
+        known: dict[FileIdentity, HeaderFacts] = {}
+        if self._path is not None:
+            self._load(self._path, known)
+        return known
 
     def __len__(self) -> int:
         return len(self._known)
@@ -64,7 +70,7 @@ class HeaderCache:
         if self._known.get(identity) == facts:
             return
         self._known[identity] = facts
-        self._forget_oldest()
+        _forget_oldest(self._known)
         if self._path is not None:
             self._unsaved.add(identity)
 
@@ -74,10 +80,6 @@ class HeaderCache:
         for identity in gone:
             del self._known[identity]
         self._outdated = self._outdated or bool(gone)
-
-    def _forget_oldest(self) -> None:
-        while len(self._known) > MAX_ENTRIES:
-            del self._known[next(iter(self._known))]
 
     def save(self) -> None:
         """Bring the file up to date if anything changed. A failure is logged: the cache only saves time."""
@@ -109,23 +111,23 @@ class HeaderCache:
         self._written += len(new)
         return True
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, known: dict[FileIdentity, HeaderFacts]) -> None:
         remove_leftovers(path)
         try:
             with path.open("rb") as file:
-                self._take(file)
+                self._take(file, known)
         except FileNotFoundError:
             return
         except (OSError, ValueError, TypeError) as error:
             self._outdated = True
             _LOG.warning(
                 "only %d headers of the header cache %s are used, and it will be written anew: %s",
-                len(self._known),
+                len(known),
                 path,
                 error,
             )
 
-    def _take(self, file: BinaryIO) -> None:
+    def _take(self, file: BinaryIO, known: dict[FileIdentity, HeaderFacts]) -> None:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
         head = _head()
@@ -133,9 +135,14 @@ class HeaderCache:
             raise ValueError("it is of another version")
         for line in file:
             entries = _entries(line)
-            self._known.update(entries)
-            self._forget_oldest()
+            known.update(entries)
+            _forget_oldest(known)
             self._written += len(entries)
+
+
+def _forget_oldest(known: dict[FileIdentity, HeaderFacts]) -> None:
+    while len(known) > MAX_ENTRIES:
+        del known[next(iter(known))]
 
 
 def _head() -> bytes:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from magi_agent.discovery.access import shown
+from magi_agent.discovery.answering import Whereabouts
 from magi_agent.discovery.files import FileRecord, examine, identity_of, sentence_of
 from magi_agent.discovery.folders import Entry, Walk
 from magi_agent.discovery.header_cache import HeaderCache
@@ -15,8 +16,9 @@ from magi_agent.vocabulary import ModelStatus
 class Looker:
     """Looks at files and counts the headers it had to read."""
 
-    def __init__(self, cache: HeaderCache) -> None:
+    def __init__(self, cache: HeaderCache, whereabouts: Whereabouts) -> None:
         self._cache = cache
+        self._whereabouts = whereabouts
         self.headers_read = 0
 
     def record(self, entry: Entry, path: str, known: FileRecord | None, walk: Walk, *, downloading: bool) -> FileRecord:
@@ -38,6 +40,7 @@ class Looker:
 
     def _link(self, path: str, name: str, known: FileRecord | None, walk: Walk, *, downloading: bool) -> FileRecord:
         target = link = None
+        self._whereabouts.at(path)
         try:
             link = identity_of(os.lstat(path))
             status = Path(path).stat()
@@ -69,6 +72,7 @@ class Looker:
         return self._same(known, record)
 
     def _examine(self, path: str, downloading: bool) -> FileRecord:
+        self._whereabouts.at(path)
         record = examine(path, self._cache, downloading=downloading)
         self.headers_read += record.from_file
         return record

@@ -8,9 +8,9 @@ A projector serves the models of its folder. Of several in one folder:
 * Then f16 goes before bf16, q8_0, f32 and the rest: every back end knows it, and nothing is lost. Then by path.
 """
 
-import operator
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from magi_agent.discovery.files import FileRecord
@@ -42,36 +42,59 @@ def is_projector_name(filename: str) -> bool:
     return _MARK.search(filename) is not None
 
 
-def offered(
-    model: Named, projectors: Sequence[tuple[FileRecord, Named]], models: Sequence[Named], *, only_namesakes: bool
-) -> list[FileRecord]:
-    """Return the projectors that go with a model, the one to choose first.
+class Projectors:
+    """The projectors of one folder, to be found by the names of its models."""
 
-    ``models`` are all of the folder, this one included. With ``only_namesakes`` a name must say that they belong
-    together, as for an embedding model: few of them see.
-    """
-    alone = len({other.by_file for other in models}) == 1 and not only_namesakes
-    ranked = [
-        (strength, _preference(record), record.path, record)
-        for record, name in projectors
-        if (strength := _strength(model, name, alone)) is not None
-    ]
-    return [record for *_, record in sorted(ranked, key=operator.itemgetter(0, 1, 2))]
+    def __init__(self, records: Iterable[FileRecord], *, alone: bool) -> None:
+        """``alone``: the folder's models have all the same name, or there is one only."""
+        self.records = tuple(records)
+        self.alone = alone
+        self._ranked = sorted(self.records, key=_rank)
+        self._by_file: dict[str, list[int]] = {}  # places in the ranking, as below
+        self._by_header: dict[str, list[int]] = {}
+        for place, record in enumerate(self._ranked):
+            name = named(record.filename, record.header)
+            self._by_file.setdefault(name.by_file, []).append(place)
+            self._by_header.setdefault(name.by_header, []).append(place)
+        self._nameless = self._by_file.pop("", [])
+        self._by_header.pop("", None)
+        self._names = sorted(self._by_file)
+        self._lengths = sorted({len(name) for name in self._names})
+
+    def offered(self, model: Named, *, only_namesakes: bool) -> list[FileRecord]:
+        """Return those that go with a model of the folder, the one to choose first.
+
+        With ``only_namesakes`` a name must say that they belong together, as for an embedding model: few of them see.
+        """
+        strengths: dict[int, int] = {}  # how sure the pair is, 0 being surest, by place
+        for name in self._akin(model.by_file):
+            strengths.update(dict.fromkeys(self._by_file[name], 0 if name == model.by_file else 1))
+        for place in self._by_header.get(model.by_header, ()):
+            strengths.setdefault(place, 1)
+        if self.alone and not only_namesakes:
+            for place in self._nameless:
+                strengths.setdefault(place, 2)
+            if not model.by_file:
+                # A name of its own, and only one model that it can be for.
+                for place in range(len(self._ranked)):
+                    strengths.setdefault(place, 3)
+        return [self._ranked[place] for place in sorted(strengths, key=lambda place: (strengths[place], place))]
+
+    def _akin(self, name: str) -> Iterator[str]:
+        """Yield the names with which this one begins, itself among them, and those that begin with it."""
+        if not name:
+            return
+        for length in self._lengths:
+            if length <= len(name) and name[:length] in self._by_file:
+                yield name[:length]
+        place = bisect_right(self._names, name)
+        while place < len(self._names) and self._names[place].startswith(name):
+            yield self._names[place]
+            place += 1
 
 
-def _strength(model: Named, projector: Named, alone: bool) -> int | None:
-    """Say how sure the pair is, 0 being surest; ``None`` for no pair."""
-    if model.by_file and projector.by_file:
-        if model.by_file == projector.by_file:
-            return 0
-        if model.by_file.startswith(projector.by_file) or projector.by_file.startswith(model.by_file):
-            return 1
-    if model.by_header and model.by_header == projector.by_header:
-        return 1
-    if not projector.by_file and alone:
-        return 2
-    # A name of its own, and only one model that it can be for.
-    return 3 if alone and not model.by_file else None
+def _rank(record: FileRecord) -> tuple[int, str]:
+    return _preference(record), record.path
 
 
 def _preference(record: FileRecord) -> int:

@@ -3,6 +3,9 @@
 ``Scanner`` remembers what it saw: a file whose identity (device, inode, size, modification time) is the same is not
 read again, and a folder in which nothing changed is not assembled again. It blocks, so it belongs in a thread of its
 own; it must not be used from two threads at once. It works without an event loop.
+
+A folder whose file system does not answer when it is asked before each look, and one that cannot be read but may well
+be there, are left out of the look: what was known of them holds on.
 """
 
 import os
@@ -12,11 +15,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from magi_agent.discovery.answering import AnsweringFileSystems, Whereabouts
 from magi_agent.discovery.assembly import FolderAssembly, Problem
 from magi_agent.discovery.distinct import distinct
 from magi_agent.discovery.facts import FileIdentity, ModelFacts, TierThresholds
-from magi_agent.discovery.files import FileRecord
-from magi_agent.discovery.folders import CONTROL_SUFFIX, MAX_DEPTH, Listing, Walk, is_within, join
+from magi_agent.discovery.files import FileRecord, sentence_of
+from magi_agent.discovery.folders import (
+    CONTROL_SUFFIX,
+    MAX_DEPTH,
+    Listing,
+    Walk,
+    is_within,
+    join,
+    says_what_is_there,
+)
 from magi_agent.discovery.header_cache import HeaderCache
 from magi_agent.discovery.looking import Looker, entry_of
 from magi_agent.discovery.names import is_model_filename
@@ -32,7 +44,8 @@ class ScanResult:
     """What the folders hold now; of a refresh too, all of it."""
 
     models: tuple[ModelFacts, ...]  # by path; the same object as before where nothing changed
-    problems: tuple[FolderProblem, ...]  # folders and files that could not be looked at, by path
+    problems: tuple[FolderProblem, ...]  # what could not be looked at, configured folders first, then by path
+    silent: Mapping[str, float]  # folders whose file system did not answer, left as they were known; since (monotonic)
     unsettled: tuple[str, ...]  # files to look at again soon: they may change without a new identity
     growing: Mapping[str, int]  # files shorter than their header says, or empty, with the bytes at which to look again
     folders: Mapping[str, tuple[int, int]]  # device and inode by path; the same object as before where nothing changed
@@ -51,6 +64,7 @@ class _Folder:
     has_linked_folders: bool = False
     records: dict[str, FileRecord] = field(default_factory=dict)
     links: list[FileRecord] = field(default_factory=list)  # those of the records that are symbolic links
+    other_links: set[str] = field(default_factory=set)  # names of links by whose way those may lead, and to folders
     unsettled: list[str] = field(default_factory=list)
     growing: dict[str, int] = field(default_factory=dict)
 
@@ -80,7 +94,11 @@ class Scanner:
         self._problems: dict[str, FolderProblem] = {}  # of folders, by path
         self._last: tuple[ModelFacts, ...] | None = None
         self._listed: dict[str, tuple[int, int]] = {}
-        self._looker = Looker(self._cache)
+        self.whereabouts = Whereabouts()
+        """What is being looked at now; may be asked from any thread."""
+        self._file_systems = AnsweringFileSystems()
+        self._silent: Mapping[str, float] = {}
+        self._looker = Looker(self._cache, self.whereabouts)
         self._files_seen = 0
         self._pending = _Pending()
         self._root_identities: list[tuple[int, int] | None] = []
@@ -96,13 +114,14 @@ class Scanner:
 
     def scan(self) -> ScanResult:
         """Look at everything."""
-        begin = self._begin()
+        begin = time.monotonic()
         configured = self._configured
         if configured != (self._roots, self._thresholds):
             # Every folder's models may be others now; their headers are remembered.
             self._roots, self._thresholds = configured
             self._folders = {}
             self._last = None
+        self._begin()
         self._look_at_everything()
         identities = self._identities() if len(self._cache) > _CACHE_SLACK else set()
         if len(self._cache) > 2 * len(identities) + _CACHE_SLACK:
@@ -116,10 +135,13 @@ class Scanner:
         Paths outside the configured folders, hidden ones and ones of other kinds of files are left alone; what is
         gone is forgotten. The answer is a scan's, provided the paths name all that changed.
         """
-        begin = self._begin()
+        begin = time.monotonic()
+        self._begin()
         # A configured folder that came or went is no change below it: it may be a link, or a disk's mount point.
-        self._pending.everything = self._root_identities != [_folder_identity(root) for root in self._roots]
-        inside = [path for path in map(_absolute, paths) if self._root_of(path) is not None]
+        self._pending.everything = self._root_identities != self._identities_of_roots()
+        inside = [
+            path for path in map(_absolute, paths) if self._root_of(path) is not None and not self._is_silent(path)
+        ]
         # What is gone comes first: a folder that was moved is then met once, under its new name.
         for path in sorted(_outermost(inside), key=os.path.lexists):
             self._refresh(path)
@@ -128,10 +150,31 @@ class Scanner:
             self._look_at_everything()
         return self._finish(begin)
 
-    def _begin(self) -> float:
+    def _begin(self) -> None:
         self._looker.headers_read = self._files_seen = 0
         self._pending = _Pending()
-        return time.monotonic()
+        self._silent = self._file_systems.silent(self._roots)
+
+    def _is_silent(self, path: str) -> bool:
+        return any(is_within(path, folder) for folder in self._silent)
+
+    def _identities_of_roots(self) -> list[tuple[int, int] | None]:
+        """The configured folders' identities; of one that does not answer, the one last seen."""
+        before = dict(zip(self._roots, self._root_identities, strict=False))
+        return [before.get(root) if root in self._silent else _folder_identity(root) for root in self._roots]
+
+    def _walk(self, visited: set[tuple[int, int]] | None = None) -> Walk:
+        return Walk(self._roots, visited, self._silent, self.whereabouts.at)
+
+    def _still_known(self, walk: Walk) -> dict[str, _Folder]:
+        """The folders that are as they were known, because the walk could not learn what is in them now."""
+        if not walk.unread:
+            return {}
+        return {
+            path: folder
+            for path, folder in self._folders.items()
+            if any(is_within(path, unread) for unread in walk.unread)
+        }
 
     def _finish(self, begin: float) -> ScanResult:
         if self._last is None:
@@ -140,6 +183,7 @@ class Scanner:
             listed = {path: folder.identity for path, folder in self._folders.items() if folder.identity is not None}
             self._listed = self._listed if listed == self._listed else listed
         self._cache.save()
+        self.whereabouts.at(None)
         problems = [*self._problems.values()]
         unsettled: list[str] = []
         growing: dict[str, int] = {}
@@ -147,9 +191,11 @@ class Scanner:
             problems += folder.assembly.problems
             unsettled += folder.unsettled
             growing |= folder.growing
+        roots = frozenset(self._roots)
         return ScanResult(
             models=self._last,
-            problems=tuple(sorted(problems, key=_path)),
+            problems=tuple(sorted(problems, key=lambda problem: (problem.path not in roots, problem.path))),
+            silent=self._silent,
             unsettled=tuple(unsettled),
             growing=growing,
             folders=self._listed,
@@ -167,11 +213,12 @@ class Scanner:
         }
 
     def _look_at_everything(self) -> None:
-        self._root_identities = [_folder_identity(root) for root in self._roots]
+        self._root_identities = self._identities_of_roots()
         self._pending.folders = True
-        walk = Walk(self._roots)
+        walk = self._walk()
         listings = walk.listings([(root, 0) for root in self._roots])
         found = {listing.path: self._take_listing(listing, walk) for listing in listings}
+        found = self._still_known(walk) | found
         if self._folders.keys() - found.keys():
             self._last = None
         self._folders = found
@@ -195,7 +242,14 @@ class Scanner:
             self._look_at_folder(parent, root)
             return
         path, root = join(folder.path, name), self._root_of(folder.path) or root
-        if not _is_folder(path):
+        try:
+            is_folder = stat.S_ISDIR(Path(path).stat().st_mode)
+        except OSError as error:
+            if not says_what_is_there(error):
+                self._problems[path] = FolderProblem(path, sentence_of(error, path))
+                return
+            is_folder = False
+        if not is_folder:
             self._forget_below(path)
             self._look_at_file(folder, name)
             return
@@ -232,8 +286,9 @@ class Scanner:
         elsewhere = {
             folder.identity for name, folder in self._folders.items() if folder.identity and not is_within(name, path)
         }
-        walk = Walk(self._roots, elsewhere)
+        walk = self._walk(elsewhere)
         found = {listing.path: self._take_listing(listing, walk) for listing in walk.listings([(path, depth)])}
+        found = self._still_known(walk) | found
         self._pending.everything |= walk.met_again or any(
             is_within(other, path) for other in self._roots if other != root
         )
@@ -254,11 +309,16 @@ class Scanner:
         path = join(folder.path, name)
         if is_model_filename(name):
             self._files_seen += 1
-            if self._looked_anew(folder, name, Walk(self._roots)):
+            if self._looked_anew(folder, name, self._walk()):
                 self._reassemble(folder)
         # No event comes from a link whose file changed (Hugging Face's cache has such).
         self._pending.link_targets.add(os.path.realpath(path))
-        self._pending.all_links |= not os.path.lexists(path) or Path(path).is_symlink()
+        # A link by whose way others lead may have come or gone. A folder that is gone was forgotten before.
+        was_link = name in folder.other_links or (is_model_filename(name) and not os.path.lexists(path))
+        folder.other_links.discard(name)
+        if Path(path).is_symlink():
+            folder.other_links.add(name)
+        self._pending.all_links |= was_link or name in folder.other_links
 
     def _look_at_links(self) -> None:
         pending = self._pending
@@ -267,8 +327,10 @@ class Scanner:
             pending.everything = True
         if pending.everything or not (pending.all_links or pending.link_targets):
             return
-        walk = Walk(self._roots)
+        walk = self._walk()
         for folder in self._folders.values():
+            if folder.links and self._is_silent(folder.path):
+                continue
             changed = False
             for link in folder.links:
                 if pending.all_links or link.link_target in pending.link_targets:
@@ -299,8 +361,9 @@ class Scanner:
             self._last = None
         folder.identity = listing.identity
         folder.has_linked_folders = bool(listing.linked_folders)
-        records: dict[str, FileRecord] = {}
-        changed = len(listing.entries) != len(folder.records)
+        folder.other_links = {*listing.linked_folders, *listing.other_links}
+        records = {name: folder.records[name] for name in listing.unread if name in folder.records}
+        changed = len(listing.entries) + len(records) != len(folder.records)
         for entry in listing.entries:
             known = folder.records.get(entry.name)
             downloading = entry.name in listing.downloading
@@ -335,10 +398,6 @@ def _growing(records: Iterable[FileRecord]) -> Iterator[tuple[str, int]]:
             required = record.header.required_size if record.header is not None else 1
             if record.identity.size < required:
                 yield record.link_target or record.path, required
-
-
-def _path(problem: FolderProblem) -> str:
-    return problem.path
 
 
 def _inner(path: str, root: str) -> list[str]:

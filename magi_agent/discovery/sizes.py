@@ -14,7 +14,7 @@ _SIZE = re.compile(
     """,
     re.VERBOSE,
 )
-_ACTIVE_THEN_TOTAL = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b-(\d+(?:\.\d+)?)b(?![a-z0-9])")
+_ACTIVE_THEN_TOTAL = re.compile(r"(?<![a-z0-9.])(\d{1,4}(?:\.\d{1,3})?)b-(\d{1,4}(?:\.\d{1,3})?)b(?![a-z0-9])")
 _BILLIONS = {"b": 1.0, "m": 0.001, "t": 1000.0}
 
 

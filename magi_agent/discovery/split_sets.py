@@ -1,6 +1,7 @@
 """Models in several files, as llama.cpp's ``gguf-split`` makes them: ``<prefix>-00001-of-00005.gguf`` and so on."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 from magi_agent.discovery.access import shown
 from magi_agent.discovery.files import FileRecord
@@ -45,19 +46,20 @@ class SplitSet:
         return f"{self.folder.rstrip('/')}/{self.filename}"
 
     @property
-    def missing(self) -> list[int]:
-        """The numbers of the parts that are not there."""
-        return [number for number in range(1, self.count + 1) if number not in self.parts]
+    def missing(self) -> int:
+        """How many parts are not there."""
+        return self.count - len(self.parts)
 
     def _name(self, number: int) -> str:
         return f"{self.prefix}-{number:05d}-of-{self.count:05d}.gguf"
 
     def missing_sentence(self) -> str:
         """Name the missing parts, the first few of them."""
-        missing = self.missing
-        names = ", ".join(shown(self._name(number)) for number in missing[:_MISSING_NAMED])
-        more = f" and {len(missing) - _MISSING_NAMED} more" if len(missing) > _MISSING_NAMED else ""
-        return f"{len(missing)} of {self.count} parts missing: {names}{more}"
+        # A name may claim far more parts than there are: no list of them all is made.
+        numbers = (number for number in range(1, self.count + 1) if number not in self.parts)
+        names = ", ".join(shown(self._name(number)) for number in islice(numbers, _MISSING_NAMED))
+        more = f" and {self.missing - _MISSING_NAMED} more" if self.missing > _MISSING_NAMED else ""
+        return f"{self.missing} of {self.count} parts missing: {names}{more}"
 
 
 def faults_of(split: SplitSet) -> tuple[ModelStatus, str | None]:

@@ -50,6 +50,14 @@ class _Piece:
     source: str  # without the braces
 
 
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    """What counts of a condition. It is judged once, however much stands under it."""
+
+    asks_for_answer: bool
+    is_extra: bool  # on what a request may bring, and need not
+
+
 def thinking_mode(template: str) -> ThinkingMode:
     """Return whether a model with this chat template reasons before it answers.
 
@@ -121,9 +129,9 @@ def _answer_begins(pieces: list[_Piece]) -> ThinkingMode:
     for piece, conditions in _placed(pieces if asked else _after_messages(pieces)):
         if not _OPENS.search(piece.source):
             continue
-        asking = [number for number, condition in enumerate(conditions, start=1) if _GENERATION in condition]
+        asking = next((number for number, condition in enumerate(conditions, start=1) if condition.asks_for_answer), 0)
         if not asked or asking or (piece.kind == "{{" and _GENERATION in piece.source):
-            if len(conditions) == (asking[0] if asking else 0):
+            if len(conditions) == asking:
                 return ThinkingMode.ALWAYS
             found = ThinkingMode.OPTIONAL  # under a condition of its own
     return found
@@ -134,29 +142,33 @@ def _is_told_to_think(pieces: list[_Piece]) -> bool:
     return any(
         _LETTER.search(thought.replace("\\n", " "))
         for piece, conditions in _placed(pieces)
+        if not any(condition.is_extra for condition in conditions)
         for thought in _TOLD.findall(piece.source)
-        if not any(_EXTRAS.search(condition) for condition in conditions)
     )
 
 
-def _placed(pieces: list[_Piece]) -> Iterator[tuple[_Piece, list[str]]]:
+def _placed(pieces: list[_Piece]) -> Iterator[tuple[_Piece, list[_Condition]]]:
     """Yield what a template writes, with the conditions under which it does so, the outermost first.
 
     What a macro writes counts as written under a condition too: that it is called.
     """
-    conditions: list[str] = []
+    conditions: list[_Condition] = []
     for piece in pieces:
         keyword = _keyword(piece)
         if keyword in {"if", "macro"}:
-            conditions.append(piece.source)
+            conditions.append(_condition(piece))
             if len(conditions) > _MAX_DEPTH:
                 return
         elif keyword in {"elif", "else"} and conditions:
-            conditions[-1] = piece.source
+            conditions[-1] = _condition(piece)
         elif keyword in {"endif", "endmacro"} and conditions:
             conditions.pop()
         elif not keyword or keyword == "set":
             yield piece, conditions
+
+
+def _condition(piece: _Piece) -> _Condition:
+    return _Condition(asks_for_answer=_GENERATION in piece.source, is_extra=_EXTRAS.search(piece.source) is not None)
 
 
 def _after_messages(pieces: list[_Piece]) -> list[_Piece]:

@@ -7,6 +7,7 @@ its value has changed since it was applied last, so that a restart undoes nobody
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from magi_agent.errors import MagiError
@@ -16,6 +17,7 @@ from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.serial_changes import SerialChanges
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.vocabulary import StartPolicy
@@ -32,10 +34,14 @@ class Plan:
     disable: tuple[str, ...]
     runs: Mapping[str, bool]
     """The models that are wanted or not wanted by it, and were not so before."""
+    later: Mapping[str, bool]
+    """The same of models that are not there now: it holds when they come back."""
     keep: tuple[str, ...]
     """Wanted before and after; they are not touched."""
     settings: Mapping[str, RuntimeSettings]
     """The profile's settings, by model id."""
+    absent: tuple[str, ...]
+    """Named in the profile, and not there now; they are enabled nevertheless, and in use when they come back."""
     unknown: tuple[str, ...]
     """Named in the profile, and by no model's id."""
     unusable: Mapping[str, str]
@@ -58,6 +64,7 @@ class ActiveProfile:
         self._desired = desired
         self._events = events
         self._effective = effective
+        self._changes = SerialChanges("activation")
         self.problem: str | None = None
         """Why the profile that should be active does not hold."""
 
@@ -75,7 +82,7 @@ class ActiveProfile:
         try:
             if configured == applied or not configured:
                 await self.reload()
-            elif applied is None and any(model.choices.enabled for model in self._registry.models.values()):
+            elif applied is None and any(model.choices.enabled for model in self._registry.remembered.values()):
                 # Choices that are older than any profile of ours: an earlier MAGI's. They are not to be undone.
                 profile = await self._profiles.profile(configured)
                 await self._registry.choose_for_all(
@@ -83,7 +90,7 @@ class ActiveProfile:
                 )
                 self._hold(profile)
             else:
-                await self._activate(configured, by="ACTIVE_PROFILE", applied=configured)
+                await self._changes.make(partial(self._activate, configured, by="ACTIVE_PROFILE", applied=configured))
         except MagiError as error:
             self.problem = f"the active profile does not hold: {error.message}"
             _LOG.warning("%s", self.problem)
@@ -107,14 +114,18 @@ class ActiveProfile:
     async def activate(self, slug: str, *, by: str) -> Plan:
         """Make exactly the profile's models enabled, and wanted; what runs already and is wanted still is not touched.
 
+        That goes for models too that are not there now, as those of a disk that is away.
+
         Returns what was changed. Raises ``ProfileNotFound``, ``ProfileInvalid``, ``RegistrySaveFailed``.
         """
-        return await self._activate(slug, by=by, applied=None)
+        return await self._changes.make(partial(self._activate, slug, by=by, applied=None))
 
     async def _activate(self, slug: str, *, by: str, applied: str | None) -> Plan:
         profile = await self._profiles.profile(slug)
         plan = self._planned(slug, profile)
         chosen, _ = self._chosen(profile)
+        before = {model_id: model.choices for model_id, model in self._registry.remembered.items()}
+        slug_before = self.slug
         await self._registry.choose_for_all(
             lambda model: replace(model.choices, enabled=model.model_id in chosen),
             active_profile=slug,
@@ -122,11 +133,27 @@ class ActiveProfile:
         )
         self._hold(profile)
         # Once more: somebody may have spoken meanwhile.
-        plan = replace(plan, runs=self._planned(slug, profile).runs)
-        if plan.runs:
-            await self._desired.wish_each(plan.runs, by=f"profile {slug}" if by == "ACTIVE_PROFILE" else by)
+        now = self._planned(slug, profile)
+        plan = replace(plan, runs=now.runs, later=now.later)
+        if wishes := {**plan.later, **plan.runs}:
+            try:
+                await self._desired.wish_each(wishes, by=f"profile {slug}" if by == "ACTIVE_PROFILE" else by)
+            except MagiError:
+                # All of it or nothing: what was chosen before holds again.
+                await self._registry.choose_for_all(
+                    lambda model: (
+                        replace(model.choices, enabled=before[model.model_id].enabled)
+                        if model.model_id in before
+                        else model.choices
+                    ),
+                    active_profile=slug_before or "",
+                )
+                await self.reload()
+                raise
         for name in plan.unknown:
             _LOG.warning("profile %s names %s, and no model has this id", slug, name)
+        if plan.absent:
+            _LOG.info("profile %s names models that are not there now: %s", slug, ", ".join(plan.absent))
         self._events.publish(ProfilesChanged(name=slug))
         _LOG.info("profile %s is active (%s): %d models enabled", slug, by, len(chosen))
         return plan
@@ -135,55 +162,52 @@ class ActiveProfile:
         chosen, unknown = self._chosen(profile)
         settings = self._settings_of(profile)
         effective = self._effective.with_profile(settings)
-        models = self._registry.models
-        before = {model_id for model_id, model in models.items() if model.choices.enabled}
+        listed, remembered = self._registry.models, self._registry.remembered
+        before = {model_id for model_id, model in remembered.items() if model.choices.enabled}
         runs = {model_id: False for model_id, wish in self._desired.wishes.items() if wish.run}
         for model_id in chosen:
-            if effective.start_policy(models[model_id]) is StartPolicy.ALWAYS_ON:
-                runs[model_id] = True
-            else:
+            if effective.start_policy(remembered[model_id]) is not StartPolicy.ALWAYS_ON:
                 # Up or not, that is for requests or for a person to say.
                 runs.pop(model_id, None)
+            elif model_id in listed or self._desired[model_id] is not None:
+                runs[model_id] = True
+            # Else it is wanted when it comes back, as every enabled model of which nobody spoke in this boot.
         changed = {model_id: run for model_id, run in sorted(runs.items()) if run != self._desired.wants(model_id)}
         return Plan(
             slug,
             enable=tuple(sorted(chosen - before)),
             disable=tuple(sorted(before - chosen)),
-            runs=changed,
-            keep=tuple(sorted(model_id for model_id, run in runs.items() if run and model_id not in changed)),
+            runs={model_id: run for model_id, run in changed.items() if model_id in listed},
+            later={model_id: run for model_id, run in changed.items() if model_id not in listed},
+            keep=tuple(sorted(model_id for model_id in runs.keys() & listed if model_id not in changed)),
             settings=settings,
+            absent=tuple(sorted(chosen - listed.keys())),
             unknown=unknown,
             unusable={
-                model_id: models[model_id].facts.problem or str(models[model_id].facts.status)
-                for model_id in sorted(chosen)
-                if not models[model_id].is_usable
+                model_id: listed[model_id].facts.problem or str(listed[model_id].facts.status)
+                for model_id in sorted(chosen & listed.keys())
+                if not listed[model_id].is_usable
             },
         )
 
     def _chosen(self, profile: Profile) -> tuple[set[str], tuple[str, ...]]:
-        """The profile's models that there are, and the names that are nobody's."""
-        chosen: set[str] = set()
-        unknown = []
-        for name in profile.enabled_models:
-            model = self._model(name)
-            if model is None:
-                unknown.append(name)
-            else:
-                chosen.add(model.model_id)
-        return chosen, tuple(dict.fromkeys(unknown))
-
-    def _model(self, name: str) -> Model | None:
-        try:
-            return self._registry.model(name)
-        except MagiError:
-            return None
+        """The profile's models, there or not, and the names that are nobody's."""
+        models = self._models_by_name()
+        chosen = {models[name].model_id for name in profile.enabled_models if name in models}
+        return chosen, tuple(dict.fromkeys(name for name in profile.enabled_models if name not in models))
 
     def _settings_of(self, profile: Profile) -> dict[str, RuntimeSettings]:
-        settings = {}
-        for name, runtime in profile.runtime_settings.items():
-            model = self._model(name)
-            settings[model.model_id if model else name] = runtime
-        return settings
+        models = self._models_by_name()
+        return {
+            models[name].model_id if name in models else name: runtime
+            for name, runtime in profile.runtime_settings.items()
+        }
+
+    def _models_by_name(self) -> dict[str, Model]:
+        """Every model there is or was, by its id, and by its former one where that is no other's."""
+        models = self._registry.remembered
+        former = {model.former_id: model for model in models.values() if model.former_id}
+        return {**former, **models}
 
     def _hold(self, profile: Profile) -> None:
         self._effective.hold_profile(self._settings_of(profile))

@@ -6,6 +6,7 @@ profile that an operator edits needs no reload.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -70,6 +71,11 @@ def slug_of(name: str) -> str:
     return slug
 
 
+def kept_slug(text: str) -> str:
+    """The slug that a profile had elsewhere, or that ``text`` comes to. Raises ``ValidationFailed``."""
+    return text if _may_be_slug(text) else slug_of(text)
+
+
 def _may_be_slug(text: str) -> bool:
     return (
         _SLUG.fullmatch(text) is not None
@@ -101,13 +107,17 @@ class Profiles:
         """The slugs of all profiles that can be read, sorted."""
         return (await self.survey())[0]
 
-    async def own_names(self) -> list[str]:
-        """The slugs of the profiles that lie in the folder written to, and can be read; sorted."""
-        return [name for name in await self.names() if await asyncio.to_thread(self._is_own, name)]
+    async def own(self) -> dict[str, Profile]:
+        """The profiles that lie in the folder written to, and can be read, by slug; sorted."""
+        return await asyncio.to_thread(self._own)
 
-    def _is_own(self, name: str) -> bool:
-        path = self._path_of(name)
-        return path is not None and path.parent == self._folders[-1]
+    def _own(self) -> dict[str, Profile]:
+        profiles = {}
+        for slug, path in sorted(self._paths([]).items()):
+            if path.parent == self._folders[-1]:
+                with contextlib.suppress(InvalidProfile, OSError):
+                    profiles[slug] = self._load(path)
+        return profiles
 
     async def survey(self) -> tuple[list[str], list[ProfileProblem]]:
         """The slugs of all profiles that can be read, and what is wrong with the others."""
@@ -133,12 +143,12 @@ class Profiles:
                 {"path": str(path), "line": line, "reason": _reason(error)},
             ) from None
 
-    async def create(self, profile: Profile) -> tuple[str, Path]:
-        """Write a new profile; its slug and file.
+    async def create(self, profile: Profile, slug: str | None = None) -> tuple[str, Path]:
+        """Write a new profile; its slug, which is its name's if none is given, and file.
 
         Raises ``ValidationFailed``, ``ProfileExists``, ``ProfileCreationFailed``.
         """
-        return await self._changes.make(partial(self._create, slug_of(profile.name), profile))
+        return await self._changes.make(partial(self._create, slug or slug_of(profile.name), profile))
 
     async def _create(self, slug: str, profile: Profile) -> tuple[str, Path]:
         there = await asyncio.to_thread(self._path_of, slug)
@@ -212,8 +222,21 @@ class Profiles:
         return next((path for path in paths if os.path.lexists(path)), None)
 
     def _survey(self) -> tuple[list[str], list[ProfileProblem]]:
+        problems: list[ProfileProblem] = []
+        names = []
+        for slug, path in sorted(self._paths(problems).items()):
+            try:
+                self._load(path)
+            except (InvalidProfile, OSError) as error:
+                if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
+                    problems.append(_problem(slug, path, _reason(error)))
+            else:
+                names.append(slug)
+        return names, problems
+
+    def _paths(self, problems: list[ProfileProblem]) -> dict[str, Path]:
+        """The file that counts for each profile, by slug; what else is found goes to ``problems``."""
         paths: dict[str, Path] = {}
-        problems = []
         for folder in self._folders:
             try:
                 entries = sorted(folder.iterdir(), reverse=True)
@@ -228,16 +251,7 @@ class Profiles:
                         problems.append(_problem(path.stem, path, "no profile can have this name"))
                     else:
                         paths[path.stem] = path
-        names = []
-        for slug, path in sorted(paths.items()):
-            try:
-                self._load(path)
-            except (InvalidProfile, OSError) as error:
-                if not isinstance(error, FileNotFoundError) or os.path.lexists(path):
-                    problems.append(_problem(slug, path, _reason(error)))
-            else:
-                names.append(slug)
-        return names, problems
+        return paths
 
     def _load(self, path: Path) -> Profile:
         # A pipe must not be waited for, and a device not be read.

@@ -5,7 +5,7 @@ A number YAML or JSON cannot carry, the infinite ``max_score`` of the last tier,
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -24,6 +24,7 @@ from magi_agent.vocabulary import Tier
 
 MAX_PROFILE_BYTES: Final = 256 * 1024
 """Ten thousand models' names; YAML takes a second for each megabyte."""
+_ModelId = Annotated[str, Field(max_length=300)]
 
 
 class InvalidProfile(ValueError):
@@ -40,7 +41,7 @@ class _Stored(BaseModel):
 
 
 class _TierConfig(_Stored):
-    name: str = Field(max_length=100)
+    name: str = Field(min_length=1, max_length=100)
     max_score: float = Field(math.inf, gt=-math.inf)  # which NaN is not either
     expected_time_seconds: float = Field(5.0, ge=0, le=86_400)
     description: str = Field("", max_length=2_000)
@@ -65,13 +66,17 @@ class _LoadBalancing(_Stored):
 
 
 class _Profile(_Stored):
+    """The limits are those of the wire: what a file holds can be told, and sent again."""
+
     name: str = Field(min_length=1, max_length=200)
     description: str = Field("", max_length=10_000)
-    enabled_models: tuple[str, ...] = Field((), max_length=10_000)
-    tier_config: tuple[_TierConfig, ...] | None = Field(None, validation_alias=AliasChoices("tier_config", "tiers"))
+    enabled_models: tuple[_ModelId, ...] = Field((), max_length=10_000)
+    tier_config: tuple[_TierConfig, ...] | None = Field(
+        None, max_length=100, validation_alias=AliasChoices("tier_config", "tiers")
+    )
     two_stage: _TwoStage = Field(default_factory=_TwoStage)
     load_balancing: _LoadBalancing = Field(default_factory=_LoadBalancing)
-    runtime_settings: dict[str, dict[str, Any] | None] = Field(default_factory=dict, max_length=10_000)
+    runtime_settings: dict[_ModelId, dict[str, Any] | None] = Field(default_factory=dict, max_length=10_000)
 
     @field_validator("description", "enabled_models", "two_stage", "load_balancing", "runtime_settings", mode="before")
     @classmethod

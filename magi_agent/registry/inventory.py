@@ -13,6 +13,9 @@ after any doubt, is the truth.
     unsettled files ──────▶ due ──┤
     unheard folders ──────▶ due ──┼──▶ scanner (in a thread) ──facts──▶ registry
     doubt, interval, POST /rescan ┘
+
+A file system may not answer. Whoever asks for a scan waits for it so long and no longer, and the scan goes on; the
+thread that hangs in it keeps nobody from ending the process.
 """
 
 import asyncio
@@ -25,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from magi_agent.daemon_thread import in_daemon_thread
 from magi_agent.discovery.facts import ModelFacts, TierThresholds
 from magi_agent.discovery.scanner import FolderProblem, Scanner, ScanResult
 from magi_agent.discovery.watching import FolderWatch
@@ -50,6 +54,13 @@ _POLL_SHARE: Final = 0.01
 """Of a processor, at most, for these looks and for scans after doubts."""
 _POLL_WAITING_SHARE: Final = 0.1
 """Of the time, at most, that these looks wait for a network file system."""
+_RESCAN_WAIT: Final = 60.0
+"""Seconds that who asks for a scan waits for it, unless told otherwise."""
+_HANGS: Final = 5.0
+"""Seconds with one file or folder after which that is told as a problem."""
+_MOST_PROBLEMS: Final = 100
+_MOST_LINES: Final = 20
+"""Of problems at once in the journal."""
 
 
 @dataclass(slots=True)
@@ -100,11 +111,32 @@ class Inventory:
         """When a doubt may cause a scan again."""
         self._scan_cost = 0.0
         self._poll_at = 0.0
+        self._failed: str | None = None
+        """What the last look failed with; said once."""
+        self._failure_pause = _POLL
+        self._asked: asyncio.Task[Rescan] | None = None
+        """A scan that was asked for and has not begun: who asks meanwhile waits for the same."""
+        self._rescans: set[asyncio.Task[Rescan]] = set()
         self._said: frozenset[FolderProblem] = frozenset()
-        self.problems: tuple[FolderProblem, ...] = ()
-        """Folders and files that could not be looked at, as of the last look."""
+        self._silent: Mapping[str, float] = {}
+        self._problems: tuple[FolderProblem, ...] = ()
+        self._problems_left_out = 0
         self.scanning = True
         """Whether the first scan is still to be finished."""
+
+    @property
+    def problems(self) -> tuple[FolderProblem, ...]:
+        """Folders and files that could not be looked at, as of the last look, and what is waited for now.
+
+        The first hundred of them, and how many more.
+        """
+        now = time.monotonic()
+        silent = {path: now - since for path, since in self._silent.items()}
+        silent.update(self._scanner.whereabouts.waiting(_HANGS))
+        waits = [FolderProblem(path, f"it has not answered for {seconds:.0f} s") for path, seconds in silent.items()]
+        more = self._problems_left_out
+        rest = [FolderProblem("model folders", f"{more} more problems")] if more else []
+        return (*waits, *self._problems, *rest)
 
     def reconfigure(self, folders: Sequence[Path], thresholds: TierThresholds, interval: float) -> None:
         """Take other folders and thresholds from the next whole scan on, and another interval from now on."""
@@ -120,15 +152,46 @@ class Inventory:
             tasks.create_task(self._watch.run(), name="folder-watch")
             tasks.create_task(self._look_when_due(), name="inventory")
 
-    async def rescan(self) -> Rescan:
-        """Scan everything now.
+    async def close(self) -> None:
+        """Give up the scans that were asked for and are not through."""
+        for task in self._rescans:
+            task.cancel()
+        await asyncio.gather(*self._rescans, return_exceptions=True)
 
-        Raises ``RescanFailed`` where no folder could be looked at, or the registry not be saved; in the first case
-        the registry stays as it was.
+    async def rescan(self, within: float | None = _RESCAN_WAIT) -> Rescan:
+        """Scan everything now, and wait for it for so many seconds; it goes on after these.
+
+        Raises ``RescanFailed`` where it takes longer, no folder could be looked at, or the registry not be saved; in
+        the first two cases the registry stays as it was, for the time being.
         """
+        if self._asked is None:
+            self._asked = asyncio.create_task(self._scan_as_asked(), name="rescan")
+            self._rescans.add(self._asked)
+            self._asked.add_done_callback(self._rescans.discard)
+        task = self._asked
+        try:
+            await asyncio.wait([task], timeout=within)
+        finally:
+            if not task.done():
+                task.add_done_callback(self._ended_unheard)
+        if not task.done():
+            waits = ", ".join(path for path, _ in self._scanner.whereabouts.waiting(0)) or "another scan"
+            raise RescanFailed(
+                f"the scan goes on, but was not through within {within:.0f} s; it waits for {waits}",
+                {"waitsFor": waits},
+            )
+        return task.result()
+
+    async def _scan_as_asked(self) -> Rescan:
         async with self._one_look:
+            self._asked = None
             result, merged = await self._scan()
         return Rescan(len(result.models), len(merged.added), len(merged.removed), datetime.now(UTC))
+
+    def _ended_unheard(self, task: asyncio.Task[Rescan]) -> None:
+        """Say why a scan failed for which nobody waits any more."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("%s", error)
 
     def look_again(self) -> None:
         """Have everything scanned soon: something that decides what is listed has changed."""
@@ -142,7 +205,7 @@ class Inventory:
         self._doubted = False
         self._due.clear()
         try:
-            result, used = await asyncio.to_thread(_timed, self._scanner.scan)
+            result, used = await in_daemon_thread(partial(_timed, self._scanner.scan), "scan")
             # Headers are read once; what a scan costs again and again is the rest.
             self._scan_cost = used if result.headers_read == 0 else min(used, self._scan_cost)
             self._doubt_from = loop.time() + self._scan_cost / _POLL_SHARE
@@ -166,7 +229,9 @@ class Inventory:
 
         Raises ``RescanFailed``.
         """
-        unusable = {problem.path: problem.message for problem in result.problems}
+        roots = frozenset(self._scanner.folders)
+        unusable = dict.fromkeys(result.silent, "it does not answer")
+        unusable.update({problem.path: problem.message for problem in result.problems if problem.path in roots})
         failed = [folder for folder in self._scanner.folders if folder in unusable]
         if len(failed) == len(self._scanner.folders):
             reasons = "; ".join(f"{folder}: {unusable[folder]}" for folder in failed)
@@ -183,12 +248,13 @@ class Inventory:
                 async with self._one_look:
                     if now >= self._scan_at or len(self._due) > _MAX_DUE:
                         await self._scan()
+                        self._failed, self._failure_pause = None, _POLL
                     elif paths := self._take_due(now):
                         await self._refresh(paths)
                     elif now >= self._poll_at and self._watch.unheard:
                         await self._poll()
             except MagiError as error:
-                _LOG.error("%s", error)
+                self._note_failure(error)
             waits = [self._scan_at, *self._due.values()]
             if self._recheck_at is not None:
                 waits.append(self._recheck_at)
@@ -223,14 +289,32 @@ class Inventory:
         """Look at the folders that cannot be heard of, and not so soon again if that is dear."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        used = await self._refresh(self._watch.unheard)
-        end = loop.time()
-        pause = max(_POLL, used / _POLL_SHARE, (end - begin) / _POLL_WAITING_SHARE)
-        self._poll_at = end + min(pause, self._interval)
+        used = 0.0
+        try:
+            used = await self._refresh(self._watch.unheard)
+        finally:
+            end = loop.time()
+            # One that does not answer is not waited for again, and is to be seen soon once it does.
+            waited = 0.0 if self._silent else end - begin
+            pause = max(_POLL, used / _POLL_SHARE, waited / _POLL_WAITING_SHARE)
+            self._poll_at = end + min(pause, self._interval)
+
+    def _note_failure(self, error: MagiError) -> None:
+        """Say it, but the same only once, and look again after ever longer whiles."""
+        sentence = str(error)
+        if sentence != self._failed:
+            _LOG.error("%s", sentence)
+            self._failed = sentence
+        again_at = asyncio.get_running_loop().time() + self._failure_pause
+        self._failure_pause = min(2 * self._failure_pause, self._interval)
+        self._doubt_from = max(self._doubt_from, again_at)
+        self._poll_at = max(self._poll_at, again_at)
+        # What could not be saved is still to be.
+        self._scan_at = again_at
 
     async def _refresh(self, paths: Iterable[str]) -> float:
         """Look at some paths, and return the processor's time that took, in seconds."""
-        result, used = await asyncio.to_thread(_timed, partial(self._scanner.refresh, paths))
+        result, used = await in_daemon_thread(partial(_timed, partial(self._scanner.refresh, paths)), "refresh")
         self._take(result)
         if result.models is self._merged:
             return used
@@ -245,10 +329,7 @@ class Inventory:
         """Note what a look could not settle, say what is newly wrong, and have watched what there is."""
         self._growing, self._folders = result.growing, result.folders
         self._watch.follow(result.folders, result.growing)
-        self.problems = result.problems
-        for problem in set(result.problems) - self._said:
-            _LOG.warning("%s: %s", problem.path.encode(errors="replace").decode(), problem.message)
-        self._said = frozenset(result.problems)
+        self._say_problems(result)
         if result.unsettled != self._unsettled:
             self._recheck_pause = _FIRST_RECHECK
         self._unsettled = result.unsettled
@@ -257,6 +338,19 @@ class Inventory:
         elif self._recheck_at is None:
             self._recheck_at = asyncio.get_running_loop().time() + self._recheck_pause
             self._recheck_pause = min(self._recheck_pause * 2, _LONGEST_RECHECK)
+
+    def _say_problems(self, result: ScanResult) -> None:
+        self._silent = result.silent
+        self._problems = result.problems[:_MOST_PROBLEMS]
+        self._problems_left_out = len(result.problems) - len(self._problems)
+        told = (*(FolderProblem(path, "its file system does not answer") for path in result.silent), *self._problems)
+        news = [problem for problem in told if problem not in self._said]
+        self._said = frozenset(told)
+        for problem in news[:_MOST_LINES]:
+            _LOG.warning("%s: %s", problem.path.encode(errors="replace").decode(), problem.message)
+        more = len(news) - _MOST_LINES + self._problems_left_out
+        if len(news) > _MOST_LINES:
+            _LOG.warning("and %d more problems in the model folders", more)
 
     def _heard(self, paths: frozenset[str]) -> None:
         now = asyncio.get_running_loop().time()

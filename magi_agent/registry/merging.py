@@ -2,16 +2,21 @@
 
 A model that was found is the one the registry knows
 
-1. if it lies at the same path; else
-2. if it is the same file (device, inode and size), its header is no other, and nothing was found at the known one's
-   path (file systems give the inode of a file that went to the next new one); else
-3. if size and header fingerprint are the same, likewise.
+1. if it is the same file at the same path; else
+2. if it is certainly the same file, wherever it went: device, inode, size and header fingerprint are the same; else
+3. if it lies at the same path: a file that was replaced; else
+4. if device, inode and size are the same and a header that nobody could read may be; file systems give the inode of a
+   file that went to the next new one, so where neither header is known the time of the last write has to be the same
+   too; else
+5. if size and header fingerprint are the same: a copy of a file that went.
 
-Otherwise it is new. A model that was not found stays listed as missing while its server runs; else it is remembered
-unlisted, so that its id and its choices come back with it.
+Each step is taken for all that was found before the next one is; of several known models that fit, a listed one comes
+before one that went. What fits none is new. A model that was not found stays listed as missing while its server runs;
+else it is remembered unlisted, so that its id and its choices come back with it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final
@@ -25,6 +30,7 @@ MAX_REMEMBERED: Final = 10_000
 """How many models without any choice are remembered after they went."""
 
 _file_path: Final = attrgetter("file_path")
+_present: Final = attrgetter("present")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +88,25 @@ def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Coll
 
 def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str, Model]:
     """The known model for each path found, where there is one."""
-    by_path = {model.facts.file_path: model for model in known.values()}
-    assigned = {facts.file_path: model for facts in found if (model := by_path.get(facts.file_path)) is not None}
-    for sign in (_file, _content):
+    # Stable: of those that went, the one that did so last comes first.
+    candidates = sorted(known.values(), key=_present, reverse=True)
+    unchanged = {id(model.facts): model for model in candidates if model.present}
+    assigned = {facts.file_path: model for facts in found if (model := unchanged.get(id(facts))) is not None}
+    for sign in _SIGNS:
         if len(assigned) == len(found):
             break
         used = {model.model_id for model in assigned.values()}
-        by_sign: dict[object, Model] = {}
-        for model in known.values():
+        by_sign: defaultdict[object, deque[Model]] = defaultdict(deque)
+        for model in candidates:
             if model.model_id not in used and (told_by := sign(model.facts)) is not None:
-                by_sign.setdefault(told_by, model)
+                by_sign[told_by].append(model)
         for facts in found:
-            if facts.file_path in assigned:
+            if facts.file_path in assigned or (fitting := by_sign.get(sign(facts))) is None:
                 continue
-            candidate = by_sign.get(sign(facts))
-            if candidate is not None and _may_be_the_same(facts, candidate.facts):
-                del by_sign[sign(facts)]
-                assigned[facts.file_path] = candidate
+            fits = (model for model in fitting if sign is not _file or _may_be_the_same(facts, model.facts))
+            if (model := next(fits, None)) is not None:
+                fitting.remove(model)
+                assigned[facts.file_path] = model
     return assigned
 
 
@@ -107,9 +115,22 @@ def _tell_the_same(one: ModelFacts, other: ModelFacts) -> bool:
     return one is other or (one == other and one.header == other.header)
 
 
+def _file_at_path(facts: ModelFacts) -> object:
+    # Without the device: its number may be another one after each mount, and another disk's before.
+    identity = facts.identity
+    return (facts.file_path, identity.inode, identity.size, facts.fingerprint) if identity else None
+
+
+def _certain_file(facts: ModelFacts) -> object:
+    identity = facts.identity
+    if identity is None or facts.fingerprint is None:
+        return None
+    return (identity.device, identity.inode, identity.size, facts.fingerprint)
+
+
 def _file(facts: ModelFacts) -> object:
     identity = facts.identity
-    return (identity.device, identity.inode, identity.size) if identity else None
+    return (identity.device, identity.inode, identity.size) if identity and identity.size else None
 
 
 def _content(facts: ModelFacts) -> object:
@@ -117,7 +138,14 @@ def _content(facts: ModelFacts) -> object:
     return (facts.size_bytes, facts.fingerprint) if facts.fingerprint and is_whole else None
 
 
+_SIGNS: Final[tuple[Callable[[ModelFacts], object], ...]] = (
+    _file_at_path, _certain_file, _file_path, _file, _content,
+)  # fmt: skip
+
+
 def _may_be_the_same(one: ModelFacts, other: ModelFacts) -> bool:
+    if one.fingerprint is None and other.fingerprint is None:
+        return one.identity == other.identity
     return one.fingerprint == other.fingerprint or None in (one.fingerprint, other.fingerprint)
 
 

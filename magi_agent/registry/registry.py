@@ -157,19 +157,19 @@ class Registry:
         self._events.publish(ChoicesChanged(model_id=after.model_id))
         return after
 
-    async def choose_each(self, choices: Mapping[str, Choices]) -> None:
+    async def choose_each(self, change: Callable[[Mapping[str, Model]], Mapping[str, Choices]]) -> tuple[str, ...]:
         """Make choices for some models, listed or remembered, in one save.
 
-        Raises ``ModelNotFound``, ``RegistrySaveFailed``; nothing is changed then.
+        ``change`` sees all models as they are when its turn comes, and gives the choices by id; it is called in a
+        thread. Returns the ids of models whose choices changed. Raises ``RegistrySaveFailed``; nothing is changed then.
         """
-        await self._changes.make(partial(self._choose_each, dict(choices)))
+        return await self._changes.make(partial(self._choose_each, change))
 
-    async def _choose_each(self, choices: Mapping[str, Choices]) -> None:
+    async def _choose_each(self, change: Callable[[Mapping[str, Model]], Mapping[str, Choices]]) -> tuple[str, ...]:
         models = dict(self._content.models)
         changed = []
+        choices = await asyncio.to_thread(change, self._content.models)
         for model_id, chosen in choices.items():
-            if model_id not in models:
-                raise ModelNotFound(model_id)
             if models[model_id].choices != chosen:
                 models[model_id] = replace(models[model_id], choices=chosen)
                 changed.append(model_id)
@@ -179,6 +179,7 @@ class Registry:
             self._show(content)
         for model_id in changed:
             self._events.publish(ChoicesChanged(model_id=model_id))
+        return tuple(changed)
 
     async def choose_port_range(self, port_range: tuple[int, int] | None) -> None:
         """Choose the ports that models get; ``None`` for the configuration's. Raises ``RegistrySaveFailed``."""
@@ -197,7 +198,7 @@ class Registry:
         active_profile: str | None = None,
         applied_profile_setting: str | None = None,
     ) -> tuple[str, ...]:
-        """Make choices for every listed model in one save, and remember the profile they came from.
+        """Make choices for every model, listed or remembered, in one save, and remember the profile they came from.
 
         Returns the ids of models whose choices changed. Raises ``RegistrySaveFailed``.
         """
@@ -208,7 +209,7 @@ class Registry:
     ) -> tuple[str, ...]:
         models = dict(self._content.models)
         changed = []
-        for model in self._present.values():
+        for model in self._content.models.values():
             choices = change(model)
             if choices != model.choices:
                 models[model.model_id] = replace(model, choices=choices)
@@ -216,7 +217,7 @@ class Registry:
         content = replace(
             self._content,
             models=models,
-            active_profile=active_profile or self._content.active_profile,
+            active_profile=self._content.active_profile if active_profile is None else active_profile or None,
             applied_profile_setting=applied_profile_setting or self._content.applied_profile_setting,
         )
         if content != self._content:

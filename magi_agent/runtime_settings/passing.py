@@ -6,6 +6,7 @@ in argv: systemd up to 253 garbles ``$`` and ``;`` in a transient unit's argv af
 its environment.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -92,6 +93,7 @@ LORA: Final = ("--lora-scaled",)
 _LORA_IN_ONE_WORD: Final = "FNAME:SCALE"
 _SPECULATION: Final = "--spec-type"
 _BY_DRAFT_MODEL: Final = "draft-simple"
+_LIKE_A_FLAG: Final = re.compile(r"-[^0-9.]")
 _DOWNLOADS: Final = "download weights from the internet"
 
 RESERVED: Final = frozenset(
@@ -145,7 +147,7 @@ def passed(settings: RuntimeSettings, known: KnownOptions | None) -> Passed:
 def disallowed(settings: RuntimeSettings, allowed: Collection[str], known: KnownOptions | None) -> Iterator[Fault]:
     """The extra flags that nobody may give, or that the configuration does not name."""
     for flag in settings.extra_flags or ():
-        name = flag.partition("=")[0]
+        name, _, value = flag.partition("=")
         option = known[name] if known else None
         if not RESERVED.isdisjoint(option.names if option else (name,)):
             yield Fault("extra_flags", f"{name} is no extra flag: a setting stands for it, or the agent alone sets it")
@@ -155,6 +157,11 @@ def disallowed(settings: RuntimeSettings, allowed: Collection[str], known: Known
             yield Fault(
                 "extra_flags", f"{name} is not allowed; servers.allowed_flags in agent.toml names those that are"
             )
+        elif known is None:
+            # Nobody can tell whether it takes a value: what stands there as one might be a flag of its own.
+            yield Fault("extra_flags", f"{name} cannot be checked, since the llama-server does not say what it can do")
+        elif _LIKE_A_FLAG.match(value):
+            yield Fault("extra_flags", f"the value of {name} looks like a flag")
 
 
 def _pass_on(passing: Passing, value: Any, known: KnownOptions | None, out: Passed) -> None:

@@ -7,7 +7,7 @@ itself. What a field is passed on as stands in ``runtime_settings.passing`` for 
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -32,6 +32,8 @@ _BINARY: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _FLAG: Final = re.compile(r"--[a-z0-9][a-z0-9-]*(=.*)?")
 _NUMBERS: Final = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", re.ASCII)
 MOST_CPUS: Final = 8192
+_TEMPLATE_BYTES: Final = 100_000
+"""Linux takes 128 KiB for one string of an environment (MAX_ARG_STRLEN, execve(2)), the variable's name included."""
 
 
 def wire_name(name: str) -> str:
@@ -168,6 +170,9 @@ class RuntimeSettings:
             return self
         if self == _NOTHING:
             return under
+        if self.chat_template or self.chat_template_file:
+            # There is one template, in the one form or in the other.
+            under = replace(under, chat_template=None, chat_template_file=None)
         return RuntimeSettings(
             **{
                 name: under_value if (value := getattr(self, name)) is None else value
@@ -209,14 +214,14 @@ def numbers_in(text: str) -> tuple[int, ...]:
     """The numbers in a list of numbers and ranges, such as ``0-3,8``. Raises ``ValueError`` for what is none."""
     if not _NUMBERS.fullmatch(text):
         raise ValueError("must be numbers and ranges, such as '0-7,16-23'")
-    numbers: set[int] = set()
+    numbers = 0  # as bits: a few hundred wide ranges are no work then
     for part in text.split(","):
         first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if low > high or high >= MOST_CPUS:
             raise ValueError(f"has a range that is none, or beyond {MOST_CPUS - 1}: {part!r}")
-        numbers.update(range(low, high + 1))
-    return tuple(sorted(numbers))
+        numbers |= (1 << high + 1) - (1 << low)
+    return tuple(number for number, bit in enumerate(f"{numbers:b}"[::-1]) if bit == "1")
 
 
 def _faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
@@ -260,8 +265,17 @@ def _path_faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
 
 
 def _word_faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
-    if settings.chat_template is not None and not settings.chat_template.isprintable():
-        yield "chat_template", "must be one line; put a longer template into a file, and name it in chat_template_file"
+    if settings.chat_template is not None:
+        if not settings.chat_template.isprintable():
+            yield (
+                "chat_template",
+                "must be one line; put a longer template into a file, and name it in chat_template_file",
+            )
+        elif len(settings.chat_template.encode()) > _TEMPLATE_BYTES:
+            yield (
+                "chat_template",
+                f"is longer than {_TEMPLATE_BYTES} bytes; put it into a file, and name it in chat_template_file",
+            )
     for alias in settings.aliases or ():
         if not _ALIAS.fullmatch(alias):
             yield "aliases", f"{alias!r} has other characters than letters, digits and '._:/@+-'"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 from magi_agent.atomic_file import write_atomically
 from magi_agent.errors import MagiError
@@ -20,9 +21,10 @@ _LOG: Final = logging.getLogger(__name__)
 _ASK_AGAIN: Final = 30.0
 """Seconds after which a binary that did not answer is asked again."""
 _MOST_KEPT: Final = 8
+"""Binaries that are remembered; those behind paths in use always are."""
 _MOST_STEPS: Final = 400
 """Parts of a path that are followed, those of the links in it included."""
-_MAX_BYTES: Final = 2 * _MOST_KEPT * MAX_HELP
+_MAX_BYTES: Final = 8 * _MOST_KEPT * MAX_HELP
 
 
 class Prober(Protocol):
@@ -53,7 +55,7 @@ class Binaries:
         self._options: dict[str, KnownOptions] = {}
         self._texts: dict[str, str] = {}
         self._silent: dict[str, float] = {}
-        self._asking = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self) -> None:
         """Take up what an agent before this one was told. What cannot be read is asked again."""
@@ -78,10 +80,13 @@ class Binaries:
     async def ask(self, binary: Path) -> KnownOptions | None:
         """The options of a binary, which is run for a moment if it was never asked; ``None`` if it does not say."""
         await self.look([binary])
-        async with self._asking:
-            file = self._files.get(binary)
-            if file is None or (known := self._options.get(file.identity)) is not None:
-                return known if file else None
+        file = self._files.get(binary)
+        if file is None or (known := self._options.get(file.identity)) is not None:
+            return known if file else None
+        # One that hangs holds up nobody who asks for another.
+        async with self._turns.setdefault(file.identity, asyncio.Lock()):
+            if (known := self._options.get(file.identity)) is not None:
+                return known
             now = asyncio.get_running_loop().time()
             if now - self._silent.get(file.identity, -_ASK_AGAIN) < _ASK_AGAIN:
                 return None
@@ -103,9 +108,11 @@ class Binaries:
     async def _keep(self, identity: str, text: str, known: KnownOptions) -> None:
         self._options[identity] = known
         self._texts[identity] = text
-        while len(self._texts) > _MOST_KEPT:
-            oldest = next(iter(self._texts))
-            del self._texts[oldest], self._options[oldest]
+        in_use = {file.identity for file in self._files.values() if file}
+        for former in [each for each in self._texts if each not in in_use]:
+            if len(self._texts) <= _MOST_KEPT:
+                break
+            del self._texts[former], self._options[former]
         try:
             await asyncio.to_thread(write_atomically, self._path, json.dumps(self._texts).encode())
         except OSError as error:

@@ -11,6 +11,7 @@ from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.passing import disallowed, passed
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
+from magi_agent.runtime_settings.settings import faults_of as discord_in
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.launch import LaunchSpecification
@@ -43,8 +44,10 @@ class StartPreparation:
 
     def launch_of(self, model: Model, port: int, effective: EffectiveSettings | None = None) -> LaunchSpecification:
         """How ``model`` would be started on ``port``, as things stand, or with other settings than those that hold."""
+        return self._specification(model, port, self._runtime_of(model, effective or self._effective))
+
+    def _specification(self, model: Model, port: int, runtime: RuntimeSettings) -> LaunchSpecification:
         settings = self._settings
-        runtime = self._runtime_of(model, effective or self._effective)
         binary = settings.binary(runtime.binary) or settings.llama_server_path
         file = self._binaries.file(binary)
         return LaunchSpecification(
@@ -69,6 +72,7 @@ class StartPreparation:
 
     async def ask_binaries(self) -> None:
         """Ask each configured binary what it can do, if it was never asked."""
+        await self.look_at_binaries()
         for binary in self._settings.binaries:
             _ = await self._binaries.ask(binary)
 
@@ -90,7 +94,11 @@ class StartPreparation:
             names = ", ".join(name for name, _ in self._settings.llama_server_alternatives) or "none"
             return (Fault("binary", f"{settings.binary!r} is not among servers.llama_server_alternatives ({names})"),)
         known = await self._binaries.ask(binary)
-        faults = [*disallowed(settings, self._settings.allowed_flags, known), *passed(settings, known).faults]
+        faults = [
+            *discord_in(settings),
+            *disallowed(settings, self._settings.allowed_flags, known),
+            *passed(settings, known).faults,
+        ]
         faults += await asyncio.to_thread(file_faults, settings, self._settings.model_scan_path)
         return tuple(faults)
 
@@ -122,19 +130,24 @@ class StartPreparation:
         Raises ``ModelNotFound``, ``ModelNotUsable``, ``SettingsNotUsable``, ``NoFreePort``, ``PortInUse``,
         ``RegistrySaveFailed``.
         """
-        model = self._registry.model(model_id)
-        await self.check(model)
-        if model.choices.port is None:
-            model = await self.give_port(model_id)
-        port = model.choices.port
-        assert port is not None  # noqa: S101  # given above
-        if not await self._came_free(port):
-            holder = await asyncio.to_thread(holder_of, port)
-            raise PortInUse(
-                f"port {port} of {model_id} is held by {holder}; stop that, or give the model another port",
-                {"modelId": model_id, "port": port, "holder": holder},
-            )
-        return self.launch_of(model, port)
+        while True:
+            model = self._registry.model(model_id)
+            await self.check(model)
+            port = model.choices.port or (await self.give_port(model_id)).choices.port
+            assert port is not None  # noqa: S101  # given above
+            if not await self._came_free(port):
+                holder = await asyncio.to_thread(holder_of, port)
+                raise PortInUse(
+                    f"port {port} of {model_id} is held by {holder}; stop that, or give the model another port",
+                    {"modelId": model_id, "port": port, "holder": holder},
+                )
+            # Meanwhile anything may have been chosen anew: what is checked here last is what is launched.
+            model = self._registry.model(model_id)
+            runtime = self._runtime_of(model, self._effective)
+            if faults := await self.faults_of(runtime):
+                raise settings_not_usable(model_id, faults)
+            if model.choices.port == port:
+                return self._specification(model, port, runtime)
 
     async def give_port(self, model_id: str) -> Model:
         """Give a model a port, if it has none. Raises ``NoFreePort``, ``RegistrySaveFailed``."""
@@ -163,15 +176,17 @@ class StartPreparation:
         """The ports that models get: those a person chose, else the configuration's."""
         return self._registry.port_range or self._settings.port_range
 
-    async def choose_port(self, model_id: str, port: int | None) -> Model:
+    async def choose_port(self, model_id: str, port: int | None, *, held: int | None = None) -> Model:
         """Give a model a port that a person chose, or take its port back; one that went may lose it too.
+
+        ``held`` is the port that the model's own server listens on.
 
         Raises ``ModelNotFound``, ``ValidationFailed`` for a port outside the range, ``PortInUse``,
         ``RegistrySaveFailed``.
         """
         model = self._registry.remembered.get(model_id) or self._registry.model(model_id)
         if port is not None and port != model.choices.port:
-            await self._check_port(port)
+            await self._check_port(port, held)
 
         def change(choices: Choices) -> Choices:
             for other in self._registry.remembered.values():
@@ -185,13 +200,13 @@ class StartPreparation:
 
         return await self._registry.choose(model.model_id, change, remembered=True)
 
-    async def _check_port(self, port: int) -> None:
+    async def _check_port(self, port: int, held: int | None) -> None:
         low, high = self.port_range
         if not low <= port <= high:
             raise ValidationFailed([{"field": "port", "message": f"must be from {low} to {high}, the range of ports"}])
         if port in self._avoided():
             raise PortInUse(f"port {port} is the agent's own", {"port": port, "holder": "magi-agent"})
-        if listeners(port):
+        if port != held and listeners(port):
             holder = await asyncio.to_thread(holder_of, port)
             raise PortInUse(f"port {port} is held by {holder}", {"port": port, "holder": holder})
 

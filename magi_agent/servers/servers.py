@@ -137,6 +137,10 @@ class Servers:
         """The state a model's server is in; that of a model nobody knows is ``stopped``."""
         return self._reconciler.state(model_id)
 
+    def is_wanted(self, model_id: str) -> bool:
+        """Whether a model's server should run."""
+        return self._reconciler.wants(model_id)
+
     def unknown_units(self) -> Collection[str]:
         """Units of ours, by name, that belong to no model the registry knows; they are left alone."""
         return sorted(name for name in self._manager.units if model_id_of(name) not in self._registry.models)
@@ -183,7 +187,7 @@ class Servers:
         model_id = model.model_id
         if self._reconciler.state(model_id) in UP and self._reconciler.wants(model_id):
             return await self._outcome(model_id, f"Model {model_id} is running already", changed=False, settled=True)
-        self._refuse_while_draining()
+        self.refuse_while_draining()
         await self._preparation.check(model)
         changed = not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
         if model.choices.port is None:
@@ -220,7 +224,7 @@ class Servers:
         model_id = self._registry.model(model_id).model_id
         if self._reconciler.state(model_id) not in RUNNING:
             return await self.start(model_id, by=by, wait=wait)
-        self._refuse_while_draining()
+        self.refuse_while_draining()
         await self._preparation.check(self._registry.model(model_id))
         async with self._following(model_id) as settled:
             await self._desired.wish([model_id], run=True, by=by)
@@ -239,7 +243,7 @@ class Servers:
 
     def start_all(self, *, by: str) -> Operation:
         """Want every enabled model to run. Raises ``Draining``."""
-        self._refuse_while_draining()
+        self.refuse_while_draining()
         ids = [model_id for model_id, model in self._registry.models.items() if model.choices.enabled]
         return self._on_several("start-all", ids, lambda model_id, wait: self.start(model_id, by=by, wait=wait))
 
@@ -257,14 +261,27 @@ class Servers:
         One after the other, those that serve until their turn comes; after the first that fails the rest is left as it
         runs. Raises ``Draining``.
         """
-        self._refuse_while_draining()
-        changed = [server.model_id for server in await self.list() if server.restart_reasons]
+        self.refuse_while_draining()
+        changed = [
+            server.model_id
+            for server in await self.list()
+            if server.restart_reasons and self._reconciler.wants(server.model_id)
+        ]
         return self._on_several(
             "restart-changed",
             changed,
-            lambda model_id, wait: self.restart(model_id, by=by, wait=wait),
+            lambda model_id, wait: self._restart_if_due(model_id, by, wait),
             one_by_one=True,
         )
+
+    async def _restart_if_due(self, model_id: str, by: str, wait: float) -> Outcome:
+        """Restart a model whose turn has come, unless somebody stopped or restarted it before that."""
+        server = await self.server(model_id)
+        if not self._reconciler.wants(model_id):
+            return Outcome(f"Model {model_id} was stopped meanwhile, and stays so", False, True, server)
+        if not server.restart_reasons:
+            return Outcome(f"Model {model_id} runs as it should already", False, True, server)
+        return await self.restart(model_id, by=by, wait=wait)
 
     def changed_by(self, effective: EffectiveSettings, model_ids: Iterable[str]) -> tuple[str, ...]:
         """Which of some models run with other settings than those of ``effective``."""
@@ -279,7 +296,12 @@ class Servers:
         return tuple(changed)
 
     def follow(self, kind: str, runs: Mapping[str, bool]) -> Operation:
-        """An operation for wishes that were made already: it ends when each model runs, or does not, as it says."""
+        """An operation for wishes that were made already: it ends when each model runs, or does not, as it says.
+
+        What a model failed with before is forgotten: one that is to run is tried again at once.
+        """
+        for model_id in runs:
+            self._reconciler.forgive(model_id)
         return self._on_several(kind, runs, lambda model_id, wait: self._come_about(model_id, runs[model_id], wait))
 
     async def _come_about(self, model_id: str, run: bool, wait: float) -> Outcome:
@@ -306,7 +328,8 @@ class Servers:
                     break
         return operation.finished_at is not None
 
-    def _refuse_while_draining(self) -> None:
+    def refuse_while_draining(self) -> None:
+        """Raise ``Draining`` while nothing is to be started."""
         if drain := self._desired.drain:
             raise Draining(drain.by)
 

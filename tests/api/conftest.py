@@ -106,7 +106,8 @@ async def serve(
         await agent.start()
 
         async def scanned() -> bool:
-            return not agent.services.inventory.scanning and set(model_ids) <= set(agent.services.registry.models)
+            services = agent.services
+            return services.is_settled() and set(model_ids) <= set(services.registry.models)
 
         await until(scanned, "the first scan is through")
         return api

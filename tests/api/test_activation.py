@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import socket
+from pathlib import Path
 from typing import Any
 
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
+from tests.conftest import MakeToyModel
 
 WAIT = "wait=60"
 
@@ -39,6 +44,7 @@ async def test_activation_is_a_difference(serve: Serve) -> None:
         "stop": ["api-goes"],
         "restart": ["api-stays"],
         "keep": ["api-stays"],
+        "absent": [],
         "unknown": ["api-nobody"],
         "unusable": {},
         "operationId": None,
@@ -126,3 +132,137 @@ async def test_a_model_that_fails_is_told_of_and_harms_no_other(serve: Serve, mo
 async def test_there_may_be_no_active_profile(serve: Serve) -> None:
     api = await serve()
     assert await api.get("/api/models/profiles/active") == {"name": None, "profile": None, "problem": None}
+
+
+async def test_a_model_that_failed_is_tried_again_when_a_profile_wants_it_anew(serve: Serve) -> None:
+    api = await serve("api-again")
+    low, _ = (await api.get("/api/models/registry"))["portRange"]
+    (await api.ask("PUT", "/api/models/api-again/port", {"port": low})).success()
+    await profile(api, "on", "api-again")
+    await profile(api, "off")
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", low))
+        holder.listen()
+        assert (await activate(api, "on"))["start"] == ["api-again"]
+        assert await api.state("api-again") == "cooldown"
+        await activate(api, "off")
+
+    again = await activate(api, "on")
+
+    operation = await api.get(f"/api/operations/{again['operationId']}")
+    assert operation["status"] == "succeeded"
+    assert await api.state("api-again") == "ready"
+
+
+async def test_an_activation_whose_wishes_cannot_be_saved_changes_nothing(serve: Serve, tmp_path: Any) -> None:
+    api = await serve("api-old", "api-new")
+    await profile(api, "first", "api-old")
+    await profile(api, "second", "api-new", runtimeSettings={"api-new": {"ctxSize": 256}})
+    await activate(api, "first")
+    desired = tmp_path / "state" / "desired.json"
+    desired.unlink()
+    (desired / "in the way").mkdir(parents=True)
+
+    (await api.ask("POST", "/api/models/profiles/second/activate")).failure(500, "RegistrySaveFailed")
+
+    assert (await api.get("/api/models/profiles/active"))["name"] == "first"
+    models = (await api.get("/api/models/registry"))["models"]
+    assert [name for name, model in models.items() if model["enabled"]] == ["api-old"]
+    assert (await api.get("/api/models/api-new/settings"))["sources"] == {}
+    assert await api.state("api-old") == "ready"
+    (desired / "in the way").rmdir()
+    desired.rmdir()
+    await activate(api, "second")
+    assert await api.state("api-old") == "stopped"
+
+
+async def test_of_two_activations_at_once_one_holds_whole(serve: Serve) -> None:
+    api = await serve("api-left", "api-right")
+    (await api.ask("PUT", "/api/drain", {"draining": True})).success()  # so that nothing needs to start or stop
+    await profile(api, "left", "api-left")
+    await profile(api, "right", "api-right")
+    both = api.services.active_profile
+    for _ in range(20):
+        await asyncio.gather(both.activate("left", by="test"), both.activate("right", by="test"))
+        wanted = {model_id for model_id in ("api-left", "api-right") if api.services.servers.is_wanted(model_id)}
+        assert wanted == {f"api-{both.slug}"}
+
+
+async def enabled(api: Api) -> list[str]:
+    models = (await api.get("/api/models/registry"))["models"]
+    return sorted(model_id for model_id, model in models.items() if model["enabled"])
+
+
+async def test_it_holds_for_models_of_a_disk_that_is_away(
+    serve: Serve, models: Path, tmp_path: Path, toy_model: MakeToyModel
+) -> None:
+    disk, away = models / "disk", tmp_path / "away"
+    for path in (models / "api-here.gguf", disk / "api-before.gguf", disk / "api-after.gguf", disk / "api-unsaid.gguf"):
+        toy_model(path)
+    api = await serve()
+    low, _ = (await api.get("/api/models/registry"))["portRange"]
+    (await api.ask("PUT", "/api/models/api-before/port", {"port": low})).success()
+    await profile(api, "before", "api-here", "api-before")
+    await profile(api, "after", "api-here", "api-after", "api-unsaid", "api-nobody")
+    for verb in ("start", "stop"):
+        (await api.ask("POST", f"/api/models/servers/api-after/{verb}?{WAIT}")).success()
+    with socket.socket() as holder:
+        # Wanted, and not running when its file goes.
+        holder.bind(("127.0.0.1", low))
+        holder.listen()
+        await activate(api, "before")
+    disk.rename(away)
+    (await api.ask("POST", "/api/models/rescan")).success()
+    assert list((await api.get("/api/models/registry"))["models"]) == ["api-here"]
+
+    plan = await activate(api, "after")
+
+    told = ("enable", "disable", "start", "stop", "keep", "absent", "unknown", "unusable")
+    assert {key: plan[key] for key in told} == {
+        "enable": ["api-after", "api-unsaid"],
+        "disable": ["api-before"],
+        "start": [],
+        "stop": [],
+        "keep": ["api-here"],
+        "absent": ["api-after", "api-unsaid"],
+        "unknown": ["api-nobody"],
+        "unusable": {},
+    }
+    assert (await api.get(f"/api/operations/{plan['operationId']}"))["status"] == "succeeded"
+    again = await activate(api, "after")
+    assert (again["enable"], again["disable"], again["absent"]) == ([], [], plan["absent"])
+
+    away.rename(disk)
+    (await api.ask("POST", "/api/models/rescan")).success()
+
+    async def ready() -> bool:
+        return {await api.state(model_id) for model_id in plan["absent"]} == {"ready"}
+
+    await until(ready, "what came back runs")
+    assert await enabled(api) == ["api-after", "api-here", "api-unsaid"]
+    servers = (await api.get("/api/models/servers"))["servers"]
+    assert [server["modelId"] for server in servers] == ["api-after", "api-here", "api-unsaid"]
+
+
+async def test_choices_of_an_earlier_magi_are_not_undone_because_their_disk_is_away_at_the_first_start(
+    serve: Serve, models: Path, tmp_path: Path, toy_model: MakeToyModel
+) -> None:
+    path = models / "api-former.gguf"
+    (tmp_path / "state").mkdir()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "empty.yaml").write_text("profile: {name: empty}\n")
+    (tmp_path / "state" / "registry.json").write_text(
+        json.dumps({"models": {"former id": {"file_path": str(path), "enabled": True}}})
+    )
+    api = await serve(active_profile="empty")
+
+    async def active() -> bool:
+        return bool((await api.get("/api/models/profiles/active"))["name"] == "empty")
+
+    await until(active, "the first profile is active")
+    await profile(api, "former", "former id", runtimeSettings={"former id": {"startPolicy": "manual"}})
+    plan = (await api.ask("POST", "/api/models/profiles/former/activate?dryRun=true")).success()
+    assert (plan["absent"], plan["unknown"], plan["enable"]) == (["api-former"], [], [])
+    toy_model(path)
+    (await api.ask("POST", "/api/models/rescan")).success()
+    assert await enabled(api) == ["api-former"]

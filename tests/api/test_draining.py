@@ -11,6 +11,7 @@ import pytest
 
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
+from tests.conftest import SystemdUser
 
 WAIT = "wait=60"
 
@@ -54,17 +55,23 @@ async def test_while_the_host_is_drained_nothing_is_started_and_what_runs_goes_o
     await start(api, "api-down")
 
 
-async def test_what_is_wanted_during_the_drain_starts_after_it(serve: Serve) -> None:
-    api = await serve("api-later")
+async def test_what_would_start_something_is_refused_before_anything_is_chosen(serve: Serve) -> None:
+    api = await serve("api-later", "api-runs")
+    before = await start(api, "api-runs")
     (await api.ask("POST", "/api/models/profiles", {"name": "later", "enabledModels": ["api-later"]})).success(201)
     (await api.ask("PUT", "/api/drain", {"draining": True})).success()
-    (await api.ask("POST", "/api/models/profiles/later/activate")).success(202)
-    assert await api.state("api-later") == "stopped"
-    assert (await api.ask("GET", "/health/ready")).status == 503
 
-    (await api.ask("PUT", "/api/drain", {"draining": False})).success()
+    (await api.ask("POST", "/api/models/profiles/later/activate")).failure(409, "Draining")
+    (await api.ask("PUT", "/api/models/api-later/enabled?apply=true", {"enabled": True})).failure(409, "Draining")
+    (await api.ask("PUT", "/api/models/api-runs/settings?apply=true", {"ctxSize": 256})).failure(409, "Draining")
 
-    await api.until_state("api-later", "ready")
+    assert (await api.ask("POST", "/api/models/profiles/later/activate?dryRun=true")).success()["start"] == [
+        "api-later"
+    ]
+    assert (await api.get("/api/models/profiles/active"))["name"] is None
+    assert not (await api.model("api-later"))["enabled"]
+    assert (await api.model("api-runs"))["ctxSize"] is None
+    assert await pids_of(api) == before
 
 
 @pytest.mark.parametrize("listener", ["unix"])
@@ -97,6 +104,25 @@ async def test_changed_servers_are_restarted_one_after_the_other(serve: Serve) -
     assert not any(server["restartRequired"] for server in (await api.get("/api/models/servers"))["servers"])
     nothing = (await api.ask("POST", "/api/models/servers/restart-changed")).success()
     assert (nothing["status"], nothing["models"]) == ("succeeded", {})
+
+
+async def test_what_is_stopped_before_its_turn_stays_stopped(serve: Serve, systemd_user: SystemdUser) -> None:
+    api = await serve("api-a", "api-b")
+    await start(api, "api-a", "api-b")
+    for name in ("api-a", "api-b"):
+        (await api.ask("PUT", f"/api/models/{name}/settings", {"ctxSize": 256})).success()
+
+    operation = (await api.ask("POST", "/api/models/servers/restart-changed")).success(202)
+    (await api.ask("POST", "/api/models/servers/api-b/stop")).success(202)
+
+    async def ended() -> bool:
+        return bool((await api.get(f"/api/operations/{operation['id']}"))["finishedAt"])
+
+    await until(ended, "all had their turn")
+    await api.until_state("api-b", "stopped")
+    parts = (await api.get(f"/api/operations/{operation['id']}"))["models"]
+    assert parts["api-b"]["message"] == "Model api-b was stopped meanwhile, and stays so"
+    assert parts["api-a"]["state"] == "ready"
 
 
 async def test_the_first_that_fails_to_restart_ends_it(serve: Serve, models: Path) -> None:

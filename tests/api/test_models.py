@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from magi_agent.runtime_settings.settings import setting_names, wire_name
+from tests.api.client import until
 from tests.api.conftest import Serve
 from tests.conftest import MakeToyModel, SampleModels
 
@@ -348,3 +350,19 @@ async def test_one_schema_of_runtime_settings_is_published_for_all(serve: Serve)
     assert len(holders) >= 3, holders
     change = document["paths"]["/api/models/{modelId}/settings"]["put"]["requestBody"]["content"]["application/json"]
     assert change["schema"] == {"$ref": "#/components/schemas/RuntimeSettings"}
+
+
+async def test_a_choice_alone_is_not_carried_out_because_another_model_came(
+    serve: Serve, models: Path, toy_model: MakeToyModel
+) -> None:
+    api = await serve("api-chosen")
+    (await api.ask("PUT", "/api/models/api-chosen/enabled", {"enabled": True})).success()
+
+    toy_model(models / "api-newcomer.gguf")
+
+    async def listed() -> bool:
+        return "api-newcomer" in (await api.get("/api/models/registry"))["models"]
+
+    await until(listed, "the new one is listed")
+    await asyncio.sleep(0.2)  # in which it would have been wanted
+    assert (await api.get("/api/models/servers"))["totalServers"] == 0

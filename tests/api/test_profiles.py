@@ -169,6 +169,46 @@ async def test_a_profile_is_replaced(serve: Serve) -> None:
     assert details["errors"][0]["field"] == "name"
 
 
+@pytest.mark.parametrize("named", ["{name: Our team}", "{name: 'Team! (ours)'}", "{}"])
+async def test_a_profile_of_a_file_of_another_name_is_put_back_as_it_was_got(
+    serve: Serve, tmp_path: Path, named: str
+) -> None:
+    api = await serve()
+    folder = tmp_path / "profiles"
+    folder.mkdir(exist_ok=True)
+    file = folder / "Team.yaml"
+    file.write_text(f"profile: {named}\n")
+    profile = await api.get("/api/models/profiles/Team")
+
+    body = (await api.ask("PUT", "/api/models/profiles/Team", {**profile, "description": "ours"})).success()
+
+    assert body["path"] == str(file)
+    assert await api.get("/api/models/profiles/Team") == {**profile, "description": "ours"}
+    assert await api.get("/api/models/profiles") == ["Team"]
+    other = await api.ask("PUT", "/api/models/profiles/Team", {"name": "night"})
+    assert other.failure(422, "ValidationError")["errors"][0]["field"] == "name"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "tier_config: [{name: ''}]\n",
+        "tier_config: [" + "{name: fast}, " * 101 + "]\n",
+        f"enabled_models: [{'x' * 301}]\n",
+        f"runtime_settings: {{{'x' * 301}: {{}}}}\n",
+    ],
+)
+async def test_a_file_that_holds_what_cannot_be_told_is_no_profile(serve: Serve, tmp_path: Path, content: str) -> None:
+    api = await serve()
+    (await api.ask("POST", "/api/models/profiles", {"name": "day"})).success(201)
+    (tmp_path / "profiles" / "odd.yaml").write_text(content)
+
+    assert await api.get("/api/models/profiles") == ["day"]
+    details = (await api.ask("GET", "/api/models/profiles/odd")).failure(500, "ProfileInvalid")
+    assert details["line"] == 1
+    assert list((await api.get("/api/export"))["profiles"]) == ["day"]
+
+
 async def test_a_profile_called_like_a_choice_is_a_profile(serve: Serve) -> None:
     api = await serve()
     for name in ("tier", "enabled"):

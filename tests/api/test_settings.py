@@ -160,6 +160,29 @@ async def test_another_port_of_a_model_that_runs_asks_for_a_restart(serve: Serve
     assert (moved["port"], moved["restartRequired"]) == (high, False)
 
 
+async def test_a_port_may_be_changed_back_while_the_server_still_listens_on_it(serve: Serve) -> None:
+    api = await serve("api-back")
+    server = (await api.ask("POST", f"/api/models/servers/api-back/start?{WAIT}")).success()["server"]
+    _, high = (await api.get("/api/models/registry"))["portRange"]
+    await put(api, "/api/models/api-back/port", {"port": high})
+
+    back = await put(api, "/api/models/api-back/port", {"port": server["port"]})
+
+    assert (back["port"], back["restartRequired"]) == (server["port"], False)
+
+
+async def test_settings_that_repair_a_server_which_failed_are_applied_at_once(serve: Serve, models: Path) -> None:
+    api = await serve("api-mend")
+    (models / "broken.jinja").write_text("{% if %}")
+    await put(api, "/api/models/api-mend/settings", {"chatTemplateFile": str(models / "broken.jinja")})
+    (await api.ask("POST", f"/api/models/servers/api-mend/start?{WAIT}")).failure(500, "StartFailed")
+    assert await api.state("api-mend") == "cooldown"
+
+    await put(api, f"/api/models/api-mend/settings?apply=true&{WAIT}", {})
+
+    assert await api.state("api-mend") == "ready"
+
+
 async def test_two_requests_for_one_port_do_not_both_get_it(serve: Serve) -> None:
     names = [f"api-race-{number}" for number in range(6)]
     api = await serve(*names)

@@ -156,6 +156,12 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(busy: StandIn, magictl: Ma
     assert magictl("profile", "activate", "evening", "--dry-run", "--json").json["dryRun"] is True
 
 
+def test_models_that_are_away_are_told_of(busy: StandIn, magictl: Magictl) -> None:
+    busy.always(200, {"profile": "evening", "enable": ["far-7b"], "absent": ["far-7b", "far-8b"]})
+    told = magictl("profile", "activate", "evening", "--dry-run")
+    assert told.err == "! not there now, and in use when they come back: far-7b, far-8b\n"
+
+
 def test_activation_is_followed_until_it_ends(busy: StandIn, magictl: Magictl) -> None:
     told = magictl("profile", "activate", "evening")
 

@@ -244,3 +244,9 @@ def _entries(cache: Path) -> int:
 
 def _entries_by_line(cache: Path) -> list[int]:
     return [len(json.loads(line.partition(b" ")[2])) for line in cache.read_bytes().splitlines()[1:]]
+
+
+def test_the_cache_is_read_by_the_first_scan_not_before(models, cache):
+    scanner = Scanner([models], cache_path=cache)
+    headers_read(models, cache)
+    assert scanner.scan().headers_read == 0

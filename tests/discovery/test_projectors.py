@@ -1,12 +1,16 @@
 """Multimodal projectors: told by their metadata, paired with their model, never a model themselves."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from magi_agent.discovery.facts import ModelFacts
+from magi_agent.discovery.files import FileRecord
+from magi_agent.discovery.projectors import Projectors, named
 from magi_agent.discovery.scanner import Scanner
+from magi_agent.vocabulary import ModelStatus
 from tests.discovery.model_files import model_bytes, write_file
 
 F16, BF16, F32, Q8_0, Q4_K_M = 1, 32, 0, 7, 15
@@ -160,3 +164,67 @@ def test_an_embedding_model_gets_only_a_projector_of_its_name(tmp_path):
     assert pairs(tmp_path) == {"Qwen3-VL-Reranker-2B.Q8_0.gguf": None}
     write_file(tmp_path / "Qwen3-VL-Reranker-2B.mmproj-f16.gguf", projector())
     assert pairs(tmp_path) == {"Qwen3-VL-Reranker-2B.Q8_0.gguf": "Qwen3-VL-Reranker-2B.mmproj-f16.gguf"}
+
+
+def test_a_change_beside_a_projector_makes_no_other_model_anew(tmp_path):
+    paths = [write_file(tmp_path / f"m{number}x.gguf", MODEL) for number in range(5)]
+    write_file(tmp_path / "mmproj-m1x.gguf", projector())
+    write_file(tmp_path / "mmproj-m2.gguf", projector())
+    scanner = Scanner([tmp_path])
+    before = scanner.scan().models
+    assert [facts.has_vision for facts in before] == [False, True, True, False, False]
+    write_file(paths[2], model_bytes("llama"), age=100)
+    after = scanner.refresh([str(paths[2])]).models
+    assert [new is old for new, old in zip(after, before, strict=True)] == [True, True, False, True, True]
+    assert after[2].has_vision
+
+
+def test_a_lone_projector_is_given_up_when_a_model_of_another_name_comes(tmp_path):
+    write_file(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf", MODEL)
+    write_file(tmp_path / "mmproj-F16.gguf", projector())
+    scanner = Scanner([tmp_path])
+    assert [facts.has_vision for facts in scanner.scan().models] == [True]
+    other = write_file(tmp_path / "other.gguf", model_bytes("llama"))
+    assert [facts.has_vision for facts in scanner.refresh([str(other)]).models] == [False, False]
+    other.unlink()
+    assert [facts.has_vision for facts in scanner.refresh([str(other)]).models] == [True]
+
+
+def test_one_projector_makes_a_change_among_many_models_no_dearer(tmp_path):
+    paths = [write_file(tmp_path / f"m{number}x.gguf", MODEL) for number in range(2000)]
+    scanner = Scanner([tmp_path])
+    scanner.scan()
+    without = change_seconds(scanner, paths[0])
+    beside = write_file(tmp_path / "mmproj-m1x.gguf", projector())
+    assert sum(facts.has_vision for facts in scanner.refresh([str(beside)]).models) == 1
+    assert change_seconds(scanner, paths[0]) < 5 * without
+
+
+def change_seconds(scanner: Scanner, path: Path) -> float:
+    """The processor time of a refresh of one model that changed, the least of three."""
+    times = []
+    for number in range(3):
+        write_file(path, model_bytes("llama", texts={"general.name": f"Name {number}"}), age=100 + number)
+        begin = time.thread_time()
+        scanner.refresh([str(path)])
+        times.append(time.thread_time() - begin)
+    return min(times)
+
+
+def test_among_many_projectors_a_model_finds_its_own_without_a_look_at_each():
+    assert pairing_seconds(4000) < 24 * pairing_seconds(500)  # 8 in proportion
+
+
+def pairing_seconds(count: int) -> float:
+    """The processor time of pairing as many models as projectors, the least of three."""
+    names = [f"mmproj-m{number}x.gguf" for number in range(count)]
+    records = [FileRecord(f"/{name}", name, None, None, ModelStatus.OK, None, settled=True) for name in names]
+    titles = [named(f"m{number}x.gguf", None) for number in range(count)]
+    times = []
+    for _ in range(3):
+        begin = time.thread_time()
+        projectors = Projectors(records, alone=False)
+        found = [projectors.offered(title, only_namesakes=False) for title in titles]
+        times.append(time.thread_time() - begin)
+        assert found == [[record] for record in records]
+    return min(times)

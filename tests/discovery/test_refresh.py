@@ -294,3 +294,34 @@ def test_hidden_paths_and_paths_elsewhere_are_left_alone(watched):
     assert (result.files_seen, result.models is first.models) == (0, True)
     result = same_as_scan(scanner, *elsewhere, watched.model("m.gguf", "cut"))
     assert result.files_seen == 1
+
+
+def test_what_is_no_model_and_no_link_costs_no_scan_when_it_goes(watched):
+    for number in range(5):
+        watched.model(f"m{number}.gguf")
+    watched.model(".kept/k.gguf")
+    way = watched.link("way", ".kept")
+    notes = write_file(watched.top / "notes.txt", b"notes")
+    scanner = Scanner([watched.top])
+    assert len(scanner.scan().models) == 6
+    notes.unlink()
+    assert same_as_scan(scanner, notes).files_seen == 0
+    way.unlink()
+    assert len(same_as_scan(scanner, way).models) == 5
+
+
+@pytest.mark.parametrize("known", ["by a scan", "by a refresh"])
+@pytest.mark.parametrize("then", ["gone", "a file"])
+def test_a_link_by_way_of_a_link_that_is_no_model_and_goes(watched, known, then):
+    watched.model("m.gguf")
+    scanner = Scanner([watched.top])
+    scanner.scan()
+    way, link = watched.link("way", "m.gguf"), watched.link("l/l.gguf", "way")
+    if known == "by a scan":
+        scanner.scan()
+    else:
+        same_as_scan(scanner, way, link.parent)
+    way.unlink()
+    if then == "a file":
+        write_file(way, CONTENTS["other"])
+    assert len(same_as_scan(scanner, way).models) == 2

@@ -1,5 +1,6 @@
 """Models in several files: one model when all parts are there and tell the same story, else what is wrong."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,18 @@ def test_parts_that_are_links_are_one_model_under_the_links(tmp_path):
         (tmp_path / path.name).symlink_to(path.with_suffix(""))
     facts = only_model(tmp_path)
     assert (facts.status, facts.file_path) == (ModelStatus.OK, str(tmp_path / "m-00001-of-00002.gguf"))
+
+
+def test_a_name_that_claims_many_parts_costs_no_list_of_them(tmp_path):
+    write_file(tmp_path / "m-00002-of-99999.gguf", part(2, 99_999, 2))
+    tracemalloc.start()
+    try:
+        facts = only_model(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert facts.problem == (
+        "99998 of 99999 parts missing: m-00001-of-99999.gguf, m-00003-of-99999.gguf, m-00004-of-99999.gguf "
+        "and 99995 more"
+    )
+    assert peak < 500_000  # bytes; the list alone has 800,000

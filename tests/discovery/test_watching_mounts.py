@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from magi_agent.discovery.file_systems import MountTable
+from magi_agent.errors import RescanFailed
 from magi_agent.vocabulary import ModelStatus
 from tests.discovery.model_files import model_bytes, write_file
-from tests.registry.kept_inventory import eventually, keeping
+from tests.registry.kept_inventory import LONG, Kept, eventually, keeping
 
 # From real hosts: a server with disks and network shares, a container, a virtual machine.
 SERVER = """\
@@ -234,3 +235,61 @@ async def test_a_network_file_system_that_hangs_does_not_stop_the_event_loop(
             process.send_signal(signal.SIGCONT)
         write_model(source / "second.gguf")
         await eventually(lambda: kept.ids == ["first", "second"], "it goes on when it is back")
+
+
+@as_root
+async def test_a_network_file_system_that_hangs_holds_up_its_own_models_only(
+    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]]
+) -> None:
+    source, point, process = fuse
+    write_model(source / "first.gguf")
+    async with keeping([models], tmp_path) as kept:
+        await eventually(lambda: str(point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
+        process.send_signal(signal.SIGSTOP)
+        try:
+            write_model(models / "local.gguf")
+            await eventually(lambda: kept.ids == ["first", "local"], "what is local is listed", 30)
+            await kept.inventory.rescan(20)
+            assert kept.ids == ["first", "local"]
+            assert [problem.path for problem in kept.inventory.problems] == [str(point)]
+            assert kept.inventory.problems[0].message.startswith("it has not answered for ")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        write_model(source / "second.gguf")
+        await eventually(lambda: kept.ids == ["first", "local", "second"], "it goes on when it is back", 30)
+        await eventually(lambda: kept.inventory.problems == (), "nothing is wrong")
+
+
+@as_root
+async def test_a_file_system_whose_server_died_keeps_its_models(
+    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]]
+) -> None:
+    source, point, process = fuse
+    write_model(source / "first.gguf")
+    async with keeping([models], tmp_path) as kept:
+        process.kill()
+        process.wait()
+        await kept.inventory.rescan(20)
+        assert kept.ids == ["first"]
+        assert [problem.path for problem in kept.inventory.problems] == [str(point)]
+
+
+@as_root
+async def test_who_asks_for_a_scan_that_hangs_is_told_what_it_waits_for(
+    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, point, process = fuse
+    write_model(source / "first.gguf")
+    kept = Kept([models], tmp_path, LONG)
+    await kept.registry.load()
+    # As if it ceased to answer right after it was asked.
+    monkeypatch.setattr("magi_agent.discovery.answering.AnsweringFileSystems.silent", lambda *_: {})
+    process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(RescanFailed, match=str(point)):
+            await kept.inventory.rescan(1)
+        assert kept.inventory.scanning
+    finally:
+        process.send_signal(signal.SIGCONT)
+    await eventually(kept.lists("first"), "the scan went on")
+    await kept.inventory.close()

@@ -53,7 +53,7 @@ PROFILES = st.builds(
     description=TEXT,
     enabled_models=st.lists(TEXT, max_size=4).map(tuple),
     tier_config=st.lists(
-        st.builds(TierConfig, TEXT, FINITE | st.just(math.inf), st.floats(0, 86_400), TEXT), max_size=4
+        st.builds(TierConfig, TEXT.filter(bool), FINITE | st.just(math.inf), st.floats(0, 86_400), TEXT), max_size=4
     ).map(tuple),
     two_stage=st.builds(TwoStage, st.booleans(), st.sampled_from(Tier), st.sampled_from(Tier), st.integers(1, 10**6)),
     load_balancing=st.builds(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import shutil
 import threading
@@ -198,3 +200,66 @@ async def test_what_was_known_before_a_restart_is_no_news(tmp_path: Path, toy_mo
 
     assert not merged.is_news
     assert after.registry.model("one").facts.header is not None
+
+
+async def test_looks_that_fail_again_and_again_are_paced_and_said_once(
+    tmp_path: Path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = tmp_path / "models"
+    toy_model(models / "one.gguf")
+    async with keeping([models], tmp_path) as kept:
+        monkeypatch.setattr(type(kept.inventory._watch), "unheard", frozenset([str(models)]))
+        models.rename(tmp_path / "unmounted")
+        loop = asyncio.get_running_loop()
+        before, began = kept.scanner.refreshes + kept.scanner.scans, loop.time()
+        kept.inventory.look_again()
+        await eventually(lambda: kept.scanner.refreshes + kept.scanner.scans >= before + 3, "it is looked at", 60)
+
+        assert loop.time() - began > 2
+        failures = [line for line in caplog.records if line.levelno == logging.ERROR]
+        assert len(failures) == 1
+        assert kept.ids == ["one"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+async def test_a_folder_that_cannot_be_read_for_now_keeps_what_is_known_of_it(
+    tmp_path: Path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    models = tmp_path / "models"
+    disk = toy_model(models / "disk" / "one.gguf").parent
+    toy_model(disk / "deep" / "two.gguf", name="two")
+    kept = Kept([models], tmp_path, LONG)
+    await kept.registry.load()
+    await kept.inventory.rescan()
+    scandir = os.scandir
+
+    def failing(path: str) -> object:
+        if path == str(disk):
+            raise OSError(number, os.strerror(number))
+        return scandir(path)
+
+    # No disk can be made to fail here.
+    monkeypatch.setattr("magi_agent.discovery.folders.os.scandir", failing)
+    await kept.inventory.rescan()
+    assert kept.ids == ["one", "two"]
+    assert [problem.path for problem in kept.inventory.problems] == [str(disk)]
+    assert len(kept.scanner.refresh([str(disk)]).models) == 2
+    monkeypatch.undo()
+    (disk / "one.gguf").unlink()
+    await kept.inventory.rescan()
+    assert (kept.ids, kept.inventory.problems) == (["two"], ())
+
+
+async def test_many_problems_are_told_in_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for number in range(500):
+        (models / f"mmproj-{number}.gguf").write_bytes(b"GGUF" + bytes(60))
+    kept = Kept([models], tmp_path, LONG)
+    await kept.registry.load()
+    await kept.inventory.rescan()
+
+    assert len(kept.inventory.problems) == 101
+    assert kept.inventory.problems[-1].message == "400 more problems"
+    lines = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
+    assert (len(lines), lines[-1]) == (21, "and 480 more problems in the model folders")

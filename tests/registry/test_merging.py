@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magi_agent.discovery.facts import ModelFacts
+from magi_agent.discovery.facts import FileIdentity, ModelFacts
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.registry import merging
 from magi_agent.registry.merging import merge
@@ -95,12 +95,80 @@ def test_a_copy_is_a_model_of_its_own():
     assert merged.models["c"].choices == Choices()
 
 
-def test_what_another_one_still_lies_at_is_not_moved():
+def test_a_file_that_is_put_aside_for_another_keeps_its_id():
     known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
-    # The name now leads to other content, and the old content lies elsewhere: the name keeps the choices.
     merged = merge(known, [facts_at("/m/a.gguf", inode=6), facts_at("/m/b.gguf", inode=5, fingerprint="f")], ())
+    assert listed(merged.models) == {"a": "/m/b.gguf", "a-m": "/m/a.gguf"}
+    assert merged.models["a"].choices == CHOSEN
+
+
+def test_a_copy_that_is_put_aside_does_not_take_the_id_from_the_path():
+    known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
+    merged = merge(known, [facts_at("/m/a.gguf", inode=6), facts_at("/m/b.gguf", inode=7, fingerprint="f")], ())
     assert listed(merged.models) == {"a": "/m/a.gguf", "b": "/m/b.gguf"}
     assert merged.models["a"].choices == CHOSEN
+
+
+def test_a_file_that_moves_to_the_path_of_one_that_went_keeps_its_id():
+    known = chosen_for(after([facts_at("/m/big.gguf"), facts_at("/m/other.gguf", inode=5, fingerprint="f")]), "big")
+    known = merge(known, [facts_at("/m/other.gguf", inode=5, fingerprint="f")], ()).models
+    moved = facts_at("/m/big.gguf", inode=5, fingerprint="f")
+    merged = merge(known, [moved], ("other",))
+    assert listed(merged.models) == {"other": "/m/big.gguf"}
+    assert (merged.added, merged.changed, merged.removed) == ((), ("other",), ())
+    assert not merge(merged.models, [moved], ()).is_news
+
+    replaced = merge(merged.models, [facts_at("/m/big.gguf", inode=8)], ())
+    assert listed(replaced.models) == {"other": "/m/big.gguf"}, "the path is that of the model that is there"
+
+    back = merge(merged.models, [moved, facts_at("/m/back.gguf", inode=9, fingerprint="fp-/m/big.gguf")], ())
+    assert listed(back.models) == {"other": "/m/big.gguf", "big": "/m/back.gguf"}
+    assert back.models["big"].choices == CHOSEN
+
+
+def test_of_the_models_that_went_from_one_path_the_last_comes_back():
+    first, second = facts_at("/m/x.gguf", inode=1, fingerprint="1"), facts_at("/m/y.gguf", inode=2, fingerprint="2")
+    known = after([first, second], [second], [replace(second, file_path="/m/x.gguf")], [])
+    assert listed(merge(known, [facts_at("/m/x.gguf", inode=3, fingerprint="3")], ()).models) == {"y": "/m/x.gguf"}
+    assert listed(merge(known, [replace(first, file_path="/m/x.gguf")], ()).models) == {"x": "/m/x.gguf"}
+
+
+def test_files_that_change_places_between_two_looks_keep_their_ids():
+    old, new = facts_at("/m/model.gguf", inode=1, fingerprint="1"), facts_at("/m/new.gguf", inode=2, fingerprint="2")
+    known = chosen_for(after([old, new]), "model")
+    rotated = [replace(old, file_path="/m/old.gguf"), replace(new, file_path="/m/model.gguf")]
+    assert listed(merge(known, rotated, ()).models) == {"model": "/m/old.gguf", "new": "/m/model.gguf"}
+    swapped = [replace(old, file_path="/m/new.gguf"), replace(new, file_path="/m/model.gguf")]
+    assert listed(merge(known, swapped, ()).models) == {"model": "/m/new.gguf", "new": "/m/model.gguf"}
+
+
+def test_copies_stay_at_their_paths_even_where_disks_change_their_numbers():
+    identity = FileIdentity(1, 12, 1000, 1)
+    one, other = (facts_at(f"/{disk}/x.gguf", fingerprint="f", identity=identity) for disk in "ab")
+    other = replace(other, identity=replace(identity, device=2))
+    known = chosen_for(after([one, other]), "x")
+    renumbered = [replace(one, identity=other.identity), replace(other, identity=one.identity)]
+    assert listed(merge(known, renumbered, ()).models) == {"x": "/a/x.gguf", "x-b": "/b/x.gguf"}
+
+
+def test_hard_links_that_are_both_listed_keep_their_ids():
+    links = [facts_at(f"/m/{name}.gguf", inode=5, fingerprint="f") for name in "ab"]
+    known = after(links)
+    assert not merge(known, links[::-1], ()).is_news
+    assert listed(merge(known, [links[1]], ()).models) == {"b": "/m/b.gguf"}
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied to another disk"])
+def test_equal_files_that_move_together_keep_both_ids(how):
+    def at(folder: str, inodes: tuple[int, int]) -> list[ModelFacts]:
+        return [
+            facts_at(f"/{folder}/{name}.gguf", inode=inode, fingerprint="f")
+            for name, inode in zip("ab", inodes, strict=True)
+        ]
+
+    known = after(at("m", (5, 6)))
+    moved = merge(known, at("n", (5, 6) if how == "renamed" else (7, 8)), ())
+    assert listed(moved.models) == {"a": "/n/a.gguf", "b": "/n/b.gguf"}
 
 
 def test_one_model_moves_to_one_place_only():
@@ -115,6 +183,30 @@ def test_a_file_that_got_the_inode_of_one_that_went_is_another_model():
     merged = merge(known, [facts_at("/m/b.gguf", inode=5, fingerprint="g")], ())
     assert listed(merged.models) == {"b": "/m/b.gguf"}
     assert merged.models["b"].choices == Choices()
+
+
+def headerless_at(path: str, *, size: int = 1000, mtime_ns: int = 1) -> ModelFacts:
+    identity = FileIdentity(1, 5, size, mtime_ns)
+    facts = facts_at(path, size=size, status=ModelStatus.INCOMPLETE, identity=identity)
+    return replace(facts, fingerprint=None)
+
+
+def test_an_empty_file_is_not_told_by_its_inode():
+    known = after([headerless_at("/m/alpha.gguf", size=0)], [])
+    assert listed(merge(known, [headerless_at("/m/beta.gguf", size=0)], ()).models) == {"beta": "/m/beta.gguf"}
+
+
+def test_a_file_without_a_header_is_told_by_its_inode_while_nobody_writes_to_it():
+    known = after([headerless_at("/m/alpha.gguf")], [])
+    later = headerless_at("/m/beta.gguf", mtime_ns=2)
+    assert listed(merge(known, [later], ()).models) == {"beta": "/m/beta.gguf"}
+    assert listed(merge(known, [headerless_at("/m/beta.gguf")], ()).models) == {"alpha": "/m/beta.gguf"}
+
+
+def test_a_file_whose_header_became_readable_as_it_was_renamed_keeps_its_id():
+    known = after([headerless_at("/m/part.gguf")])
+    whole = facts_at("/m/whole.gguf", inode=5, fingerprint="f")
+    assert listed(merge(known, [whole], ()).models) == {"part": "/m/whole.gguf"}
 
 
 def test_a_moved_file_goes_before_a_copy_of_it():
@@ -212,6 +304,44 @@ def test_a_real_file_keeps_its_id_and_choices_wherever_it_goes(tmp_path: Path, m
     assert listed(merged.models)["x-q8_0"] != path
 
 
+def test_a_real_file_keeps_its_id_at_the_path_of_one_that_went(tmp_path: Path):
+    for name in ("big", "other"):
+        write_file(tmp_path / f"{name}.gguf", model_bytes("llama", texts={"general.name": name}))
+    scanner = Scanner([tmp_path])
+    known = chosen_for(after(list(scanner.scan().models)), "big")
+    (tmp_path / "big.gguf").unlink()
+    known = merge(known, scanner.scan().models, ()).models
+    (tmp_path / "other.gguf").rename(tmp_path / "big.gguf")
+    merged = merge(known, scanner.scan().models, ("other",))
+    assert listed(merged.models) == {"other": str(tmp_path / "big.gguf")}
+    assert merged.models["other"].choices == Choices()
+
+
+def test_real_files_that_change_places_keep_their_ids(tmp_path: Path):
+    for name in ("model", "new"):
+        write_file(tmp_path / f"{name}.gguf", model_bytes("llama", texts={"general.name": name}))
+    scanner = Scanner([tmp_path])
+    known = after(list(scanner.scan().models))
+    (tmp_path / "model.gguf").rename(tmp_path / "old.gguf")
+    (tmp_path / "new.gguf").rename(tmp_path / "model.gguf")
+    names = {"model": "old", "new": "model"}
+    merged = merge(known, scanner.scan().models, ())
+    assert listed(merged.models) == {model_id: str(tmp_path / f"{name}.gguf") for model_id, name in names.items()}
+
+
+@pytest.mark.parametrize("content", [b"", b"no header " * 100], ids=["empty", "headerless"])
+def test_a_real_file_without_a_header_is_no_other_that_had_its_inode(tmp_path: Path, content: bytes):
+    scanner = Scanner([tmp_path])
+    known: dict[str, Model] = {}
+    for name in ("alpha", "beta", "gamma"):
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(content)
+        known = merge(known, scanner.scan().models, ()).models
+        assert listed(known) == {name: str(path)}
+        path.unlink()
+        known = merge(known, scanner.scan().models, ()).models
+
+
 def test_a_real_split_set_that_is_moved_and_renamed_keeps_its_id_and_choices(tmp_path: Path):
     parts = write_split(tmp_path, "Qwen3-235B-Q4_K_M", 3)
     known = chosen_for(after(list(Scanner([tmp_path]).scan().models)), "qwen3-235b-q4_k_m")
@@ -258,7 +388,6 @@ def test_nothing_is_lost_and_no_id_doubled_whatever_happens_on_disk(seed):
     known: dict[str, Model] = {}
     choices: dict[str, Choices] = {}
     for _ in range(random_.randrange(1, 10)):
-        before_files = dict(disk.files)
         for _ in range(random_.randrange(4)):
             disk.step()
         running = tuple(random_.sample(sorted(known), min(len(known), 2)))
@@ -274,15 +403,25 @@ def test_nothing_is_lost_and_no_id_doubled_whatever_happens_on_disk(seed):
         assert sorted(of_files, key=lambda facts: facts.file_path) == sorted(found, key=lambda facts: facts.file_path)
         missing = {model_id for model_id, model in present.items() if model.facts.status is ModelStatus.MISSING}
         assert missing <= set(running)
+        lies_at = {inode: path for path, (inode, _) in disk.files.items()}
+        gone: dict[str, set[str]] = {}
         for model_id, model in known.items():
-            path = model.facts.file_path
-            if path in disk.files:
-                assert models[model_id].facts.file_path == path
+            identity = model.facts.identity
+            assert identity is not None
+            if (path := lies_at.pop(identity.inode, None)) is not None:
+                assert models[model_id].facts.file_path == path, "a file is told by itself first"
                 assert models[model_id].present
-            elif model.present and path in before_files:
-                moved_to = [at for at, file in disk.files.items() if file[0] == before_files[path][0]]
-                if moved_to and moved_to[0] not in {other.facts.file_path for other in known.values()}:
-                    assert models[model_id].facts.file_path == moved_to[0]
+            else:
+                gone.setdefault(model.facts.file_path, set()).add(model_id)
+        at_path = {
+            model.facts.file_path: model_id
+            for model_id, model in models.items()
+            if model_id in present.keys() - missing
+        }
+        for path in lies_at.values():
+            if lost := gone.get(path):
+                assert at_path[path] in lost, "what is new at a path is what lay there before"
+                assert known[at_path[path]].present or not any(known[model_id].present for model_id in lost)
 
         before_ids = {model_id for model_id, model in known.items() if model.present}
         assert set(merged.added) == present.keys() - before_ids

@@ -101,6 +101,21 @@ async def test_a_choice_is_on_disk_when_it_is_answered_and_is_one_event(path):
         assert not heard._events
 
 
+async def test_a_choice_for_all_is_one_for_those_that_went_too(path):
+    registry = await with_models(path)
+    await registry.choose("b", lambda choices: replace(choices, enabled=True))
+    await registry.merge([A], ())
+    with registry._events.subscribe() as heard:
+        changed = await registry.choose_for_all(lambda model: replace(model.choices, enabled=model.model_id == "a"))
+        assert sorted(changed) == ["a", "b"]
+        told = [await heard.next() for _ in changed]
+        assert {event.model_id for event in told if isinstance(event, ChoicesChanged)} == {"a", "b"}
+    again = await opened(path)
+    assert {model_id: model.choices.enabled for model_id, model in again.remembered.items()} == {"a": True, "b": False}
+    await again.merge([A, B], ())
+    assert not again.model("b").choices.enabled
+
+
 async def test_a_scan_is_one_event_that_names_what_is_new(path):
     registry = await opened(path)
     with registry._events.subscribe() as heard:

@@ -149,7 +149,6 @@ def test_another_name_of_a_reserved_option_is_reserved_too() -> None:
     [fault] = disallowed(RuntimeSettings(extra_flags=("--weights=/m",)), ("--weights",), known)
 
     assert "no extra flag" in fault.message
-    assert not list(disallowed(RuntimeSettings(extra_flags=("--weights=/m",)), ("--weights",), None))
 
 
 @given(RUNTIME_SETTINGS)
@@ -182,3 +181,20 @@ def test_every_option_that_a_setting_stands_for_is_reserved() -> None:
     for passing in PASSINGS:
         assert set(passing.names) <= RESERVED
         assert (passing.variable is not None) == (passing.form is Form.TEXT)
+
+
+@pytest.mark.parametrize("flag", ["--no-warmup", "--no-warmup=--agent", "--temp=0.5"])
+def test_without_the_builds_own_word_no_extra_flag_is_passed_on(flag: str) -> None:
+    settings = RuntimeSettings(extra_flags=(flag,))
+
+    (fault,) = disallowed(settings, ("--no-warmup", "--temp"), None)
+
+    assert "cannot be checked" in fault.message
+
+
+@pytest.mark.parametrize(("value", "is_fine"), [("-1", True), ("-.5", True), ("--agent", False), ("-ag", False)])
+def test_a_value_is_no_flag_in_disguise(value: str, is_fine: bool) -> None:
+    known = read_help("--seed SEED                             RNG seed\n")
+    settings = RuntimeSettings(extra_flags=(f"--seed={value}",))
+
+    assert bool(tuple(disallowed(settings, ("--seed",), known))) is not is_fine

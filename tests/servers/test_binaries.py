@@ -443,20 +443,73 @@ class _CountedProber:
         return HELP
 
 
-async def test_only_so_many_are_remembered(tmp_path: Path) -> None:
+async def test_only_so_many_that_are_gone_are_remembered(tmp_path: Path) -> None:
     prober = _CountedProber()
     binaries = Binaries(prober, tmp_path / "state" / "binaries.json")
+    await binaries.load()
+    binary = tmp_path / "binary"
+    for number in range(12):
+        binary.write_text("x" * number)
+        assert await binaries.ask(binary) is not None
+    again = Binaries(prober, tmp_path / "state" / "binaries.json")
+    await again.load()
+    assert len(json.loads((tmp_path / "state" / "binaries.json").read_text())) == 8
+    await again.look([binary])
+    assert again.options(binary) is not None
+    assert len(prober.asked) == 12
+
+
+async def test_all_binaries_in_use_are_remembered_however_many_they_are(tmp_path: Path) -> None:
+    prober = _CountedProber()
+    binaries = Binaries(prober, tmp_path / "binaries.json")
     await binaries.load()
     files = [tmp_path / f"binary-{number}" for number in range(12)]
     for number, file in enumerate(files):
         file.write_text("x" * number)
-        assert await binaries.ask(file) is not None
-    again = Binaries(prober, tmp_path / "state" / "binaries.json")
+    for _ in range(2):
+        for file in files:
+            assert await binaries.ask(file) is not None
+    again = Binaries(prober, tmp_path / "binaries.json")
     await again.load()
     await again.look(files)
-    assert sum(again.options(file) is not None for file in files) == 8
-    assert again.options(files[-1]) is not None
-    assert prober.asked == files
+    files[0].write_text("another")
+    assert await again.ask(files[0]) is not None
+    assert all(again.options(file) is not None for file in files)
+    assert prober.asked == [*files, files[0]]
+
+
+class _HangingProber(_CountedProber):
+    """Does not come back from one binary until it is let go; a real one would hold the machine up for a minute."""
+
+    def __init__(self, canary: Path) -> None:
+        super().__init__()
+        self.canary = canary
+        self.hangs = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def probe(self, binary: Path) -> str:
+        if binary == self.canary:
+            self.hangs.set()
+            await self.let_go.wait()
+        return await super().probe(binary)
+
+
+async def test_a_binary_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+    canary, known, unknown = (tmp_path / name for name in ("canary", "known", "unknown"))
+    for number, file in enumerate((canary, known, unknown)):
+        file.write_text("x" * number)
+    prober = _HangingProber(canary)
+    binaries = Binaries(prober, tmp_path / "binaries.json")
+    await binaries.load()
+    assert await binaries.ask(known) is not None
+    async with asyncio.timeout(PATIENCE_OF_TESTS), asyncio.TaskGroup() as group:
+        waiting = [group.create_task(binaries.ask(canary)) for _ in range(3)]
+        await prober.hangs.wait()
+        for file in (known, unknown):
+            assert await asyncio.wait_for(binaries.ask(file), PATIENCE_OF_TESTS / 4) is not None
+        prober.let_go.set()
+    assert all(task.result() is not None for task in waiting)
+    assert prober.asked == [known, unknown, canary], "whoever asks for the same one waits for the one answer"
 
 
 async def test_what_cannot_be_kept_is_known_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

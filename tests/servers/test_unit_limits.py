@@ -64,6 +64,43 @@ async def test_every_limit_is_held_by_the_unit_also_after_a_reload_and_a_restart
         assert os.sched_getaffinity(again.pid or 0) == {0, 1} & os.sched_getaffinity(0)
 
 
+@pytest.mark.parametrize("name", ["with space", "a%b", 'a"b', "a'b", "a\\b"])
+async def test_the_limit_on_the_disk_is_held_for_a_folder_of_any_name(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, name: str
+) -> None:
+    folder = models / name / "deep"
+    folder.mkdir(parents=True)
+    toy_model(folder / "srv-odd-folder.gguf")
+    held = {"IOReadBandwidthMax": f"{models} 500000000"}
+    async with make_agent() as agent:
+        await agent.choose("srv-odd-folder", RuntimeSettings(io_read_bandwidth_max=500_000_000))
+        server = await agent.ready("srv-odd-folder")
+        assert await properties(server.unit, *held) == held
+        await systemctl("daemon-reload")
+        assert await properties(server.unit, *held) == held
+
+
+@pytest.mark.parametrize("path", ["/no such folder/x.gguf", "/proc/1 2/x.gguf"])
+def test_a_disk_that_cannot_be_told_is_said(path: str) -> None:
+    with pytest.raises(ValueError, match="cannot be told"):
+        unit_limits(RuntimeSettings(io_read_bandwidth_max=1), path)
+
+
+def test_a_mount_point_that_systemd_would_misread_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A mount takes privileges that tests may not have, so the folder above is told to be another disk's.
+    disk = tmp_path / "my disk"
+    disk.mkdir()
+    stat = Path.stat
+
+    def told(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        status = stat(path, follow_symlinks=follow_symlinks)
+        return os.stat_result((*status[:2], status.st_dev + 1, *status[3:10])) if path == tmp_path else status
+
+    monkeypatch.setattr(Path, "stat", told)
+    with pytest.raises(ValueError, match="leave io_read_bandwidth_max out"):
+        unit_limits(RuntimeSettings(io_read_bandwidth_max=1), str(disk / "x.gguf"))
+
+
 async def test_without_limits_the_unit_has_none(make_agent: MakeAgent, models: Path, toy_model: MakeToyModel) -> None:
     toy_model(models / "srv-unlimited.gguf")
     async with make_agent() as agent:

@@ -1,0 +1,45 @@
+"""Calls that may not come back, such as those to a network file system whose server is away.
+
+``asyncio.to_thread`` shares a few threads among all, and the process does not end before the last of them has: one call
+that hangs would keep a stop waiting, and enough of them everything else.
+"""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+async def in_daemon_thread(call: Callable[[], _T], name: str) -> _T:
+    """Make a call in a thread of its own, which does not keep the process from ending, and return what it returns.
+
+    Raises what the call raises. When the waiting is cancelled the call goes on, and nobody hears how it ends.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[_T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def tell(result: _T | None, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)  # type: ignore[arg-type]  # without an error it is the call's
+
+    def run() -> None:
+        result: _T | None = None
+        failure: BaseException | None = None
+        try:
+            result = context.run(call)
+        except BaseException as error:  # noqa: BLE001  # whatever it was, it is for who waits
+            failure = error
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await outcome
