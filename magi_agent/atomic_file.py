@@ -28,7 +28,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o640, durable: boo
                 if durable:
                     os.fsync(file.fileno())
             os.replace(temporary, path)  # noqa: PTH105  # the same call by its system name
-        except BaseException:
+        except BaseException:  # whatever it was, nothing half written is left; it goes on its way
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
             raise

@@ -9,6 +9,7 @@ import contextvars
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -23,23 +24,25 @@ async def in_daemon_thread(call: Callable[[], _T], name: str) -> _T:
     outcome: asyncio.Future[_T] = loop.create_future()
     context = contextvars.copy_context()
 
-    def tell(result: _T | None, error: BaseException | None) -> None:
-        if outcome.done():
-            return
-        if error is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(result)  # type: ignore[arg-type]  # without an error it is the call's
-
     def run() -> None:
-        result: _T | None = None
-        failure: BaseException | None = None
         try:
             result = context.run(call)
         except BaseException as error:  # noqa: BLE001  # whatever it was, it is for who waits
-            failure = error
+            tell = partial(_fail, outcome, error)
+        else:
+            tell = partial(_give, outcome, result)
         with suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(tell, result, failure)
+            loop.call_soon_threadsafe(tell)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await outcome
+
+
+def _give(outcome: "asyncio.Future[_T]", result: _T) -> None:
+    if not outcome.done():
+        outcome.set_result(result)
+
+
+def _fail(outcome: "asyncio.Future[_T]", error: BaseException) -> None:
+    if not outcome.done():
+        outcome.set_exception(error)

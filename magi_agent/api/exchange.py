@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pydantic_core
 from aiohttp import web
@@ -105,14 +105,15 @@ async def _json_object(request: web.Request) -> bytes:
         document = pydantic_core.from_json(raw, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
-    require_object(document)
+    _ = object_in(document)
     return raw
 
 
-def require_object(document: object) -> None:
-    """Raise ``ValidationFailed`` where a body is no JSON object."""
+def object_in(document: object) -> dict[str, Any]:
+    """A body that is a JSON object. Raises ``ValidationFailed`` for any other."""
     if not isinstance(document, dict):
         raise ValidationFailed([{"field": "", "message": "the body must be a JSON object"}])
+    return document
 
 
 async def received_json(request: web.Request, most: int | None = None) -> bytes:

@@ -13,8 +13,8 @@ from magi_agent.api.exchange import (
     InvalidJson,
     errors_on_wire,
     fault_on_wire,
+    object_in,
     received_json,
-    require_object,
 )
 from magi_agent.api.field_paths import wire_path
 from magi_agent.api.representations import port_range_of, profile_faults, profile_of
@@ -83,8 +83,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
         document = json.loads(raw.decode(), object_pairs_hook=lambda pairs: dict(pairs), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
-    require_object(document)
-    return document  # type: ignore[no-any-return]  # an object, as was seen above
+    return object_in(document)
 
 
 def _no_number(text: str) -> None:

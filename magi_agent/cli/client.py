@@ -236,7 +236,7 @@ class _UnixConnection(http.client.HTTPConnection):
         try:
             channel.settimeout(self._seconds)
             channel.connect(self._path)
-        except BaseException:
+        except BaseException:  # Ctrl-C too; it goes on its way
             channel.close()
             raise
         self.sock = channel

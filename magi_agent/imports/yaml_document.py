@@ -5,6 +5,7 @@ from typing import Final
 import yaml
 
 from magi_agent.imports.imported import InvalidImport
+from magi_agent.plain_yaml import AliasInYaml, EmptyYaml, InvalidYaml, read_plain
 
 _MAX_DEPTH: Final = 50
 
@@ -12,39 +13,16 @@ _MAX_DEPTH: Final = 50
 def read_yaml(text: str) -> object:
     """The one document in ``text``. Raises ``InvalidImport``."""
     try:
-        _refuse_aliases(text)
-        loader = yaml.CSafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise InvalidImport("the document is empty")
-        _refuse_repeated_keys(node)
-        return loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        reason = " ".join(filter(None, (error.context, error.problem))) or "it is not YAML"
-        raise InvalidImport(reason, mark.line + 1 if mark else None) from None
-    except InvalidImport:
-        raise
-    except (
-        yaml.YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # What stands behind a tag such as !!timestamp is taken on trust, and anything may be raised where it is not so.
-        raise InvalidImport(f"it is not YAML: {type(error).__name__}") from None
-
-
-def _refuse_aliases(text: str) -> None:
-    # A few nested aliases expand to gigabytes.
-    for token in yaml.scan(text, Loader=yaml.CSafeLoader) if "*" in text else ():
-        if isinstance(token, yaml.AliasToken):
-            raise InvalidImport(
-                "YAML aliases are not followed: write out what they stand for", token.start_mark.line + 1
-            )
+        node, document = read_plain(text)
+    except EmptyYaml:
+        raise InvalidImport("the document is empty") from None
+    except AliasInYaml as error:
+        raise InvalidImport("YAML aliases are not followed: write out what they stand for", error.line) from None
+    except InvalidYaml as error:
+        # What a reader says of a value may hold the value, and that may be a secret.
+        raise InvalidImport(error.reason or f"it is not YAML: {type(error.__cause__).__name__}", error.line) from None
+    _refuse_repeated_keys(node)
+    return document
 
 
 def _refuse_repeated_keys(node: yaml.Node, depth: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from magi_agent.plain_yaml import AliasInYaml, EmptyYaml, InvalidYaml, read_plain
 from magi_agent.profiles.profile import (
     DEFAULT_TIERS,
     LoadBalancing,
@@ -138,32 +139,16 @@ def _parsed(data: bytes) -> tuple[yaml.Node, object]:
     if len(data) > MAX_PROFILE_BYTES:
         raise InvalidProfile(f"the file is larger than {MAX_PROFILE_BYTES} bytes", None)
     try:
-        text = data.decode()
-        _refuse_aliases(text)
-        loader = yaml.CSafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise InvalidProfile("the file is empty", None)
-        return node, loader.construct_document(node)
-    except InvalidProfile:
-        raise
+        return read_plain(data.decode())
     except UnicodeDecodeError:
         raise InvalidProfile("the file is not UTF-8 text", None) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        reason = " ".join(filter(None, (error.context, error.problem))) or "the file is not YAML"
-        raise InvalidProfile(reason, mark.line + 1 if mark else None) from None
-    except (
-        yaml.YAMLError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # What stands behind a tag such as !!timestamp is taken on trust, and anything may be raised where it is not so.
-        raise InvalidProfile(f"the file is not YAML: {str(error).partition(chr(10))[0]}", None) from None
+    except EmptyYaml:
+        raise InvalidProfile("the file is empty", None) from None
+    except AliasInYaml as error:
+        raise InvalidProfile("a profile has no use for YAML aliases", error.line) from None
+    except InvalidYaml as error:
+        first_line = str(error.__cause__).partition("\n")[0]
+        raise InvalidProfile(error.reason or f"the file is not YAML: {first_line}", error.line) from None
 
 
 def write_profile(profile: Profile) -> bytes:
@@ -205,13 +190,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
-
-
-def _refuse_aliases(text: str) -> None:
-    # A few nested aliases expand to gigabytes; a profile needs none.
-    for token in yaml.scan(text, Loader=yaml.CSafeLoader) if "*" in text else ():
-        if isinstance(token, yaml.AliasToken):
-            raise InvalidProfile("a profile has no use for YAML aliases", token.start_mark.line + 1)
 
 
 def _line_of(node: yaml.Node | None, place: Sequence[object]) -> int | None:
