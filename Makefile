@@ -13,6 +13,7 @@ setup: ## Make .venv and fetch a llama-server and two sample models, once
 	@packaging/workbench/setup
 
 test: setup ## Run all tests on a real systemd and a real llama-server; choose with ARGS='-k name'
+	@packaging/workbench/test_packages
 	@$(beside_systemd) $(python) -m pytest $(ARGS)
 
 fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by FUZZ_CASES=, the same again by FUZZ_SEED=
