@@ -7,8 +7,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from tests.agent_process import AgentProcess, ended, remove_units, unit_property, units, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
+from tests.fuse_mount import fuse_mount
 
 AGENT = str(locations.VENV / "bin" / "magi-agent")
 UNIT = "agent-life.service"
@@ -178,29 +179,29 @@ def test_what_runs_and_nobody_spoke_about_is_adopted(agent: AgentProcess) -> Non
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts, as root")
 def test_a_file_system_that_hangs_holds_up_neither_the_start_of_the_others_nor_the_stop(agent: AgentProcess) -> None:
-    source, point = agent.folder / "source", agent.models / "remote"
-    source.mkdir()
     start(agent)
     agent.must("PUT", "/api/models/life-one/enabled", {"enabled": True})
     agent.stop()
     (agent.folder / "state" / "desired.json").unlink(missing_ok=True)
-    point.mkdir()
-    command: list[str | Path] = [sys.executable, "-m", "tests.discovery.fuse_folder", source, point]
-    server_process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server_process.stdout is not None
-        if server_process.stdout.readline() != "mounted\n":
-            pytest.skip("FUSE is not allowed here")
-        server_process.send_signal(signal.SIGSTOP)
+    with fuse_mount(agent.folder / "source", agent.models / "remote") as remote, remote.silent():
         agent.start()
         settles_as(agent, "life-one", "ready")
         health = agent.ask("GET", "/health/ready").body
-        assert any(f"{point}: it has not answered for" in problem for problem in health["problems"])
+        assert any(f"{remote.point}: it has not answered for" in problem for problem in health["problems"])
         assert agent.stop() == 0
-    finally:
-        server_process.kill()
-        server_process.communicate()
-        subprocess.run(["umount", "--lazy", point], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts, as root")
+def test_profiles_on_a_file_system_that_hangs_hold_up_no_stop(agent: AgentProcess) -> None:
+    with fuse_mount(agent.folder / "source", agent.folder / "profiles") as remote:
+        start(agent)
+        assert agent.must("GET", "/api/models/profiles") == []
+        with remote.silent(), ThreadPoolExecutor() as threads:
+            asked = threads.submit(agent.ask, "GET", "/api/models/profiles")
+            with pytest.raises(TimeoutError):
+                asked.result(1)
+            assert agent.stop() == 0
+            assert asked.exception(10) is not None
 
 
 def test_a_first_scan_that_hangs_holds_up_nothing_but_what_it_finds(agent: AgentProcess) -> None:

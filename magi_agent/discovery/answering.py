@@ -81,12 +81,10 @@ class AnsweringFileSystems:
     def _to_be_asked(roots: Iterable[str]) -> Iterator[str]:
         table = MountTable.now()
         for root in roots:
-            if not table.is_heard(root) or os.path.islink(root):  # noqa: PTH114  # a link may lead to a server
+            real = table.resolve(root)
+            if not table.is_heard(real):
                 yield root
                 continue
-            real = os.path.realpath(root)
             for point in table.unheard_points():
-                if point == real:
-                    yield root
-                elif is_within(point, real):
+                if is_within(point, real):
                     yield join(root, point[len(real) :].lstrip("/"))

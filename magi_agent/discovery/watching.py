@@ -273,8 +273,7 @@ class _Listener:
 
     def _read_mounts(self) -> None:
         table = MountTable.now()
-        # A server that does not answer is not asked where links lead to.
-        real_roots = {root: os.path.realpath(root) if table.is_heard(root) else root for root in self._roots}
+        real_roots = {root: table.resolve(root) for root in self._roots}
         self._local_roots = tuple(root for root, path in real_roots.items() if table.is_heard(path))
         self._unheard_devices = table.unheard_devices()
         mounts = table.concerning(real_roots.values())

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from magi_agent.discovery.answering import AnsweringFileSystems
 from magi_agent.discovery.file_systems import MountTable
 from magi_agent.errors import RescanFailed
 from magi_agent.vocabulary import ModelStatus
 from tests.discovery.model_files import model_bytes, write_file
+from tests.fuse_mount import FuseMount, fuse_mount
 from tests.registry.kept_inventory import LONG, Kept, eventually, keeping
 
 # From real hosts: a server with disks and network shares, a container, a virtual machine.
@@ -70,6 +71,34 @@ def test_the_longest_mount_point_says_whether_a_folder_is_heard_of(path: str, ki
     mount = table.mount_of(path)
     assert mount is not None
     assert (mount.kind, table.is_heard(path)) == (kind, heard)
+
+
+def test_links_are_followed_up_to_a_server(tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    table = MountTable(f"1 0 8:1 / / rw - ext4 x rw\n2 1 0:9 / {remote} rw - nfs4 x rw\n")
+    for path, target in {
+        "plain/deep": None,
+        "link": "plain",
+        "up": "plain/../link",
+        "far": f"{remote}/models",
+        "loop": "loop",
+        "dangling": "nowhere",
+        "odd": "./plain//deep/",
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        if target is None:
+            (tmp_path / path).mkdir()
+        else:
+            (tmp_path / path).symlink_to(target)
+    remote.symlink_to(tmp_path)  # were it asked, it would lead back
+
+    for path in ("plain/deep", "link/deep", "up/deep", "dangling/x", "odd", "odd/..", "plain/./x", ""):
+        assert table.resolve(f"{tmp_path}/{path}") == os.path.realpath(tmp_path / path), path
+    assert table.resolve("/") == table.resolve("/..") == "/"
+    for path in ("far/a", "remote/models/a", "up/../far//b/../a"):
+        assert table.resolve(f"{tmp_path}/{path}") == f"{remote}/models/a", path
+        assert not table.is_heard(table.resolve(f"{tmp_path}/{path}"))
+    assert table.resolve(f"{tmp_path}/loop/a") == f"{tmp_path}/loop/a"
 
 
 def test_in_a_container() -> None:
@@ -171,57 +200,40 @@ async def test_a_disk_is_mounted_late_on_a_configured_folder_and_goes(tmp_path: 
 
 
 @pytest.fixture
-def fuse(tmp_path: Path, models: Path) -> Iterator[tuple[Path, Path, subprocess.Popen[str]]]:
-    """A folder, the path under which FUSE shows it, and the process that serves it."""
-    source, point = tmp_path / "source", models / "remote"
-    source.mkdir()
-    point.mkdir()
-    with unmounted_after(point):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.discovery.fuse_folder", source, point], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert process.stdout is not None
-            if process.stdout.readline() != "mounted\n":
-                pytest.skip("FUSE is not allowed here")
-            yield source, point, process
-        finally:
-            # Whoever waits for it gets an error then.
-            process.kill()
-            process.communicate()
+def fuse(tmp_path: Path, models: Path) -> Iterator[FuseMount]:
+    """Below the model folder."""
+    with fuse_mount(tmp_path / "source", models / "remote") as mounted:
+        yield mounted
 
 
 @as_root
 async def test_what_changes_behind_fuse_is_found_without_an_event(
-    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]]
+    tmp_path: Path, models: Path, fuse: FuseMount
 ) -> None:
-    source, point, _ = fuse
-    first = write_model(source / "sub" / "first.gguf")
+    first = write_model(fuse.source / "sub" / "first.gguf")
     async with keeping([models], tmp_path) as kept:
         assert kept.status("first") is ModelStatus.OK
-        await eventually(lambda: str(point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
-        write_model(source / "new" / "second.gguf")
+        await eventually(lambda: str(fuse.point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
+        write_model(fuse.source / "new" / "second.gguf")
         await eventually(lambda: kept.status("second") is ModelStatus.OK, "what comes is found")
         first.unlink()
         await eventually(lambda: kept.ids == ["second"], "what goes is missed")
         write_model(models / "local.gguf")
         await eventually(lambda: kept.ids == ["local", "second"], "the local folder is watched as ever")
-        unmount(point)
+        unmount(fuse.point)
         await eventually(lambda: kept.ids == ["local"], "it is gone")
         assert not kept.inventory._watch.unheard
 
 
 @as_root
 async def test_a_network_file_system_that_hangs_does_not_stop_the_event_loop(
-    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]]
+    tmp_path: Path, models: Path, fuse: FuseMount
 ) -> None:
-    source, point, process = fuse
-    write_model(source / "first.gguf")
+    write_model(fuse.source / "first.gguf")
     async with keeping([models], tmp_path) as kept:
         loop = asyncio.get_running_loop()
-        await eventually(lambda: str(point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
-        process.send_signal(signal.SIGSTOP)
-        try:
+        await eventually(lambda: str(fuse.point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
+        with fuse.silent():
             looks, before = kept.scanner.refreshes, loop.time()
             pauses: list[float] = []
             kept.inventory._watch.begin_anew()
@@ -231,65 +243,90 @@ async def test_a_network_file_system_that_hangs_does_not_stop_the_event_loop(
                 pauses.append(loop.time() - begin)
             assert kept.scanner.refreshes > looks
             assert max(pauses) < 1
-        finally:
-            process.send_signal(signal.SIGCONT)
-        write_model(source / "second.gguf")
+        write_model(fuse.source / "second.gguf")
         await eventually(lambda: kept.ids == ["first", "second"], "it goes on when it is back")
 
 
 @as_root
 async def test_a_network_file_system_that_hangs_holds_up_its_own_models_only(
-    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]]
+    tmp_path: Path, models: Path, fuse: FuseMount
 ) -> None:
-    source, point, process = fuse
-    write_model(source / "first.gguf")
+    write_model(fuse.source / "first.gguf")
     async with keeping([models], tmp_path) as kept:
-        await eventually(lambda: str(point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
-        process.send_signal(signal.SIGSTOP)
-        try:
+        await eventually(lambda: str(fuse.point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
+        with fuse.silent():
             write_model(models / "local.gguf")
             await eventually(lambda: kept.ids == ["first", "local"], "what is local is listed", 30)
             await kept.inventory.rescan(20)
             assert kept.ids == ["first", "local"]
-            assert [problem.path for problem in kept.inventory.problems] == [str(point)]
+            assert [problem.path for problem in kept.inventory.problems] == [str(fuse.point)]
             assert kept.inventory.problems[0].message.startswith("it has not answered for ")
-        finally:
-            process.send_signal(signal.SIGCONT)
-        write_model(source / "second.gguf")
+        write_model(fuse.source / "second.gguf")
         await eventually(lambda: kept.ids == ["first", "local", "second"], "it goes on when it is back", 30)
         await eventually(lambda: kept.inventory.problems == (), "nothing is wrong")
 
 
 @as_root
-async def test_a_file_system_whose_server_died_keeps_its_models(
-    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]]
+def test_one_that_was_waited_for_is_not_waited_for_again(models: Path, fuse: FuseMount) -> None:
+    asked = AnsweringFileSystems()
+    with fuse.silent():
+        assert asked.silent([str(models)]).keys() == {str(fuse.point)}
+        began = time.monotonic()
+        assert asked.silent([str(models)]).keys() == {str(fuse.point)}
+        assert time.monotonic() - began < 1
+    deadline = time.monotonic() + 10
+    while asked.silent([str(models)]):
+        assert time.monotonic() < deadline, "it answers again"
+
+
+@as_root
+@pytest.mark.parametrize("by_link", [False, True])
+async def test_a_configured_folder_that_hangs_holds_up_no_other(
+    tmp_path: Path, models: Path, fuse: FuseMount, by_link: bool
 ) -> None:
-    source, point, process = fuse
-    write_model(source / "first.gguf")
+    write_model(fuse.source / "sub" / "first.gguf")
+    folder = fuse.point / "sub"
+    if by_link:
+        (tmp_path / "linked").symlink_to(fuse.point)
+        folder = tmp_path / "linked" / "sub"
+    local = write_model(tmp_path / "local" / "local.gguf").parent
+    async with keeping([folder, local], tmp_path) as kept:
+        await eventually(lambda: str(folder) in kept.inventory._watch.unheard, "it is known to be out of earshot")
+        with fuse.silent():
+            await kept.inventory.rescan(20)
+            write_model(local / "second.gguf")
+            # Something else is mounted meanwhile, so that all is looked up again.
+            with unmounted_after(local / "disk"):
+                (local / "disk").mkdir()
+                await asyncio.to_thread(mount, "-t", "tmpfs", "none", local / "disk")
+                write_model(local / "disk" / "third.gguf")
+                await eventually(lambda: kept.ids == ["first", "local", "second", "third"], "what is local is listed")
+            assert [problem.path for problem in kept.inventory.problems] == [str(folder)]
+        await eventually(lambda: kept.inventory.problems == (), "nothing is wrong", 30)
+
+
+@as_root
+async def test_a_file_system_whose_server_died_keeps_its_models(tmp_path: Path, models: Path, fuse: FuseMount) -> None:
+    write_model(fuse.source / "first.gguf")
     async with keeping([models], tmp_path) as kept:
-        process.kill()
-        process.wait()
+        fuse.die()
         await kept.inventory.rescan(20)
         assert kept.ids == ["first"]
-        assert [problem.path for problem in kept.inventory.problems] == [str(point)]
+        assert [problem.path for problem in kept.inventory.problems] == [str(fuse.point)]
 
 
 @as_root
 async def test_who_asks_for_a_scan_that_hangs_is_told_what_it_waits_for(
-    tmp_path: Path, models: Path, fuse: tuple[Path, Path, subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: Path, fuse: FuseMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, point, process = fuse
-    write_model(source / "first.gguf")
+    write_model(fuse.source / "first.gguf")
     kept = Kept([models], tmp_path, LONG)
     await kept.registry.load()
     # As if it ceased to answer right after it was asked.
     monkeypatch.setattr("magi_agent.discovery.answering.AnsweringFileSystems.silent", lambda *_: {})
-    process.send_signal(signal.SIGSTOP)
-    try:
-        with pytest.raises(RescanFailed, match=str(point)):
+    with fuse.silent():
+        with pytest.raises(RescanFailed, match=str(fuse.point)):
             await kept.inventory.rescan(1)
         assert kept.inventory.scanning
-    finally:
-        process.send_signal(signal.SIGCONT)
     await eventually(kept.lists("first"), "the scan went on")
     await kept.inventory.close()
