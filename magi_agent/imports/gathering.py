@@ -13,6 +13,7 @@ from magi_agent.imports.server_options import (
     HF_FILE,
     HF_REPO,
     HOST,
+    LOADING,
     LORA_PLAIN,
     LORA_SCALED,
     MODEL,
@@ -20,6 +21,7 @@ from magi_agent.imports.server_options import (
     Named,
     Option,
 )
+from magi_agent.runtime_settings.passing import LOAD_MODES
 from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_settings, written
 from magi_agent.runtime_settings.settings import NO_PROJECTOR, RuntimeSettings
 
@@ -27,6 +29,7 @@ YES: Final = frozenset({"on", "enabled", "true", "1"})
 NO: Final = frozenset({"off", "disabled", "false", "0"})
 EITHER: Final = frozenset({"auto", "-1"})
 _ALL: Final = "all"
+_AUTO: Final = "auto"
 _MOST_ALIASES: Final = 64
 _MORE_LAYERS_THAN_ANY: Final = 999
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -75,6 +78,7 @@ class Gathering:
             HF_REPO.name: self._give_repository,
             HF_FILE.name: self._give_repository_file,
             HOST.name: self._give_host,
+            LOADING.name: self._give_load_mode,
             ALIAS.name: lambda value, source: self.add_aliases((name.strip() for name in value.split(",")), source),
             LORA_PLAIN.name: lambda value, source: self._add_adapters(
                 [{"path": path} for path in value.split(",")], source
@@ -247,6 +251,15 @@ class Gathering:
             self.carry(source, "nothing: the agent's servers listen on this host only")
         else:
             self.leave_out(source, "the agent says where its servers listen: see servers.llama_server_host")
+
+    def _give_load_mode(self, value: str, source: str) -> None:
+        if value == _AUTO:
+            self.carry(source, "nothing: it is what llama-server does anyway")
+        elif value not in LOAD_MODES:
+            self.leave_out(source, f"no setting says it: mmap and mlock come to {', '.join(LOAD_MODES)}")
+        else:
+            for setting, on in LOAD_MODES[value].items():
+                self.set(setting, on, source)
 
     def _add_adapters(self, adapters: list[dict[str, str]], source: str) -> None:
         said = self._settings.pop("lora", None)

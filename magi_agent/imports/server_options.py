@@ -12,7 +12,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-from magi_agent.runtime_settings.passing import LORA, MODES, PASSINGS, RESERVED, Form
+from magi_agent.runtime_settings.passing import LOAD_MODE, LORA, MODES, PASSINGS, RESERVED, Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ PROJECTOR_AUTO: Final = Option(
     switch=True,
     needless="the projector found with the model is used",
 )
+LOADING: Final = Option((LOAD_MODE, "-lm"), ("LLAMA_ARG_LOAD_MODE",))
 ALL_EXPERTS: Final = Option(("--cpu-moe", "-cmoe"), ("LLAMA_ARG_CPU_MOE",), switch=True)
 HOST: Final = Option(("--host",), ("LLAMA_ARG_HOST",))
 
@@ -143,6 +144,7 @@ _SPECIAL: Final = (
     LORA_SCALED,
     PROJECTOR,
     PROJECTOR_AUTO,
+    LOADING,
     ALL_EXPERTS,
     HOST,
     Option(
@@ -203,6 +205,9 @@ _SPECIAL: Final = (
     Option(("--lookup-cache-dynamic", "-lcd"), refused=_FILES),
     Option(("--ui-config-file", "--webui-config-file"), ("LLAMA_ARG_UI_CONFIG_FILE",), refused=_FILES),
     Option(("--tools",), ("LLAMA_ARG_TOOLS",), refused=_TOOLS),
+    Option(("--tools-runtime",), ("LLAMA_ARG_TOOLS_RUNTIME",), refused=_TOOLS),
+    Option(("--mcp-servers-config",), ("LLAMA_ARG_MCP_SERVERS_CONFIG",), refused=_TOOLS),
+    Option(("--mcp-servers-json",), ("LLAMA_ARG_MCP_SERVERS_JSON",), refused=_TOOLS, any_text=True),
     Option(("--agent", "-ag"), ("LLAMA_ARG_AGENT",), ("--no-agent", "-no-ag"), switch=True, refused=_TOOLS),
     Option(
         ("--ui-mcp-proxy", "--webui-mcp-proxy"),
@@ -360,6 +365,7 @@ _VALUES: Final = (
     Option(("--threads-http",), ("LLAMA_ARG_THREADS_HTTP",)),
     Option(("--cache-reuse",), ("LLAMA_ARG_CACHE_REUSE",)),
     Option(("--reasoning-budget-message",), ("LLAMA_ARG_THINK_BUDGET_MESSAGE",), any_text=True),
+    Option(("--reasoning-effort",), ("LLAMA_ARG_REASONING_EFFORT",)),
     Option(("--slot-prompt-similarity", "-sps")),
 )
 """Other options with a value that have a second name, a variable, or a value that may look like an option."""

@@ -88,23 +88,37 @@ PASSINGS: Final = (
 )
 """The settings that are one option each. Modes, LoRA adapters and extra flags are more than that."""
 
+LOAD_MODE: Final = "--load-mode"
+"""What newer builds have in place of options for mmap and mlock, which they call deprecated."""
+LOAD_MODES: Final = {
+    "none": {"mmap": False},
+    "mmap": {"mmap": True},
+    "mlock": {"mmap": False, "mlock": True},
+    "mmap+mlock": {"mmap": True, "mlock": True},
+}
+"""What its values mean; without it, a build maps the file where it can."""
 MODES: Final = {"embedding": ("--embeddings", "--embedding"), "rerank": ("--reranking", "--rerank")}
 LORA: Final = ("--lora-scaled",)
+_IN_LOAD_MODE: Final = frozenset({"mmap", "mlock"})
 _LORA_IN_ONE_WORD: Final = "FNAME:SCALE"
 _SPECULATION: Final = "--spec-type"
 _BY_DRAFT_MODEL: Final = "draft-simple"
 _LIKE_A_FLAG: Final = re.compile(r"-[^0-9.]")
 _DOWNLOADS: Final = "download weights from the internet"
+_RUNS_TOOLS: Final = "do not enable in untrusted environments"
+"""What the help says of options by which requests reach what is outside of llama-server."""
 
 RESERVED: Final = frozenset(
     {
         *(name for passing in PASSINGS for name in passing.names),
         *(f"--no-{passing.names[0][2:]}" for passing in PASSINGS if passing.form is Form.SWITCH),
         *(name for names in MODES.values() for name in names),
+        LOAD_MODE,
         *("--host", "--port", "--reuse-port", "--model", "--alias", "--metrics", "--mmproj", "--lora", "--lora-scaled"),
         # What opens the server's door, fetches or writes files, or runs tools is nobody's extra flag.
         *("--api-key", "--api-key-file", "--api-prefix", "--path", "--media-path", "--slot-save-path", "--tools"),
-        *("--ui-mcp-proxy", "--webui-mcp-proxy", "--agent", "--log-file", "--models-dir", "--models-preset"),
+        *("--tools-runtime", "--mcp-servers-config", "--mcp-servers-json", "--ui-mcp-proxy", "--webui-mcp-proxy"),
+        *("--agent", "--log-file", "--models-dir", "--models-preset"),
         *("--model-url", "--docker-repo", "--hf-repo", "--hf-file", "--hf-token", "--mmproj-url", "--rpc"),
         *("--ssl-key-file", "--ssl-cert-file", "--help", "--version", "--list-devices", "--completion-bash"),
         *("--control-vector", "--control-vector-scaled", "--grammar-file", "--json-schema-file"),
@@ -129,9 +143,12 @@ class Passed:
 def passed(settings: RuntimeSettings, known: KnownOptions | None) -> Passed:
     """``settings`` for a build that knows ``known``; for the newest build there is where nobody asked."""
     out = Passed()
+    has_load_mode = known is not None and known[LOAD_MODE] is not None
+    if has_load_mode and (load_mode := _load_mode(settings)):
+        out.argv += [LOAD_MODE, load_mode]
     for passing in PASSINGS:
         value = getattr(settings, passing.setting)
-        if value is not None:
+        if value is not None and not (has_load_mode and passing.setting in _IN_LOAD_MODE):
             _pass_on(passing, value, known, out)
     if settings.mode in MODES and (name := _named(settings.mode, MODES[settings.mode], known, out, "mode")):
         out.argv.append(name)
@@ -153,6 +170,8 @@ def disallowed(settings: RuntimeSettings, allowed: Collection[str], known: Known
             yield Fault("extra_flags", f"{name} is no extra flag: a setting stands for it, or the agent alone sets it")
         elif option is not None and _DOWNLOADS in option.text:
             yield Fault("extra_flags", f"{name} is no extra flag: it may fetch models")
+        elif option is not None and _RUNS_TOOLS in option.text:
+            yield Fault("extra_flags", f"{name} is no extra flag: llama-server itself calls it dangerous")
         elif name not in allowed:
             yield Fault(
                 "extra_flags", f"{name} is not allowed; servers.allowed_flags in agent.toml names those that are"
@@ -199,6 +218,14 @@ def _pass_switch(passing: Passing, value: bool, known: KnownOptions | None, out:
             out.argv.append(negated)
     elif not known[name]:
         _named(passing.setting, (negated,), known, out, passing.setting)
+
+
+def _load_mode(settings: RuntimeSettings) -> str | None:
+    if settings.mmap is None and not settings.mlock:
+        return None
+    # Where nobody said it, the file is mapped, as it is by builds without this option.
+    said = {"mmap": settings.mmap is not False, **({"mlock": True} if settings.mlock else {})}
+    return next(name for name, meaning in LOAD_MODES.items() if meaning == said)
 
 
 def _pass_adapters(name: str, adapters: Collection[LoraAdapter], option: KnownOption | None, out: Passed) -> None:

@@ -67,6 +67,12 @@ EXAMPLES = {
         {"mmap": False, "mlock": True},
         "x.gguf",
     ),
+    "load mode": Example("llama-server -m x.gguf -lm mmap", {"mmap": True}, "x.gguf"),
+    "no load mode": Example("llama-server -m x.gguf --load-mode none", {"mmap": False}, "x.gguf"),
+    "locked": Example("llama-server -m x.gguf -lm mlock", {"mmap": False, "mlock": True}, "x.gguf"),
+    "mapped and locked": Example("llama-server -m x.gguf -lm mmap+mlock", {"mmap": True, "mlock": True}, "x.gguf"),
+    "load mode, as it is anyway": Example("LLAMA_ARG_LOAD_MODE=auto llama-server -m x.gguf", {}, "x.gguf"),
+    "load mode that is no setting": Example("llama-server -m x.gguf -lm dio", {}, "x.gguf", ("-lm dio",)),
     "several GPUs": Example(
         "llama-server -m x.gguf -sm row -ts 3,1 -mg 1",
         {"split_mode": "row", "tensor_split": (3.0, 1.0), "main_gpu": 1},

@@ -12,7 +12,7 @@ from magi_agent.imports.command_line import read_command_line
 from magi_agent.imports.imported import ImportedModel
 from magi_agent.imports.server_options import option_named
 from magi_agent.runtime_settings.known_options import KnownOptions, read_help
-from magi_agent.runtime_settings.passing import PASSINGS, passed
+from magi_agent.runtime_settings.passing import LOAD_MODE, PASSINGS, passed
 from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings, faults_of
 from tests.runtime_settings.strategies import FIELDS, RUNTIME_SETTINGS
 
@@ -66,6 +66,8 @@ def test_what_is_passed_on_comes_back(known: KnownOptions, is_asked: bool) -> No
         told = _told(given)
         if is_asked:
             told = replace(told, extra_flags=None)  # which this build has not
+            if known[LOAD_MODE] and told.mlock:
+                told = replace(told, mmap=told.mmap is not False)  # they are one option, so both are said
         model = _pasted(told, build)
         assert not model.left_out
         assert passed(model.settings, build) == passed(told, build)

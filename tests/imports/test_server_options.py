@@ -87,6 +87,7 @@ def test_nothing_that_is_reserved_may_become_an_extra_flag() -> None:
             "--lora",
             "--lora-scaled",
             "--host",
+            "--load-mode",
         )
         assert option.refused or option.needless or option.setting or is_special, name
 
@@ -104,3 +105,10 @@ def test_reasons_point_to_settings_that_there_are() -> None:
         )
     )
     assert set(named) <= set(setting_names())
+
+
+def test_what_llama_server_calls_dangerous_is_nobodys_extra_flag(known: KnownOptions) -> None:
+    dangerous = [option for option in known.options if "untrusted environments" in option.text]
+    assert len(dangerous) >= 3
+    for option in dangerous:
+        assert not RESERVED.isdisjoint(option.names), option.names

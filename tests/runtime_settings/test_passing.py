@@ -26,9 +26,19 @@ NEWEST = """\
 --lora-scaled FNAME:SCALE,...           path to LoRA adapter
 --warmup, --no-warmup                   whether to perform warmup
 --temp, --temperature N                 temperature
+--shell CMD                             whether to run a shell for whoever asks - do not enable in
+                                        untrusted environments (default: none)
 --fim-qwen-7b-default                   use default Qwen 2.5 Coder 7B (note: can download weights from the
                                         internet)
 """
+BY_LOAD_MODE = read_help(
+    """\
+--mlock                                 DEPRECATED in favor of `--load-mode`: keep model in RAM
+--mmap, --no-mmap                       DEPRECATED in favor of `--load-mode`: whether to memory-map model
+-lm,   --load-mode MODE                 model loading mode (default: auto)
+                                        (env: LLAMA_ARG_LOAD_MODE)
+"""
+)
 OLDER, NEWER = read_help(BEFORE_VALUES), read_help(NEWEST)
 DRAFT = RuntimeSettings(draft_model="/m/d $x;.gguf")
 ADAPTERS = RuntimeSettings(lora=(LoraAdapter("/m/a b.gguf", 0.5), LoraAdapter("/m/c.gguf")))
@@ -55,6 +65,15 @@ ADAPTERS = RuntimeSettings(lora=(LoraAdapter("/m/a b.gguf", 0.5), LoraAdapter("/
         (RuntimeSettings(mlock=True), NEWER, ["--mlock"]),
         (RuntimeSettings(mlock=False), NEWER, []),
         (RuntimeSettings(mlock=False), None, []),
+        (RuntimeSettings(), BY_LOAD_MODE, []),
+        (RuntimeSettings(mmap=True), BY_LOAD_MODE, ["--load-mode", "mmap"]),
+        (RuntimeSettings(mmap=False), BY_LOAD_MODE, ["--load-mode", "none"]),
+        (RuntimeSettings(mlock=True), BY_LOAD_MODE, ["--load-mode", "mmap+mlock"]),
+        (RuntimeSettings(mlock=False), BY_LOAD_MODE, []),
+        (RuntimeSettings(mmap=True, mlock=True), BY_LOAD_MODE, ["--load-mode", "mmap+mlock"]),
+        (RuntimeSettings(mmap=True, mlock=False), BY_LOAD_MODE, ["--load-mode", "mmap"]),
+        (RuntimeSettings(mmap=False, mlock=True), BY_LOAD_MODE, ["--load-mode", "mlock"]),
+        (RuntimeSettings(mmap=False, mlock=False), BY_LOAD_MODE, ["--load-mode", "none"]),
         (DRAFT, OLDER, ["--model-draft", "/m/d $x;.gguf"]),
         (DRAFT, NEWER, ["--spec-type", "draft-simple"]),
         (DRAFT, None, ["--spec-type", "draft-simple"]),
@@ -128,11 +147,12 @@ def test_what_a_build_does_not_know_is_a_fault(
         ("--host=0.0.0.0", "the agent alone sets it"),
         ("--api-key=x", "the agent alone sets it"),
         ("--fim-qwen-7b-default", "may fetch models"),
+        ("--shell=sh", "calls it dangerous"),
     ],
 )
 def test_a_flag_is_passed_on_if_the_configuration_names_it_and_it_is_nobody_elses(flag: str, says: str | None) -> None:
     allowed = ("--no-warmup", "--temp", "--ctx-size", "--no-mmap", "--mmap", "--gpu-layers", "--host", "--api-key",
-               "--fim-qwen-7b-default")  # fmt: skip
+               "--fim-qwen-7b-default", "--shell")  # fmt: skip
     faults = list(disallowed(RuntimeSettings(extra_flags=(flag,)), allowed, NEWER))
 
     if says is None:

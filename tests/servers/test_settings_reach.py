@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,14 @@ async def log_of(systemd_user: SystemdUser, agent: ServingAgent, model_id: str) 
         await asyncio.sleep(0.05)
 
 
+def by_load_mode(llama_server: Path) -> bool:
+    """Whether this build calls ``--mmap`` and ``--mlock`` deprecated."""
+    told = subprocess.run([llama_server, "--help"], check=True, capture_output=True, text=True, timeout=60)
+    return "--load-mode" in told.stdout
+
+
 async def test_what_decides_on_memory_and_computing_takes_effect(
-    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, systemd_user: SystemdUser
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, systemd_user: SystemdUser, llama_server: Path
 ) -> None:
     toy_model(models / "srv-reach-all.gguf")
     async with make_agent(allowed_flags=FLAGS) as agent:
@@ -98,19 +105,20 @@ async def test_what_decides_on_memory_and_computing_takes_effect(
             "flash_attn = enabled",
             "K (bf16)",
             "V (f32)",
-            "mmap = false",
+            "load_mode = mlock" if by_load_mode(llama_server) else "mmap = false",
             "freq_base = 20000.0",
             "freq_scale = 0.5",
             "rope scaling = linear",
         ):
             assert line in log, line
+        assert "DEPRECATED" not in log
         assert len(await asked(server, "/slots")) == 2
         assert (await asked(server, "/props"))["default_generation_settings"]["n_ctx"] == 512
         assert len(await complete(server.url or "")) == 4
 
 
 async def test_the_other_way_round_takes_effect_too(
-    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, systemd_user: SystemdUser
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, systemd_user: SystemdUser, llama_server: Path
 ) -> None:
     toy_model(models / "srv-reach-other.gguf")
     async with make_agent(allowed_flags=FLAGS) as agent:
@@ -132,8 +140,10 @@ async def test_the_other_way_round_takes_effect_too(
         server = await agent.ready("srv-reach-other")
         assert server.restart_reasons == ()
         log = await log_of(systemd_user, agent, "srv-reach-other")
-        for line in ("n_ctx = 512", "flash_attn = disabled", "mmap = true", "freq_scale = 0.25"):
+        mapped = "load_mode = mmap" if by_load_mode(llama_server) else "mmap = true"
+        for line in ("n_ctx = 512", "flash_attn = disabled", mapped, "freq_scale = 0.25"):
             assert line in log, line
+        assert "DEPRECATED" not in log
         assert "warming up" not in log
         props = await asked(server, "/props")
         assert props["total_slots"] == 1
@@ -300,15 +310,17 @@ CHANGES = [
 
 
 async def test_each_change_that_a_restart_would_bring_is_a_reason_and_no_other(
-    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, llama_server: Path
 ) -> None:
     toy_model(models / "srv-changing.gguf")
+    by_other_names = {"no-mmap": "load-mode", "mlock": "load-mode"} if by_load_mode(llama_server) else {}
     async with make_agent(allowed_flags=FLAGS) as agent:
         await agent.ready("srv-changing")
         for said, names in CHANGES:
             await agent.choose("srv-changing", said)
             server = await agent.servers.server("srv-changing")
-            assert [reason.partition(":")[0] for reason in server.restart_reasons] == names, said
+            expected = [by_other_names.get(name, name) for name in names]
+            assert [reason.partition(":")[0] for reason in server.restart_reasons] == expected, said
         await agent.choose("srv-changing", RuntimeSettings())
         assert (await agent.servers.server("srv-changing")).restart_reasons == ()
 
