@@ -105,5 +105,6 @@ class ModelDocuments:
             port_range=self._registry.port_range or settings.port_range,
             tier_thresholds=TierThresholdsAnswer(powerful_min=settings.powerful_min, fast_max=settings.fast_max),
             scan_paths=folders,
+            allowed_flags=list(settings.allowed_flags),
         )
         return answer.model_dump_json(by_alias=True).encode().removeprefix(_NO_MODELS)

@@ -118,6 +118,7 @@ class RegistryAnswer(Answer):
     port_range: tuple[int, int]
     tier_thresholds: TierThresholdsAnswer
     scan_paths: list[str]
+    allowed_flags: list[str] = Field(description="flags of llama-server that the setting extraFlags may name")
 
 
 class RescanAnswer(Answer):

@@ -53,15 +53,16 @@ def take_over(session: Session, source: str, content: str, model_id: str | None,
 
     ``model_id`` is the model that is meant, where it holds one alone. What it does not name stays as it is.
     """
+    registry = session.client.get("/api/models/registry", "models")
     try:
-        imported = read_import(content)
+        imported = read_import(content, texts(registry.get("allowedFlags")))
     except InvalidImport as error:
         raise CommandError("InvalidImport", f"cannot import {source}: {error}", {"line": error.line}) from None
     if model_id is not None and len(imported.models) != 1:
         raise click.UsageError(
             f"there are {len(imported.models)} models in it; --for goes with one", click.get_current_context()
         )
-    taken = _found(session.client, imported, model_id)
+    taken = _found(dict(models_of(registry)), imported, model_id)
     _refuse_contradictions(taken)
     for one in taken:
         if one.model_id is not None and one.settings and one.error is None and not dry_run:
@@ -76,8 +77,7 @@ def take_over(session: Session, source: str, content: str, model_id: str | None,
     return Exit.FAILED if any(one.model_id is None or one.error for one in taken) else Exit.OK
 
 
-def _found(client: Client, imported: Imported, model_id: str | None) -> list[_Taken]:
-    known = dict(models_of(client.get("/api/models/registry", "models")))
+def _found(known: Mapping[str, Mapping[str, object]], imported: Imported, model_id: str | None) -> list[_Taken]:
     if model_id is not None and model_id not in known:
         raise no_such_model(model_id)
     candidates = [

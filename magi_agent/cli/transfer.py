@@ -19,6 +19,7 @@ from magi_agent.cli.screen import Screen
 _LARGEST_FILE = 16 * 1024 * 1024
 _STANDARD_STREAM = "-"
 _SECONDS = 120.0
+_ENDS = 2  # of a range
 
 
 @command("magictl export > choices.json", "magictl export backup.json")
@@ -128,6 +129,9 @@ def _show(screen: Screen, answer: Mapping[str, object], *, dry_run: bool) -> Non
     said.append(f"{len(unchanged)} as before")
     if profiles := texts(answer.get("profiles")):
         said.append(f"{counted(len(profiles), 'profile')} {'would be written' if dry_run else 'written'}")
+    ports = answer.get("portRange")
+    if isinstance(ports, list) and len(ports) == _ENDS:
+        said.append(f"ports from {ports[0]} to {ports[1]}")
     screen.line(", ".join(said))
     if unknown := texts(answer.get("unknown")):
         screen.note(Cell("! ", "yellow"), f"no such model here: {', '.join(unknown)}")

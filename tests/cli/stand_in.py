@@ -275,6 +275,7 @@ class StandIn:
             "portRange": self.ports,
             "tierThresholds": {"powerful_min": 14.0, "fast_max": 7.0},
             "scanPaths": ["/models"],
+            "allowedFlags": [],
         }
 
     def _server(self, method: str, rest: list[str]) -> Answer:

@@ -35,7 +35,7 @@ def service(
     models = folder / "models"
     toy_model(models / f"{CHAT}.gguf")
     toy_model(models / f"{DRAFT}.gguf", name="draft", seed=2)
-    agent = AgentProcess(folder, models, unused_ports(5), llama_server)
+    agent = AgentProcess(folder, models, unused_ports(5), llama_server, {"MAGI_ALLOWED_FLAGS": "--no-warmup"})
     with ended(agent, PATTERN):
         agent.start()
         agent.wait_settled()
@@ -260,12 +260,15 @@ def test_all_choices_go_into_a_file_and_come_back(
     assert piped("settings", CHAT, "ctx_size=256", environment=environment).returncode == 0
     assert piped("tier", DRAFT, "powerful", environment=environment).returncode == 0
     assert piped("export", str(file), environment=environment).returncode == 0
+    low, high = agent.port_range
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, "portRange": [low + 1, high]}))
     assert piped("settings", CHAT, "--clear", environment=environment).returncode == 0
     assert piped("tier", DRAFT, "auto", environment=environment).returncode == 0
 
     planned = piped("import", str(file), "--dry-run", environment=environment)
     assert planned.returncode == 0, planned.stderr
-    assert "2 models would change" in planned.stdout
+    assert planned.stdout.endswith(f"2 models would change, 0 as before, ports from {low + 1} to {high}\n")
     assert chosen(agent, CHAT) == {}
 
     assert piped("import", str(file), environment=environment).returncode == 0
@@ -277,19 +280,25 @@ def test_a_pasted_command_line_becomes_settings_that_a_server_runs_with(
     agent: AgentProcess, environment: dict[str, str]
 ) -> None:
     pasted = (
-        f"llama-server -m {agent.models}/{CHAT}.gguf --port 9999 --host 0.0.0.0 \\\n  -c 768 -t 1 -np 1 --no-mmap\n"
+        f"llama-server -m {agent.models}/{CHAT}.gguf --port 9999 --host 0.0.0.0 \\\n  -c 768 -t 1 -np 1 --no-mmap"
+        " --no-warmup --seed 7\n"
     )
     told = subprocess.run(
         [str(MAGICTL), "import", "-"],
         input=pasted, capture_output=True, text=True, env=environment, timeout=60, check=False,
     )  # fmt: skip
-    assert (told.returncode, told.stderr) == (0, "")
-    assert told.stdout.endswith(f"✓ {CHAT} has 4 settings of this\n")
-    assert chosen(agent, CHAT) == {"ctxSize": 768, "nThreads": 1, "parallelSlots": 1, "mmap": False}
+    assert told.returncode == 0
+    # What agent.toml allows already is taken over, what it does not is suggested.
+    assert told.stderr == (f"  once agent.toml allows the flags: magictl settings {CHAT} extra_flags=--seed=7\n")
+    assert told.stdout.endswith(f"✓ {CHAT} has 5 settings of this\n")
+    assert chosen(agent, CHAT) == {
+        "ctxSize": 768, "nThreads": 1, "parallelSlots": 1, "mmap": False, "extraFlags": ["--no-warmup"]
+    }  # fmt: skip
 
     assert piped("start", CHAT, environment=environment).returncode == 0
     words = arguments()
     assert words[words.index("--ctx-size") + 1] == "768"
+    assert "--no-warmup" in words
     assert "9999" not in words
     assert "0.0.0.0" not in words
 
