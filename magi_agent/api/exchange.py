@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import pydantic_core
@@ -182,6 +182,6 @@ def location(request: web.Request, path: str) -> dict[str, str]:
     return {"Location": request[CALLER].prefix + path}
 
 
-def array(items: list[bytes]) -> bytes:
+def array(items: Sequence[bytes | memoryview]) -> bytes:
     """Return a JSON array of what is JSON already."""
     return b"[" + b",".join(items) + b"]"

@@ -1,11 +1,13 @@
 """Models as JSON, made once for each model as it is, and joined once for each state of the registry.
 
 Listing a thousand models costs a thousand encodings the first time, spread over several turns of the event loop, one
-for each model that changed after that, and a look-up while nothing changes.
+for each model that changed after that, and a look-up while nothing changes. Each model is kept once: in the last list
+of all of them, if it is there as it is.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from pydantic_core import to_json
@@ -23,7 +25,17 @@ from magi_agent.vocabulary import StartPolicy, Tier
 _Revision = tuple[int, int, int]
 _AT_ONCE: Final = 16
 """Models encoded before others get a turn; about a millisecond."""
-_NO_MODELS: Final = b'{"models":{}'
+_BEFORE_MODELS: Final = b'{"models":{'
+_NO_MODELS: Final = _BEFORE_MODELS + b"}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """A model as it is, as JSON: bytes of its own, or a part of the last list of all models."""
+
+    model: Model
+    policy: StartPolicy
+    content: bytes | memoryview
 
 
 class ModelDocuments:
@@ -33,7 +45,7 @@ class ModelDocuments:
         self._registry = registry
         self._effective = effective
         self._configuration = configuration
-        self._encoded: dict[str, tuple[Model, StartPolicy, bytes]] = {}
+        self._encoded: dict[str, _Encoding] = {}
         self._bodies: dict[str, tuple[_Revision, TaggedBody]] = {}
 
     @property
@@ -43,13 +55,16 @@ class ModelDocuments:
 
     def model(self, model: Model) -> bytes:
         """One model."""
+        return bytes(self._encoding(model).content)
+
+    def _encoding(self, model: Model) -> _Encoding:
         policy = self._effective.start_policy(model)
         known = self._encoded.get(model.model_id)
-        if known is not None and known[0] is model and known[1] is policy:
-            return known[2]
-        encoded = model_answer(model, policy).model_dump_json(by_alias=True).encode()
-        self._encoded[model.model_id] = (model, policy, encoded)
-        return encoded
+        if known is not None and known.model is model and known.policy is policy:
+            return known
+        content = model_answer(model, policy).model_dump_json(by_alias=True).encode()
+        self._encoded[model.model_id] = encoding = _Encoding(model, policy, content)
+        return encoding
 
     async def registry(self) -> TaggedBody:
         """All of the registry. Raises ``ServiceUnavailable`` before it is loaded."""
@@ -58,11 +73,11 @@ class ModelDocuments:
         if body is None:
             rest = self._rest()
             encoded = await self._each(models.values())
-            entries = (to_json(model_id) + b":" + one for model_id, one in zip(models, encoded, strict=True))
-            body = await tagged(b'{"models":{' + b",".join(entries) + b"}" + rest)
-            self._keep("", revision, body)
-            if len(self._encoded) > len(models):
-                self._encoded = {model_id: self._encoded[model_id] for model_id in models}
+            keys = [to_json(model_id) + b":" for model_id in models]
+            entries = (key + one.content for key, one in zip(keys, encoded, strict=True))
+            body = await tagged(_BEFORE_MODELS + b",".join(entries) + b"}" + rest)
+            if self._keep("", revision, body):
+                self._encoded = _parts_of(body.content, keys, encoded)
         return body
 
     async def tier(self, tier: Tier) -> TaggedBody:
@@ -70,9 +85,8 @@ class ModelDocuments:
         models, revision = self._registry.models, self.revision
         body = self._kept(tier, revision)
         if body is None:
-            body = await tagged(
-                array(await self._each(model for model in models.values() if model.effective_tier is tier))
-            )
+            encoded = await self._each(model for model in models.values() if model.effective_tier is tier)
+            body = await tagged(array([one.content for one in encoded]))
             self._keep(tier, revision, body)
         return body
 
@@ -80,16 +94,18 @@ class ModelDocuments:
         kept = self._bodies.get(name)
         return kept[1] if kept is not None and kept[0] == revision else None
 
-    def _keep(self, name: str, revision: _Revision, body: TaggedBody) -> None:
+    def _keep(self, name: str, revision: _Revision, body: TaggedBody) -> bool:
         kept = self._bodies.get(name)
         # One that took longer to make than a later one must not take that one's place.
-        if kept is None or kept[0] <= revision:
-            self._bodies[name] = (revision, body)
+        if kept is not None and kept[0] > revision:
+            return False
+        self._bodies[name] = (revision, body)
+        return True
 
-    async def _each(self, models: Iterable[Model]) -> list[bytes]:
+    async def _each(self, models: Iterable[Model]) -> list[_Encoding]:
         encoded = []
         for number, model in enumerate(models, 1):
-            encoded.append(self.model(model))
+            encoded.append(self._encoding(model))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         return encoded
@@ -108,3 +124,16 @@ class ModelDocuments:
             allowed_flags=list(settings.allowed_flags),
         )
         return answer.model_dump_json(by_alias=True).encode().removeprefix(_NO_MODELS)
+
+
+def _parts_of(content: bytes, keys: Sequence[bytes], encoded: Sequence[_Encoding]) -> dict[str, _Encoding]:
+    """The same encodings, but as parts of the list that was joined from them."""
+    view = memoryview(content)
+    parts: dict[str, _Encoding] = {}
+    end = len(_BEFORE_MODELS)
+    for key, one in zip(keys, encoded, strict=True):
+        start = end + len(key)
+        end = start + len(one.content)
+        parts[one.model.model_id] = _Encoding(one.model, one.policy, view[start:end])
+        end += len(b",")
+    return parts

@@ -11,13 +11,16 @@ import pytest
 
 from magi_agent.api.etag import TaggedBody
 from magi_agent.api.model_documents import ModelDocuments
+from magi_agent.api.representations import model_answer
+from magi_agent.api.schemas import ModelAnswer
 from magi_agent.configuration import Configuration
 from magi_agent.discovery.facts import ModelFacts
 from magi_agent.events import EventStream
+from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.settings import Settings, load_settings
-from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
+from magi_agent.vocabulary import ModelStatus, StartPolicy, ThinkingMode, Tier
 
 
 @pytest.fixture
@@ -75,21 +78,43 @@ async def test_nothing_is_made_anew_while_nothing_changes(tmp_path: Path, settin
     assert await documents.tier(Tier.BALANCED) is await documents.tier(Tier.BALANCED)
 
 
-async def test_a_change_costs_the_model_that_changed(tmp_path: Path, settings: Settings) -> None:
+async def test_a_change_costs_the_model_that_changed(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry = await loaded(tmp_path, 50)
     documents = made_from(registry, settings)
     before = await documents.registry()
-    encoded = {model_id: documents.model(model) for model_id, model in registry.models.items()}
+    encoded = []
+
+    def note(model: Model, policy: StartPolicy) -> ModelAnswer:
+        encoded.append(model.model_id)
+        return model_answer(model, policy)
+
+    monkeypatch.setattr("magi_agent.api.model_documents.model_answer", note)
 
     await registry.choose("m7", lambda choices: replace(choices, tier_override=Tier.FAST))
 
     after = json.loads((await documents.registry()).content)
     assert json.loads(before.content)["models"]["m7"]["tierOverride"] is None
     assert after["models"]["m7"]["tierOverride"] == "fast"
-    kept = [model_id for model_id, model in registry.models.items() if documents.model(model) is encoded[model_id]]
-    assert len(kept) == 49
     assert [model["modelId"] for model in json.loads((await documents.tier(Tier.FAST)).content)] == ["m7"]
     assert len(json.loads((await documents.tier(Tier.BALANCED)).content)) == 49
+    assert [json.loads(documents.model(model)) for model in registry.models.values()] == list(after["models"].values())
+    assert encoded == ["m7"]
+
+
+async def test_models_are_kept_once(tmp_path: Path, settings: Settings) -> None:
+    registry = await loaded(tmp_path, 50)
+    documents = made_from(registry, settings)
+
+    for _ in range(2):
+        body = await documents.registry()
+
+        assert all(
+            isinstance(kept.content, memoryview) and kept.content.obj is body.content
+            for kept in documents._encoded.values()
+        )
+        await registry.choose("m7", lambda choices: replace(choices, tier_override=Tier.FAST))
 
 
 async def test_what_went_is_forgotten(tmp_path: Path, settings: Settings) -> None:
