@@ -43,12 +43,15 @@ async def test_a_binary_that_exits_at_once_is_tried_again_by_systemd_then_report
         with pytest.raises(StartFailed) as failed:
             await agent.servers.start("srv-exits", by="test", wait=PATIENCE_OF_TESTS)
         assert failed.value.message == "model srv-exits did not start: it exited with status 7"
+        # A busy journald asks late which run of the unit a line is from, and is told the last one.
+        lines = failed.value.details["logLines"]
+        assert lines in [["first words", "last words"] * runs for runs in range(1, 5)]
         assert failed.value.details == {
             "modelId": "srv-exits",
             "result": "exit-code",
             "exitStatus": 7,
             "signal": None,
-            "logLines": ["first words", "last words"],
+            "logLines": lines,
         }
         server = await agent.servers.server("srv-exits")
         assert server.state is ServerState.COOLDOWN

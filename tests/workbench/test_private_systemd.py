@@ -38,7 +38,13 @@ def run_in_new(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def private_cgroups() -> set[Path]:
-    return {path for path in Path("/sys/fs/cgroup").rglob("magi-private-*") if path.is_dir()}
+    # Not by rglob, which fails where a folder goes while it is walked.
+    return {
+        Path(parent, name)
+        for parent, names, _ in os.walk("/sys/fs/cgroup")
+        for name in names
+        if name.startswith("magi-private-")
+    }
 
 
 def sleepers() -> list[int]:
