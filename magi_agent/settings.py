@@ -17,7 +17,7 @@ from typing import Final
 from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.vocabulary import Scope, TcpAccess, Tier
+from magi_agent.vocabulary import Scope, ServerAccess, TcpAccess, Tier, TokenScope
 
 DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
 _MAX_CONFIG_BYTES: Final = 1 << 20
@@ -25,6 +25,10 @@ _MAX_SECONDS: Final = 7 * 86_400.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 DEFAULTS_SECTION: Final = "defaults"
 """The section with the runtime settings of all models, and in sections below it those of a tier's."""
+UNIX: Final = "unix"
+"""Where a reverse proxy is named: whoever is at the other end of the unix socket."""
+_NOTHING: Final = "none"
+_USER_NAME: Final = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,24 @@ class TcpAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyRight:
+    """What a caller may do who comes through a reverse proxy, and brings no token."""
+
+    proxy: str
+    """The user that the proxy runs as, its address or network, or the word ``unix`` for any on the unix socket."""
+    scope: TokenScope | None
+    """``None`` for nothing at all."""
+
+    def __str__(self) -> str:
+        return f"{self.proxy}={self.scope or _NOTHING}"
+
+    @property
+    def user(self) -> str | None:
+        """The user it is about; ``None`` where it is about an address, a network or the unix socket."""
+        return None if self.proxy == UNIX or _is_network(self.proxy) else self.proxy
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything an operator can set. Times are in seconds."""
 
@@ -59,7 +81,9 @@ class Settings:
     allowed_flags: tuple[str, ...]
     llama_server_host: str
     llama_server_user: str
+    server_access: ServerAccess
     port_range: tuple[int, int]
+    port_limits: tuple[int, int]
     max_startup_time: float
     readiness_check_interval: float
     stop_timeout: float
@@ -68,9 +92,13 @@ class Settings:
     tcp: TcpAddress | None
     tcp_access: TcpAccess
     socket: Path | None
+    tokens_path: Path
     trusted_proxies: tuple[str, ...]
+    proxy_access: tuple[ProxyRight, ...]
     cors_origins: tuple[str, ...]
     systemd_scope: Scope
+    launcher_socket: Path | None
+    """Where the launcher listens; ``None`` where the agent itself speaks to systemd."""
     journal_directory: Path | None
     log_level: str
     defaults: RuntimeDefaults = field(default_factory=RuntimeDefaults)
@@ -239,16 +267,38 @@ def _socket(value: object) -> Path | None:
     return path
 
 
+def _launcher_socket(value: object) -> Path | None:
+    return None if value == "" else _socket(value)
+
+
 def _networks(value: object) -> tuple[str, ...]:
     allowed = "addresses or networks of reverse proxies, or the word 'unix'"
     networks = _words(value, allowed)
-    for network in networks:
-        try:
-            ipaddress.ip_network(network, strict=False)
-        except ValueError:
-            if network != "unix":
-                raise ValueError(f"must be {allowed}") from None
+    if not all(network == UNIX or _is_network(network) for network in networks):
+        raise ValueError(f"must be {allowed}")
     return networks
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _proxy_access(value: object) -> tuple[ProxyRight, ...]:
+    words = (_NOTHING, *TokenScope)
+    allowed = f"reverse proxies and what they grant ({', '.join(words)}), such as 'www-data=read 127.0.0.1=none'"
+    if isinstance(value, dict):
+        pairs = [(name, scope if isinstance(scope, str) else "") for name, scope in value.items()]
+    else:
+        pairs = [(name, scope) for name, _, scope in (word.partition("=") for word in _words(value, allowed))]
+    if not all(scope in words and (_is_network(name) or re.fullmatch(_USER_NAME, name)) for name, scope in pairs):
+        raise ValueError(f"must be {allowed}; a proxy is the user it runs as, its address or network, or 'unix'")
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"must be {allowed}, each proxy once")
+    return tuple(ProxyRight(name, None if scope == _NOTHING else TokenScope(scope)) for name, scope in pairs)
 
 
 def _origins(value: object) -> tuple[str, ...]:
@@ -270,6 +320,10 @@ def _choice(*words: str) -> Callable[[object], str]:
 
 def _scope(value: object) -> Scope:
     return Scope(_choice(*Scope)(value))
+
+
+def _server_access(value: object) -> ServerAccess:
+    return ServerAccess(_choice(*ServerAccess)(value))
 
 
 def _tcp_access(value: object) -> TcpAccess:
@@ -333,7 +387,23 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _text,
         "user the llama-servers run as in the system scope; empty for a dynamic one",
     ),
+    Setting(
+        "server_access",
+        "servers",
+        "MAGI_SERVER_ACCESS",
+        "port",
+        _server_access,
+        "how the llama-servers are reached: port, socket (by the agent alone) or key (a port, by whoever has its key)",
+    ),
     Setting("port_range", "servers", "MAGI_PORT_RANGE", "8080-8099", _port_range, "ports given to models"),
+    Setting(
+        "port_limits",
+        "servers",
+        "MAGI_PORT_LIMITS",
+        "1024-65535",
+        _port_range,
+        "ports that may ever be given; a range chosen by the API must lie within",
+    ),
     Setting(
         "max_startup_time",
         "servers",
@@ -380,12 +450,28 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("socket", "api", "MAGI_SOCKET", "/run/magi-agent/api.sock", _socket, "unix socket listener, or 'off'"),
     Setting(
+        "tokens_path",
+        "api",
+        "MAGI_TOKENS_PATH",
+        "/etc/magi-agent/tokens",
+        _path,
+        "file of the tokens that say who a caller is",
+    ),
+    Setting(
         "trusted_proxies",
         "api",
         "MAGI_TRUSTED_PROXIES",
         "",
         _networks,
         "addresses of reverse proxies whose X-Forwarded-* headers count; 'unix' for peers on the unix socket",
+    ),
+    Setting(
+        "proxy_access",
+        "api",
+        "MAGI_PROXY_ACCESS",
+        "www-data=none caddy=none nginx=none haproxy=none traefik=none",
+        _proxy_access,
+        "what comes through a reverse proxy without a token may do: the proxy's user or address, and a scope or none",
     ),
     Setting(
         "cors_origins", "api", "MAGI_CORS_ORIGINS", "", _origins, "origins that browsers may call from; none by default"
@@ -397,6 +483,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "system",
         _scope,
         "the systemd manager whose units the servers are: system or user",
+    ),
+    Setting(
+        "launcher_socket",
+        "systemd",
+        "MAGI_LAUNCHER_SOCKET",
+        "",
+        _launcher_socket,
+        "unix socket of the launcher, where the agent may not start units itself",
     ),
     Setting(
         "journal_directory",
@@ -449,11 +543,20 @@ def load_settings(options: Mapping[str, str], environment: Mapping[str, str], co
     return settings
 
 
+def within(ports: tuple[int, int], limits: tuple[int, int]) -> bool:
+    """Whether a range of ports lies within another."""
+    return limits[0] <= ports[0] and ports[1] <= limits[1]
+
+
 def _default(setting: Setting, scope: object, environment: Mapping[str, str]) -> str:
     runtime = environment.get("XDG_RUNTIME_DIR")
     if setting.name == "socket" and runtime and scope is Scope.USER:
         # /run belongs to root; a user's agent has a run-time folder of its own.
         return f"{runtime}/magi-agent/api.sock"
+    if setting.name == "tokens_path" and scope is Scope.USER:
+        home = environment.get("HOME")
+        folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
+        return f"{folder}/magi-agent/tokens" if folder else setting.default
     return setting.default
 
 
@@ -468,10 +571,20 @@ def _check_together(settings: Settings, places: Mapping[str, str]) -> None:
             f"{places['tcp']}: 'off', and so is api.socket ({places['socket']}): nobody could reach the agent; "
             "give one of them an address"
         )
-    if settings.tcp and not settings.tcp.is_loopback:
+    if not within(settings.port_range, settings.port_limits):
+        low, high = settings.port_limits
         raise ConfigurationError(
-            f"{places['tcp']}: {settings.tcp} is reachable from other hosts, which needs tokens, and there are none; "
-            "use a loopback address, such as '127.0.0.1:8000', and a reverse proxy"
+            f"{places['port_range']}: must lie within servers.port_limits ({low}-{high}, {places['port_limits']})"
+        )
+    if (
+        settings.server_access is ServerAccess.SOCKET
+        and settings.systemd_scope is Scope.SYSTEM
+        and not settings.llama_server_user
+        and os.geteuid() != 0
+    ):
+        raise ConfigurationError(
+            f"{places['server_access']}: must not be 'socket' while servers.llama_server_user is empty: the agent, "
+            "which is not root, cannot enter a dynamic user's folder; name a user whose group the agent belongs to"
         )
     if settings.fast_max > settings.powerful_min:
         raise ConfigurationError(
@@ -604,7 +717,7 @@ def shown(settings: Settings) -> dict[str, str]:
     shown: dict[str, str] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
-        if each.name == "port_range":
+        if each.name in ("port_range", "port_limits"):
             shown[each.name] = f"{value[0]}-{value[1]}"
         elif each.name == "llama_server_alternatives":
             shown[each.name] = ":".join(f"{name}={path}" for name, path in value)

@@ -72,9 +72,29 @@ class Scope(StrEnum):
     USER = "user"
 
 
+class ServerAccess(StrEnum):
+    """How a llama-server is reached, and by whom."""
+
+    PORT = "port"
+    """A TCP port, by everybody who can connect to it."""
+    SOCKET = "socket"
+    """A unix socket in a folder that only the agent and the server may enter."""
+    KEY = "key"
+    """A TCP port, by those who have the server's key: the agent, and root."""
+
+
 class TcpAccess(StrEnum):
     """What a caller on loopback TCP may do without a token."""
 
     NONE = "none"
     READ = "read"
     FULL = "full"
+
+
+class TokenScope(StrEnum):
+    """What the bearer of a token may do; only ``admin`` includes the others."""
+
+    READ = "read"
+    INFER = "infer"
+    """Use the models, on the paths that OpenAI's clients know."""
+    ADMIN = "admin"

@@ -12,8 +12,8 @@ from magi_agent.cli.agent import main
 from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
-from magi_agent.settings import SETTINGS, Setting, Settings, TcpAddress, load_settings, shown
-from magi_agent.vocabulary import Scope, StartPolicy, TcpAccess, Tier
+from magi_agent.settings import SETTINGS, ProxyRight, Setting, Settings, TcpAddress, load_settings, shown
+from magi_agent.vocabulary import Scope, ServerAccess, StartPolicy, TcpAccess, Tier, TokenScope
 
 BAD: dict[str, list[object]] = {
     "model_scan_path": ["", ":", [], [""], ["/a:b"], 5, ["/a", 5], "/a\nb"],
@@ -55,6 +55,7 @@ BAD: dict[str, list[object]] = {
     ],
     "llama_server_host": ["", "example.org", "1.2.3", "[::1", 127],
     "llama_server_user": ["a\nb", 1000],
+    "server_access": ["", "unix", "Port", 1],
     "port_range": [
         "8080",
         "8099-8080",
@@ -69,6 +70,7 @@ BAD: dict[str, list[object]] = {
         "1-2-3",
         "٣-٤",
     ],
+    "port_limits": ["8080", "2-1", "0-5", "8080-65536", 5],
     "max_startup_time": ["0", "soon"],
     "readiness_check_interval": ["0", "soon"],
     "stop_timeout": ["0", "soon"],
@@ -89,7 +91,24 @@ BAD: dict[str, list[object]] = {
     ],
     "tcp_access": ["", "write", "READ", 1, []],
     "socket": ["", "/" + "x" * 107, 5, "a\rb"],
+    "tokens_path": ["", 5, "a\nb"],
     "trusted_proxies": ["example.org", "10.0.0.0/33", ["10.0.0.1 10.0.0.2"], [5], 5],
+    "proxy_access": [
+        "www-data",
+        "www-data=",
+        "=read",
+        "www-data=write",
+        "www-data=full",
+        "www-data=READ",
+        "a b=read",
+        "10.0.0.0/33=read",
+        "33=read",
+        "unix=read unix=none",
+        "www-data=read=none",
+        ["www-data=read 127.0.0.1=read"],
+        [5],
+        5,
+    ],
     "cors_origins": ["*", "example.org", "https://a/path", "https://", ["https://a https://b"], [""], 5],
     "systemd_scope": ["", "session", "User", 0],
     "journal_directory": [5, "a\nb"],
@@ -200,7 +219,9 @@ def test_every_setting_is_read_from_file_environment_and_option(config, name):
         "allowed_flags": "--no-warmup --temp",
         "llama_server_host": "::1",
         "llama_server_user": "llama",
+        "server_access": "key",
         "port_range": "9000-9001",
+        "port_limits": "8000-9999",
         "max_startup_time": "33.5",
         "readiness_check_interval": "0.25",
         "stop_timeout": "44",
@@ -209,9 +230,12 @@ def test_every_setting_is_read_from_file_environment_and_option(config, name):
         "tcp": "[::1]:8001",
         "tcp_access": "full",
         "socket": "/run/user/7/a.sock",
+        "tokens_path": "/srv/tokens",
         "trusted_proxies": "10.0.0.0/8 unix",
+        "proxy_access": "caddy=read 10.0.0.0/8=infer unix=none",
         "cors_origins": "https://a.example http://localhost:3000",
         "systemd_scope": "user",
+        "launcher_socket": "/run/l.sock",
         "journal_directory": "/var/log/journal",
         "log_level": "warning",
     }
@@ -404,12 +428,12 @@ def test_a_users_agent_has_its_socket_in_the_users_folder(config):
 @pytest.mark.parametrize(
     "address", ["0.0.0.0:8000", "[::]:8000", "192.168.1.5:80", "[fe80::1%eth0]:80", "[::ffff:0.0.0.0]:80"]
 )
-def test_no_tcp_listener_beyond_loopback(config, address):
-    message = refusal({"MAGI_TCP": address})
-    assert message.startswith("environment variable MAGI_TCP: ")
-    assert "loopback" in message
-    file = config(f'[api]\ntcp = "{address}"\n')
-    assert refusal(config=file).startswith(f"{file}:2: api.tcp: ")
+def test_tcp_listeners_beyond_loopback_are_known_as_such(config, address):
+    """Whether one may be opened is another question: it is asked of the real socket, and of the tokens."""
+    settings = load({"MAGI_TCP": address})
+    assert settings.tcp is not None
+    assert not settings.tcp.is_loopback
+    assert load(config=config(f'[api]\ntcp = "{address}"\n')) == settings
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8000", "127.8.9.10:1", "[::1]:8000", "localhost:8000", "127.0.0.1:0"])
@@ -429,6 +453,35 @@ def test_settings_that_make_no_sense_together_are_refused(config):
     assert message.startswith(f"{file}:2: discovery.fast_max: ")
     assert "14" in message
     assert load({"MAGI_FAST_MAX": "14"}).fast_max == 14
+
+
+def test_a_users_agent_has_a_file_of_tokens_of_its_own():
+    user = {"MAGI_SYSTEMD_SCOPE": "user", "HOME": "/home/somebody"}
+    assert load(user).tokens_path == Path("/home/somebody/.config/magi-agent/tokens")
+    assert load({**user, "XDG_CONFIG_HOME": "/c"}).tokens_path == Path("/c/magi-agent/tokens")
+    assert load({**user, "MAGI_TOKENS_PATH": "/t"}).tokens_path == Path("/t")
+    assert load({"HOME": "/root", "XDG_CONFIG_HOME": "/c"}).tokens_path == Path("/etc/magi-agent/tokens")
+    assert load({"MAGI_SYSTEMD_SCOPE": "user"}).tokens_path == Path("/etc/magi-agent/tokens")
+
+
+def test_what_comes_through_a_proxy_may_do_what_is_said_of_it(config):
+    rights = load({"MAGI_PROXY_ACCESS": "www-data=read,unix=none 10.0.0.0/8=admin ::1=infer"}).proxy_access
+    assert rights == (
+        ProxyRight("www-data", TokenScope.READ),
+        ProxyRight("unix", None),
+        ProxyRight("10.0.0.0/8", TokenScope.ADMIN),
+        ProxyRight("::1", TokenScope.INFER),
+    )
+    assert [right.user for right in rights] == ["www-data", None, None, None]
+    for text in (
+        '[api]\nproxy_access = ["www-data=read", "unix=none", "10.0.0.0/8=admin", "::1=infer"]\n',
+        '[api.proxy_access]\nwww-data = "read"\nunix = "none"\n"10.0.0.0/8" = "admin"\n"::1" = "infer"\n',
+    ):
+        assert load(config=config(text)).proxy_access == rights
+    assert load({"MAGI_PROXY_ACCESS": ""}).proxy_access == ()
+    assert {right.scope for right in load().proxy_access} == {None}
+    assert "www-data" in [right.user for right in load().proxy_access]
+    assert refusal(config=config("[api.proxy_access]\nwww-data = 5\n")).startswith(f"{config('').parent}")
 
 
 def test_paths_are_made_absolute_and_links_stay(tmp_path, monkeypatch):
@@ -461,7 +514,9 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "allowed_flags": st.lists(st.from_regex(r"--x-[a-z0-9-]{0,20}", fullmatch=True)).map(" ".join),
     "llama_server_host": st.ip_addresses().map(str),
     "llama_server_user": _TEXT,
-    "port_range": st.tuples(st.integers(1, 65_535), st.integers(1, 65_535)).map(lambda p: f"{min(p)}-{max(p)}"),
+    "server_access": st.sampled_from([*ServerAccess]).map(str),
+    "port_range": st.tuples(st.integers(2_000, 65_535), st.integers(2_000, 65_535)).map(lambda p: f"{min(p)}-{max(p)}"),
+    "port_limits": st.integers(1, 2_000).map(lambda low: f"{low}-65535"),
     "max_startup_time": _SECONDS,
     "readiness_check_interval": _SECONDS,
     "stop_timeout": _SECONDS,
@@ -471,10 +526,18 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "tcp_access": st.sampled_from([*TcpAccess]).map(str),
     "socket": _paths().filter(lambda path: len(path.encode()) < 100),
     "trusted_proxies": st.lists(st.one_of(st.ip_addresses().map(str), st.just("unix"))).map(" ".join),
+    "tokens_path": _paths(),
+    "proxy_access": st.dictionaries(
+        st.one_of(
+            st.ip_addresses().map(str), st.just("unix"), st.from_regex(r"[a-z_][a-z0-9_-]{0,20}", fullmatch=True)
+        ),
+        st.sampled_from(["none", *TokenScope]),
+    ).map(lambda rights: " ".join(f"{proxy}={scope}" for proxy, scope in rights.items())),
     "cors_origins": st.lists(st.builds("https://h{}.example:{}".format, st.integers(), st.integers(1, 9999))).map(
         ",".join
     ),
     "systemd_scope": st.sampled_from([*Scope]).map(str),
+    "launcher_socket": st.one_of(st.just(""), _paths().filter(lambda path: len(path.encode()) < 100)),
     "journal_directory": st.one_of(st.just(""), _paths()),
     "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
 }
@@ -495,3 +558,14 @@ def test_any_text_is_a_setting_or_refused_with_one_line(values):
         assert "must" in error.message or "reachable" in error.message  # noqa: PT017
     else:
         assert load({}, None, **shown(settings)) == settings
+
+
+def test_a_dynamic_users_sockets_are_for_root_alone(monkeypatch):
+    socket = {"MAGI_SERVER_ACCESS": "socket"}
+    assert load(socket).server_access is ServerAccess.SOCKET
+    monkeypatch.setattr("os.geteuid", lambda: 990)
+    with pytest.raises(ConfigurationError, match=r"^environment variable MAGI_SERVER_ACCESS: must not be 'socket'"):
+        load(socket)
+    assert load({**socket, "MAGI_LLAMA_SERVER_USER": "magi-llama"}).server_access is ServerAccess.SOCKET
+    assert load({**socket, "MAGI_SYSTEMD_SCOPE": "user"}).server_access is ServerAccess.SOCKET
+    assert load({"MAGI_SERVER_ACCESS": "key"}).server_access is ServerAccess.KEY
