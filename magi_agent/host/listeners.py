@@ -84,7 +84,7 @@ def owned_by(port: int, control_group: str, address: str | None = None) -> bool 
     ids = {listener.cgroup_id for listener in found}
     if None in ids:
         return None
-    root = _unified_hierarchy()
+    root = unified_hierarchy()
     if root is None:
         return None
     if not control_group:
@@ -92,8 +92,9 @@ def owned_by(port: int, control_group: str, address: str | None = None) -> bool 
     folder = root.folder_of(control_group)
     if folder is None:
         return None
-    for group in _with_subgroups(folder):
-        ids.discard(group)
+    for group in subgroups_of(folder):
+        with contextlib.suppress(OSError):
+            ids.discard(group.stat().st_ino)
         if not ids:
             return True
     return False
@@ -193,7 +194,7 @@ def _proc_address(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hierarchy:
+class Hierarchy:
     """Where the version 2 hierarchy is mounted, and which part of it is seen there."""
 
     mounted_on: Path
@@ -205,7 +206,7 @@ class _Hierarchy:
         return self.mounted_on / path.relative_to(self.root) if path.is_relative_to(self.root) else None
 
 
-def _unified_hierarchy() -> _Hierarchy | None:
+def unified_hierarchy() -> Hierarchy | None:
     """Find the mount of the version 2 hierarchy in /proc/self/mountinfo (proc(5))."""
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
@@ -217,7 +218,7 @@ def _unified_hierarchy() -> _Hierarchy | None:
             root, mounted_on = map(_unescaped, before.split(" ")[3:5])
             # A sandbox may have mounted something over it.
             if Path(mounted_on, "cgroup.procs").exists():
-                return _Hierarchy(Path(mounted_on), PurePosixPath(root))
+                return Hierarchy(Path(mounted_on), PurePosixPath(root))
     return None
 
 
@@ -225,12 +226,12 @@ def _unescaped(path: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
 
 
-def _with_subgroups(folder: Path) -> Iterator[int]:
-    """Give the id of a control group, then of those below it, so many at most."""
+def subgroups_of(folder: Path) -> Iterator[Path]:
+    """Give the folder of a control group, then of those below it, so many at most."""
     groups = [folder]
     for group in groups:
+        yield group
         with contextlib.suppress(OSError):
-            yield group.stat().st_ino
             if len(groups) < _MOST_SUBGROUPS:
                 with os.scandir(group) as entries:
                     groups += [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -297,7 +297,7 @@ class TestSurroundings:
         assert json.loads(told.stdout) == [[["127.0.0.1", 0, True]], owned]
 
     def test_a_hierarchy_that_is_seen_in_part_knows_its_part_only(self) -> None:
-        hierarchy = module._Hierarchy(Path("/sys/fs/cgroup"), PurePosixPath("/container"))
+        hierarchy = module.Hierarchy(Path("/sys/fs/cgroup"), PurePosixPath("/container"))
 
         assert hierarchy.folder_of("/container/x.service") == Path("/sys/fs/cgroup/x.service")
         assert hierarchy.folder_of("/other/x.service") is None
