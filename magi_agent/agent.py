@@ -26,12 +26,14 @@ from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.binaries import Binaries
+from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
@@ -48,7 +50,7 @@ from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.notify import Notifier, Watchdog
 from magi_agent.transfer import Transfer
-from magi_agent.vocabulary import ModelStatus, StartPolicy
+from magi_agent.vocabulary import ModelStatus, Scope, StartPolicy
 
 _LOG: Final = logging.getLogger(__name__)
 _SYSTEMD_WAIT: Final = 5.0
@@ -93,15 +95,17 @@ class Agent:
             on_change=lambda change: self._reconciler.unit_changed(change),
             on_connection=self._connection_changed,
         )
-        self._launcher = DirectLauncher(self._manager, settings.state_directory, settings.llama_server_user or None)
+        self._launcher = _launcher_of(settings, self._manager)
         self._binaries = Binaries(self._launcher, settings.state_directory / "binaries.json")
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
+        self._connections = ServerConnections()
         self._reconciler = Reconciler(
             self._manager,
             self._launcher,
             self._desired,
             self._preparation,
             UnitEvidence(self._manager, Journal(settings.journal_directory)),
+            self._connections,
             self._events,
             _patience(settings),
             settings.stop_timeout,
@@ -131,7 +135,9 @@ class Agent:
             events=self._events,
             is_settled=lambda: self._has_wanted,
         )
-        self._listeners = Listeners(make_application(self.services), settings, environment)
+        self._listeners = Listeners(
+            make_application(self.services), settings, environment, lambda: bool(self._configuration.tokens)
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._boot: str | None = None
         self._connected = asyncio.Event()
@@ -155,6 +161,7 @@ class Agent:
         """
         await asyncio.to_thread(self._lock.acquire)
         try:
+            await self._configuration.read_access()
             await self._registry.load()
             await self._binaries.load()
             self._manager.start()
@@ -163,6 +170,7 @@ class Agent:
             except BusError as error:
                 _LOG.error("%s; nothing can be started until it is reached", error)
             await self._listeners.start()
+            self._configuration.reached_from_elsewhere = self._listeners.reached_from_elsewhere
         except BaseException:  # whatever it was, nothing may be left running; it goes on its way
             await self.stop()
             raise
@@ -171,6 +179,8 @@ class Agent:
         _ = self._spawn(self._follow_reloads(), "reloads")
         _ = self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
+        for problem in self._configuration.problems:
+            _LOG.warning("%s", problem)
         _LOG.info("MAGI Agent %s is up on %s", __version__, ", ".join(self._listeners.addresses))
 
     async def stop(self) -> None:
@@ -179,6 +189,7 @@ class Agent:
         await self._listeners.stop()
         await self._servers.close()
         await self._reconciler.stop()
+        await self._connections.close()
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()
@@ -209,7 +220,8 @@ class Agent:
         try:
             reload = await self._configuration.reload()
         except ConfigurationError:
-            _LOG.error("%s", self._configuration.problems[0])
+            for problem in self._configuration.problems:
+                _LOG.error("%s", problem)
         else:
             if reload.changed:
                 self._reconfigure()
@@ -414,6 +426,16 @@ class Agent:
             _LOG.critical("%s died, and the agent ends with it", task.get_name(), exc_info=error)
             self._failure = error
             self._end.set()
+
+
+def _launcher_of(settings: Settings, manager: SystemdManager) -> DirectLauncher | RemoteLauncher:
+    """Who makes and ends units: the agent itself, or the launcher where the agent may not."""
+    path = settings.launcher_socket
+    if path is None and settings.systemd_scope is Scope.SYSTEM and os.geteuid() != 0:
+        path = DEFAULT_SOCKET
+    if path is not None:
+        return RemoteLauncher(manager, path)
+    return DirectLauncher(manager, settings.state_directory, settings.llama_server_user or None)
 
 
 def _patience(settings: Settings) -> Patience:

@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o640, durable: bool = True) -> None:
+def write_atomically(
+    path: Path, data: bytes, *, mode: int = 0o640, durable: bool = True, owner: tuple[int, int] = (-1, -1)
+) -> None:
     """Replace ``path`` by ``data``, which is on disk when this returns.
+
+    ``owner`` is the user and the group that ``path`` has from then on; -1 for this process's own.
 
     A temporary file beside it is written, fsynced and renamed over it, and the folder is fsynced. Folders that are
     missing are made. What may be lost with the power need not be ``durable``: then nothing is fsynced. Raises
@@ -24,6 +28,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o640, durable: boo
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
+                # In this order: between the two, no other group may read what is not for it. Where nothing is to
+                # change, the call is not made: a sandboxed service may not, and is refused even that.
+                if owner != (-1, -1):
+                    os.fchown(file.fileno(), *owner)
                 os.fchmod(file.fileno(), mode)
                 if durable:
                     os.fsync(file.fileno())

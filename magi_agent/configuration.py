@@ -5,6 +5,7 @@ everything holds from then on but what only a start can carry out, which waits f
 """
 
 import asyncio
+import pwd
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Final
 
 from magi_agent.errors import ConfigurationError
 from magi_agent.settings import DEFAULT_CONFIG, SETTINGS, Settings, load_settings
+from magi_agent.tokens import Tokens, read_tokens
 
-NEEDS_RESTART: Final = ("registry_path", "tcp", "socket", "systemd_scope", "journal_directory")
+NEEDS_RESTART: Final = ("registry_path", "tcp", "socket", "systemd_scope", "launcher_socket", "journal_directory")
 """Settings that hold from a start of the agent to its end."""
 _KEYS: Final = {setting.name: f"{setting.section}.{setting.name}" for setting in SETTINGS}
 
@@ -56,30 +58,114 @@ class Configuration:
         self.settings = settings
         self.revision = 0
         """Grows with every change of ``settings``."""
+        self.tokens = Tokens()
+        self.user_ids: Mapping[str, int] = {}
+        """The ids of those users that ``api.proxy_access`` names and this host knows."""
+        self.reached_from_elsewhere: tuple[str, ...] = ()
+        """Addresses that the API answers on and other hosts reach; who listens there says so."""
         self.problems: tuple[str, ...] = ()
-        """What the last reload could not do, in sentences."""
+        """What the last reload, or the start, could not do, in sentences."""
+
+    async def read_access(self) -> None:
+        """Read, for a start, what decides who may what beside the settings. Raises ``ConfigurationError``."""
+        found = await asyncio.to_thread(_read_access, self.settings)
+        if found.bad is not None:
+            raise found.bad
+        self.problems = self._take(found)
 
     async def reload(self) -> Reload:
-        """Read everything again. Raises ``ConfigurationError``; then all is as before, but for ``problems``."""
+        """Read everything again. Raises ``ConfigurationError``; then the settings are as before.
+
+        Tokens that can be read hold even so: one that was taken back must not go on because of another mistake.
+        """
         try:
             found = await asyncio.to_thread(self._read)
         except ConfigurationError as error:
-            self.problems = (f"the configuration was not reloaded: {error}",)
+            access = await asyncio.to_thread(_read_access, self.settings)
+            self.problems = (f"the configuration was not reloaded: {error}", *self._take(access))
             raise
         before = self.settings
         awaiting = [name for name in NEEDS_RESTART if getattr(found, name) != getattr(before, name)]
         after = replace(found, **{name: getattr(before, name) for name in awaiting})
+        access = await asyncio.to_thread(_read_access, after)
         changed = [each.name for each in fields(after) if getattr(after, each.name) != getattr(before, each.name)]
         if changed:
             self.settings = after
             self.revision += 1
-        reload = Reload(_keys(changed), _keys(awaiting))
-        self.problems = (
-            (f"{', '.join(reload.awaiting_restart)}: changed, and takes effect when the agent is restarted",)
-            if awaiting
-            else ()
-        )
+        held = self.tokens
+        problems = self._take(access)
+        reload = Reload((*_keys(changed), *(("the tokens",) if self.tokens != held else ())), _keys(awaiting))
+        if awaiting:
+            waits = f"{', '.join(reload.awaiting_restart)}: changed, and takes effect when the agent is restarted"
+            problems = (waits, *problems)
+            if "tcp" in awaiting and found.tcp and not found.tcp.is_loopback and not self.tokens:
+                problems = (
+                    f"no restart would succeed as things are: {needs_token(str(found.tcp), after.tokens_path)}",
+                    *problems,
+                )
+        self.problems = problems
         return reload
+
+    def _take(self, found: "_Access") -> tuple[str, ...]:
+        """Have what was found decide from now on; what is wrong with it, in sentences."""
+        self.user_ids = found.user_ids
+        if found.bad is not None:
+            return (f"the tokens were not reloaded: {found.bad}", *found.problems)
+        path, elsewhere = found.path, ", ".join(self.reached_from_elsewhere)
+        if self.tokens and elsewhere and not found.is_there:
+            gone = (
+                f"the tokens were not reloaded: {path} (api.tokens_path) is gone, and other hosts reach {elsewhere}; "
+                "those that held go on to hold; to end them all, let the file be there and hold none"
+            )
+            return (gone, *found.problems)
+        self.tokens = found.tokens
+        if elsewhere and not self.tokens:
+            return (f"no start would succeed as things are: {needs_token(elsewhere, path)}", *found.problems)
+        return found.problems
+
+
+def needs_token(address: str, path: Path) -> str:
+    """What is wrong, and what to do, where the API is to listen on ``address`` and there is no token."""
+    return (
+        f"{address} can be reached from other hosts, which needs a token, and {path} (api.tokens_path) holds none; "
+        "make one with 'magictl token add NAME --scope read', or listen on a loopback address, such as 127.0.0.1:8000"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Access:
+    """What decides, beside the settings, who may what."""
+
+    path: Path
+    """Where the tokens are kept."""
+    tokens: Tokens
+    is_there: bool
+    """Whether there is such a file."""
+    user_ids: Mapping[str, int]
+    problems: tuple[str, ...]
+    bad: ConfigurationError | None = None
+    """Why the tokens could not be read."""
+
+
+def _read_access(settings: Settings) -> _Access:
+    """Blocks: call it from a thread."""
+    user_ids: dict[str, int] = {}
+    problems: list[str] = []
+    for right in settings.proxy_access:
+        if right.user is None:
+            continue
+        try:
+            user_ids[right.user] = pwd.getpwnam(right.user).pw_uid
+        except KeyError:
+            # What grants nothing is there for whatever proxy may come.
+            if right.scope is not None:
+                problems.append(f"api.proxy_access names the user {right.user}, whom this host does not know")
+    path = settings.tokens_path
+    try:
+        found = read_tokens(path)
+    except ConfigurationError as error:
+        return _Access(path, Tokens(), True, user_ids, tuple(problems), error)
+    return _Access(path, found.tokens, found.is_there, user_ids, (*found.problems, *problems))
 
 
 def _keys(names: list[str]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Where the agent's own log goes: structured records to the journal, plain text to a terminal.
 
 In the journal, a record's ``extra`` keys that begin with ``magi_`` become fields of their own (``MAGI_MODEL``, which
-the servers' own lines carry too, so that ``journalctl MAGI_MODEL=<id>`` shows both sides; ``MAGI_REQUEST_ID``).
+the servers' own lines carry too, so that ``journalctl MAGI_MODEL=<id>`` shows both sides; ``MAGI_REQUEST_ID``; and of
+what somebody asked over the API ``MAGI_CALLER`` and ``MAGI_TOKEN``).
 """
 
 import logging
@@ -15,6 +16,8 @@ from logging_journald import JournaldTransport, check_journal_stream
 from magi_agent.request_id import RequestIdFilter
 
 IDENTIFIER: Final = "magi-agent"
+CHANGES: Final = "magi_agent.api.changes"
+"""The logger of who changed what over the API: such records are written at every level of the log."""
 _OURS: Final = "magi_"
 # Priorities of syslog(3).
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
@@ -79,6 +82,7 @@ def set_up_logging(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     set_log_level(level)
+    logging.getLogger(CHANGES).setLevel(logging.INFO)
     logging.captureWarnings(capture=True)
 
 

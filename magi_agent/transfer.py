@@ -16,6 +16,7 @@ from magi_agent.profiles.profile import Profile
 from magi_agent.profiles.profiles import Profiles, kept_slug
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
+from magi_agent.settings import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,11 @@ class Transfer:
         problems: list[str] = []
         there = set(await self._profiles.names())
         profiles = [slug async for slug in self._take_profiles(export, there, dry_run, problems)]
+        limits = self._configuration.settings.port_limits
         wide = export.has_port_range and export.port_range != self._registry.port_range
+        if wide and export.port_range and not within(export.port_range, limits):
+            wide = False
+            problems.append(f"the range of ports must lie within servers.port_limits, {limits[0]} to {limits[1]}")
         ports = (export.port_range if wide else self._registry.port_range) or self._configuration.settings.port_range
         if wide and not dry_run:
             await self._registry.choose_port_range(export.port_range)

@@ -90,6 +90,7 @@ class AgentProcess:
             "MAGI_PORT_RANGE": "{}-{}".format(*self.port_range),
             "MAGI_SOCKET": str(self.socket),
             "MAGI_TCP": "off",
+            "MAGI_TOKENS_PATH": str(self.folder / "tokens"),
             "ACTIVE_PROFILE": "",
             **self.settings,
         }

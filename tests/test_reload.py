@@ -27,6 +27,7 @@ from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError
 from magi_agent.events import ConfigurationReloaded
+from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.settings import SETTINGS, Settings, load_settings
 from magi_agent.vocabulary import Tier
 from tests.agent_process import AgentProcess, ended, remove_units, unit_property, wait_until
@@ -461,6 +462,7 @@ class TestEveryPart:
         assert agent._reconciler._patience.stillness == 78
         assert agent._reconciler._patience.longest_pause == 0.5
         assert agent._reconciler._stop_timeout == 79
+        assert isinstance(agent._launcher, DirectLauncher)
         assert agent._launcher._user == "nobody"
         assert agent._preparation._settings is agent.settings
         assert logging.getLogger("magi_agent").level == logging.WARNING
@@ -488,7 +490,8 @@ class TestConfiguration:
     @pytest.mark.parametrize("name", [setting.name for setting in SETTINGS])
     async def test_each_setting_holds_at_once_or_waits_for_a_restart(self, name: str) -> None:
         before = load_settings({}, {})
-        after = replace(before, **{name: object()})  # type: ignore[arg-type]
+        others = {"tcp": None, "tokens_path": Path("/nonexistent/tokens"), "proxy_access": ()}
+        after = replace(before, **{name: others.get(name, object())})  # type: ignore[arg-type]
         held = Configuration(before, lambda: after)
 
         reload = await held.reload()

@@ -30,7 +30,7 @@ class AboutRoutes:
     def routes(self) -> tuple[Route, ...]:
         """The routes, each with all that is to be known of it."""
         return (
-            Route("GET", "/", self.get_root, Access.READ, "What answers here", _TAG, {200: RootAnswer}),
+            Route("GET", "/", self.get_root, Access.KNOWN, "What answers here", _TAG, {200: RootAnswer}),
             Route(
                 "GET",
                 "/api/openapi.json",

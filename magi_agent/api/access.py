@@ -1,48 +1,70 @@
 """Who may what: one function turns a request into a caller, another holds the caller against what a route asks for.
 
+* A request with a bearer token has the rights of that token, wherever it comes from, and one with a token that is not
+  known, or has ended, has none: never those that it would have without it.
 * On the unix socket the kernel names the peer: root, the agent's own user and members of the group ``magi`` may do
   everything, others may read.
 * On TCP a caller on loopback may do what ``api.tcp_access`` says, and one from elsewhere nothing. What counts is the
   real socket. A browser on this host is no loopback caller where a page of another site speaks through it: the host
-  asked for, and on changes the origin, must be this one.
-* What a proxy passes on has the rights of nobody: the proxy's own user or address says nothing about its client.
+  asked for, and the origin where one is named, must be this one.
+* What a proxy passes on may do what ``api.proxy_access`` says of that proxy, and without a word of it nothing: the
+  proxy's own user or address says nothing about its client.
 """
 
 import grp
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from datetime import UTC, datetime
+from typing import ClassVar, Final
 
 from aiohttp import web
 
-from magi_agent.api.forwarding import TrustedProxies, is_passed_on
+from magi_agent.api.forwarding import ProxyRights, TrustedProxies, is_passed_on
 from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
 from magi_agent.configuration import Configuration
 from magi_agent.errors import MagiError
-from magi_agent.vocabulary import TcpAccess
+from magi_agent.settings import ProxyRight
+from magi_agent.tokens import is_secret, written
+from magi_agent.vocabulary import TcpAccess, TokenScope
 
 GROUP: Final = "magi"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _TCP: Final = {TcpAccess.NONE: Access.OPEN, TcpAccess.READ: Access.READ, TcpAccess.FULL: Access.ADMIN}
+_SCOPES: Final = {TokenScope.READ: Access.READ, TokenScope.INFER: Access.INFER, TokenScope.ADMIN: Access.ADMIN}
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d+)?")
+_CHALLENGE: Final = 'Bearer realm="magi-agent"'
 
 
-class Unauthorized(MagiError):
+class AccessDenied(MagiError):
+    """The caller may not do this."""
+
+    challenge: ClassVar[str] = _CHALLENGE
+    """What ``WWW-Authenticate`` says of how one could do better: https://www.rfc-editor.org/rfc/rfc6750#section-3."""
+
+
+class Unauthorized(AccessDenied):
     """Nobody knows who the caller is, and without that there is nothing for them here."""
 
     error = "Unauthorized"
     status = 401
 
 
-class Forbidden(MagiError):
+class BadToken(Unauthorized):
+    """The token is not one that holds."""
+
+    challenge = f'{_CHALLENGE}, error="invalid_token"'
+
+
+class Forbidden(AccessDenied):
     """The caller is known, and may not do this."""
 
     error = "Forbidden"
     status = 403
+    challenge = f'{_CHALLENGE}, error="insufficient_scope"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +78,12 @@ class Caller:
     """The path below which the caller sees this API."""
     hint: str = ""
     """Where not everything is allowed: why, in one sentence."""
+    token: str | None = None
+    """The name of the token that says what they may do."""
+    has_bad_token: bool = False
+    """Whether they brought a token that does not hold."""
+    is_foreign: bool = False
+    """Whether a page of another site speaks through them, as far as can be told."""
 
 
 Identify = Callable[[web.BaseRequest], Caller]
@@ -71,11 +99,16 @@ def group_id() -> int | None:
 
 def require(caller: Caller, access: Access) -> None:
     """Raise ``Unauthorized`` or ``Forbidden`` where ``caller`` may not do what needs ``access``."""
-    if caller.access >= access:
+    if access in caller.access:
         return
+    if caller.has_bad_token:
+        raise BadToken(caller.hint)
+    needs, has = _word(access), _word(caller.access)
+    if caller.is_foreign:
+        raise Forbidden(caller.hint, {"needs": needs, "has": has})
     if caller.access is Access.OPEN:
         raise Unauthorized(caller.hint)
-    raise Forbidden(caller.hint, {"needs": access.name.lower(), "has": caller.access.name.lower()})
+    raise Forbidden(f"this needs {needs} access: {caller.hint}", {"needs": needs, "has": has})
 
 
 class Admission:
@@ -84,8 +117,9 @@ class Admission:
     def __init__(self, configuration: Configuration, group: int | None) -> None:
         """``group`` is the id of the group whose members may do everything."""
         self._configuration = configuration
-        self._trusted: tuple[str, ...] = ()
-        self._proxies = TrustedProxies(())
+        self._proxies_of: tuple[tuple[str, ...], tuple[ProxyRight, ...], Mapping[str, int]] = ((), (), {})
+        self._trusted = TrustedProxies(())
+        self._rights = ProxyRights((), {})
         self._peers = Peers()
         self._group = group
         self._own_uid = os.geteuid()
@@ -93,23 +127,48 @@ class Admission:
     def identify(self, request: web.BaseRequest) -> Caller:
         """Who makes this request, and what they may do."""
         peer = self._peers.of(request.transport)
-        if is_passed_on(request):
-            proxies = self._trusted_proxies()
-            return Caller(
-                proxies.client(request, peer),
-                Access.OPEN,
-                proxies.prefix(request, peer),
-                "what comes through a proxy has no rights of its own here, and there are no tokens yet; " + _ADVICE,
-            )
-        if peer.uid is not None:
+        self._keep_up_with_proxies()
+        passed_on = is_passed_on(request) or self._rights.is_proxy(peer)
+        if "Authorization" in request.headers and (secret := _bearer(request)) is not None:
+            return self._with_token(request, peer, secret)
+        if passed_on:
+            return self._through_proxy(request, peer)
+        if peer.is_local:
             return self._on_unix_socket(peer)
         return self._on_tcp(request, peer)
 
-    def _trusted_proxies(self) -> TrustedProxies:
-        trusted = self._configuration.settings.trusted_proxies
-        if trusted != self._trusted:
-            self._trusted, self._proxies = trusted, TrustedProxies(trusted)
-        return self._proxies
+    def _keep_up_with_proxies(self) -> None:
+        configuration, settings = self._configuration, self._configuration.settings
+        proxies = settings.trusted_proxies, settings.proxy_access, configuration.user_ids
+        if proxies != self._proxies_of:
+            self._proxies_of = proxies
+            self._trusted = TrustedProxies(settings.trusted_proxies)
+            self._rights = ProxyRights(settings.proxy_access, configuration.user_ids)
+
+    def _with_token(self, request: web.BaseRequest, peer: Peer, secret: str) -> Caller:
+        client, prefix = self._trusted.client(request, peer), self._trusted.prefix(request, peer)
+        token = self._configuration.tokens.find(secret) if is_secret(secret) else None
+        if token is None:
+            hint = "the token is not known here; 'magictl token list' says which there are, and a reload reads new ones"
+            return Caller(client, Access.OPEN, prefix, hint, has_bad_token=True)
+        name = f"token {token.name} from {client}"
+        if token.has_ended(datetime.now(UTC)):
+            assert token.until is not None  # noqa: S101  # nothing else ends
+            hint = f"the token {token.name} ended at {written(token.until)}; make another with 'magictl token add'"
+            return Caller(name, Access.OPEN, prefix, hint, has_bad_token=True)
+        hint = f"the token {token.name} has the scope {token.scope}"
+        return Caller(name, _SCOPES[token.scope], prefix, hint, token.name)
+
+    def _through_proxy(self, request: web.BaseRequest, peer: Peer) -> Caller:
+        client, prefix = self._trusted.client(request, peer), self._trusted.prefix(request, peer)
+        right = self._rights.of(peer)
+        if right is None or right.scope is None:
+            hint = f"what comes through a proxy ({peer.name}) has no rights of its own here; {_BEARER}, or have "
+            return Caller(client, Access.OPEN, prefix, f"{hint}api.proxy_access say what this proxy grants")
+        hosts = (request.headers.get("Host", ""), self._trusted.host(request, peer))
+        if self._is_cross_site(request, *hosts):
+            return Caller(client, Access.OPEN, prefix, _CROSS_SITE, is_foreign=True)
+        return Caller(client, _SCOPES[right.scope], prefix, f"api.proxy_access has {right}; {_BEARER}")
 
     def _on_unix_socket(self, peer: Peer) -> Caller:
         if peer.uid in (0, self._own_uid) or self._group in peer.groups:
@@ -123,27 +182,44 @@ class Admission:
 
     def _on_tcp(self, request: web.BaseRequest, peer: Peer) -> Caller:
         if not peer.is_loopback:
-            hint = f"{peer.name} is beyond loopback, and there are no tokens yet; {_ADVICE}"
-            return Caller(peer.name, Access.OPEN, hint=hint)
+            return Caller(peer.name, Access.OPEN, hint=f"{peer.name} is beyond loopback; {_BEARER}")
         host = request.headers.get("Host", "")
         if not _names_loopback(host):
             # A page of another site may have its own name lead to this host: DNS rebinding.
-            hint = f"the request is for {host!r}, which is not this host's loopback; ask for localhost"
-            return Caller(peer.name, Access.OPEN, hint=hint)
+            hint = f"the request is for {host!r}, which is not this host's loopback; ask for localhost, or {_BEARER}"
+            return Caller(peer.name, Access.OPEN, hint=hint, is_foreign=True)
+        if self._is_cross_site(request, host):
+            return Caller(peer.name, Access.OPEN, hint=_CROSS_SITE, is_foreign=True)
         word = self._configuration.settings.tcp_access
-        if request.method not in SAFE_METHODS and self._is_cross_site(request, host):
-            hint = "a page of another site may not change anything; api.cors_origins names those that may"
-            return Caller(peer.name, min(Access.READ, _TCP[word]), hint=hint)
-        hint = f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_ADVICE}"
+        hint = f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_BY_SOCKET}, or {_BEARER}"
         return Caller(peer.name, _TCP[word], hint=hint)
 
-    def _is_cross_site(self, request: web.BaseRequest, host: str) -> bool:
+    def _is_cross_site(self, request: web.BaseRequest, *hosts: str | None) -> bool:
+        """Whether a page of a site that is neither one of ``hosts`` nor named by the operator has a browser ask."""
         origin = request.headers.get("Origin")
         allowed = self._configuration.settings.cors_origins
-        return origin is not None and origin not in allowed and origin.partition("://")[2] != host
+        return origin is not None and origin not in allowed and origin.partition("://")[2] not in hosts
 
 
-_ADVICE: Final = f"use the unix socket, as root or as a member of the group {GROUP}"
+_BY_SOCKET: Final = f"use the unix socket, as root or as a member of the group {GROUP}"
+_BEARER: Final = "send a token ('Authorization: Bearer TOKEN'; 'magictl token add' makes one)"
+_CROSS_SITE: Final = "a page of another site may do nothing here; api.cors_origins names those that may"
+
+
+def _word(access: Access) -> str:
+    return (access.name or "").lower()
+
+
+def _bearer(request: web.BaseRequest) -> str | None:
+    """The token that a request brings; ``None`` where it brings something else, which is its proxy's matter.
+
+    It is empty, which no token is, where a request can only be meant to bring one.
+    """
+    given = request.headers.getall("Authorization")
+    scheme, blank, secret = given[0].strip().partition(" ")
+    if scheme.lower() == "bearer" or not blank:
+        return secret.strip() if len(given) == 1 else ""
+    return None if len(given) == 1 else ""
 
 
 def _names_loopback(host: str) -> bool:

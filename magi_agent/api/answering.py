@@ -1,8 +1,10 @@
 """What is around every handler: the request's id, the caller's rights, the one form of errors, the time taken, the log.
 
-One middleware, since each costs every request.
+One middleware, since each costs every request. Every change is logged with who asked for it, however little else is
+logged; what was refused is logged too, so much of it in a minute as leaves the journal to the rest.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -11,20 +13,26 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from magi_agent.api.access import SAFE_METHODS, Identify, require
+from magi_agent.api.access import SAFE_METHODS, AccessDenied, Caller, Identify, require
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.error_answers import crash_answer, error_answer, http_error_answer
 from magi_agent.api.exchange import CALLER
 from magi_agent.api.routes import Access
 from magi_agent.errors import MagiError
+from magi_agent.log_output import CHANGES
 from magi_agent.request_id import REQUEST_ID, request_id_from
 
 _LOG: Final = logging.getLogger(__name__)
+_CHANGES: Final = logging.getLogger(CHANGES)
 _SERVER_ERROR: Final = 500
+_REFUSALS: Final = 30
+"""Refused requests that are logged in a minute."""
+_MINUTE: Final = 60.0
 
 
 def answering(identify: Identify, access: Mapping[object, Access], cross_origin: CrossOrigin) -> Middleware:
-    """The middleware. ``access`` is what each route's handler asks of a caller; an unknown path asks for reading."""
+    """The middleware. ``access`` is what each route's handler asks of a caller; an unknown path asks to be known."""
+    log = _RequestLog()
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -33,16 +41,21 @@ def answering(identify: Identify, access: Mapping[object, Access], cross_origin:
         REQUEST_ID.set(request_id)
         caller = request[CALLER] = identify(request)
         response: web.StreamResponse | None = cross_origin.preflight(request)
+        refused = False
         if response is None:
             try:
-                require(caller, access.get(request.match_info.handler, Access.READ))
+                require(caller, access.get(request.match_info.handler, Access.KNOWN))
                 response = await handler(request)
             except MagiError as error:
+                refused = isinstance(error, AccessDenied)
                 response = error_answer(error)
                 if error.status >= _SERVER_ERROR:
                     _LOG.error("%s %s: %s", request.method, request.rel_url.raw_path, error, extra=_marked(request_id))
             except web.HTTPException as error:
                 response = http_error_answer(request, error)
+            except asyncio.CancelledError:
+                log.broken_off(request, caller, request_id)
+                raise
             except Exception:  # noqa: BLE001  # the end of the line: logged whole, and told to the caller as a crash
                 what = request.method, request.rel_url.raw_path
                 _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
@@ -52,28 +65,55 @@ def answering(identify: Identify, access: Mapping[object, Access], cross_origin:
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"
         cross_origin.mark(request, headers)
-        _log(request, response.status, seconds, caller.name, request_id)
+        if refused:
+            log.refused(request, response.status, caller, request_id)
+        else:
+            log.answered(request, response.status, seconds, caller, request_id)
         return response
 
     return answer
 
 
-def _marked(request_id: str) -> dict[str, str]:
-    """What a log record carries to name its request."""
-    return {"magi_request_id": request_id}
+def _marked(request_id: str, caller: Caller | None = None) -> dict[str, str | None]:
+    """What a log record carries to name its request, and who made it."""
+    if caller is None:
+        return {"magi_request_id": request_id}
+    return {"magi_request_id": request_id, "magi_caller": caller.name, "magi_token": caller.token}
 
 
-def _log(request: web.Request, status: int, seconds: float, who: str, request_id: str) -> None:
-    level = logging.DEBUG if request.method in SAFE_METHODS else logging.INFO
-    if _LOG.isEnabledFor(level):
-        # The path as it came, percent-encoded: nothing in it can pass for another line.
-        _LOG.log(
-            level,
-            "%s %s: %d in %.1f ms, for %s",
-            request.method,
-            request.rel_url.raw_path,
-            status,
-            seconds * 1000,
-            who,
-            extra=_marked(request_id),
-        )
+class _RequestLog:
+    """Writes who asked for what, and what came of it."""
+
+    def __init__(self) -> None:
+        self._minute = 0.0
+        self._refusals = 0
+
+    def answered(self, request: web.Request, status: int, seconds: float, caller: Caller, request_id: str) -> None:
+        """Log a request that was let in."""
+        log, level = (_LOG, logging.DEBUG) if request.method in SAFE_METHODS else (_CHANGES, logging.INFO)
+        if log.isEnabledFor(level):
+            # The path as it came, percent-encoded: nothing in it can pass for another line.
+            path = request.rel_url.raw_path
+            took = seconds * 1000
+            extra = _marked(request_id, caller)
+            log.log(level, "%s %s: %d in %.1f ms, for %s", request.method, path, status, took, caller.name, extra=extra)
+
+    def broken_off(self, request: web.Request, caller: Caller, request_id: str) -> None:
+        """Log a change that nobody was told the outcome of: it may have been made."""
+        if request.method not in SAFE_METHODS:
+            what = request.method, request.rel_url.raw_path, caller.name
+            _CHANGES.info("%s %s: broken off, for %s", *what, extra=_marked(request_id, caller))
+
+    def refused(self, request: web.Request, status: int, caller: Caller, request_id: str) -> None:
+        """Log a request that was not let in."""
+        now = time.monotonic()
+        if now - self._minute >= _MINUTE:
+            if self._refusals > _REFUSALS:
+                _LOG.warning("%d more requests were refused in that minute", self._refusals - _REFUSALS)
+            self._minute, self._refusals = now, 0
+        self._refusals += 1
+        if self._refusals > _REFUSALS:
+            return
+        what = request.method, request.rel_url.raw_path, status, caller.name
+        why = ", who brought a token that does not hold" if caller.has_bad_token else ""
+        _LOG.info("%s %s: %d, refused to %s%s", *what, why, extra=_marked(request_id, caller))

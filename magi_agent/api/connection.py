@@ -1,6 +1,7 @@
 """One HTTP connection, where not even a request that cannot be parsed gets an answer of another form."""
 
 import logging
+import re
 from typing import Final
 
 from aiohttp import web
@@ -10,6 +11,8 @@ from magi_agent.request_id import request_id_from
 
 _LOG: Final = logging.getLogger(__name__)
 _SERVER_ERROR: Final = 500
+_QUOTED: Final = re.compile(r":?\s*\bb['\"].*", re.DOTALL)
+"""Where aiohttp begins to quote the line it stumbled over."""
 
 
 class Connection(web.RequestHandler):
@@ -36,7 +39,8 @@ class Connection(web.RequestHandler):
             _LOG.error("a request met a defect outside of its handler", exc_info=exc)
             response = crash_answer()
         else:
-            reason = " ".join((message or "it is no HTTP").split())
+            # A line that is quoted may hold a token.
+            reason = " ".join(_QUOTED.sub("", message or "it is no HTTP").split())
             _LOG.debug("a request could not be parsed: %s", reason)
             response = error_object(status, "BadRequest", f"the request cannot be parsed: {reason}")
         response.force_close()

@@ -7,6 +7,7 @@ from typing import Final
 import pydantic_core
 from aiohttp import web
 
+from magi_agent.api.access import AccessDenied
 from magi_agent.api.exchange import JSON
 from magi_agent.api.representations import readable
 from magi_agent.errors import MagiError
@@ -17,8 +18,7 @@ _CRASH: Final = "something went wrong inside the agent; its journal has the whol
 
 def error_answer(error: MagiError) -> web.Response:
     """The answer for an error that a part of the agent raised on purpose."""
-    # RFC 9110 wants every 401 to say how one could do better.
-    headers = {"WWW-Authenticate": 'Bearer realm="magi-agent"'} if error.status == HTTPStatus.UNAUTHORIZED else None
+    headers = {"WWW-Authenticate": error.challenge} if isinstance(error, AccessDenied) else None
     return error_object(error.status, error.error, error.message, error.details, headers)
 
 

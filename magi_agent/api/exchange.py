@@ -135,16 +135,28 @@ async def received_json(request: web.Request, most: int | None = None) -> bytes:
 
 
 async def _received(request: web.Request) -> bytes:
+    most = request.client_max_size
+    if (request.content_length or 0) > most:
+        raise _too_large(most)
+    body = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        most = request.client_max_size
-        raise PayloadTooLarge(f"the body is larger than {most} bytes, which is the most", {"maxBytes": most}) from None
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > most:
+                    raise _too_large(most)
+        return bytes(body)
     except (web.RequestPayloadError, ConnectionError) as error:
         raise BadRequest(f"the body did not arrive whole: {error}") from None
     except TimeoutError:
         raise RequestTimeout(f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
+    finally:
+        # The request keeps why its body broke off, and with that this frame: for long, as it is a circle.
+        body.clear()
+
+
+def _too_large(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is larger than {most} bytes, which is the most", {"maxBytes": most})
 
 
 def wait_of(request: web.Request) -> float:

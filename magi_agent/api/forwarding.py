@@ -1,16 +1,19 @@
-"""What a reverse proxy says about the request it passes on: believed from trusted peers only.
+"""What comes through a reverse proxy: how that is told, what the proxy says of its client, and what it may do.
 
-That somebody passed a request on is taken at anybody's word, since saying so only ever costs rights.
+That somebody passed a request on is taken at anybody's word, since saying so costs the rights one would have without
+it; what a user sends that is named as a proxy's is passed on whatever it says. What a proxy says of its clients is
+believed from trusted peers only, and what it passes on without a token may do what the operator says of that proxy.
 """
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
 
 from magi_agent.api.peers import Peer
+from magi_agent.settings import UNIX, ProxyRight
 
 _MARKS: Final = (
     "X-Forwarded-For",
@@ -18,12 +21,15 @@ _MARKS: Final = (
     "X-Forwarded-Proto",
     "X-Forwarded-Host",
     "X-Forwarded-Prefix",
+    "X-Forwarded-Port",
+    "X-Forwarded-Server",
     "X-Real-IP",
+    "X-Client-IP",
+    "CF-Connecting-IP",
     "Via",
 )
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
 _MAX_PREFIX: Final = 200
-_UNIX: Final = "unix"
 
 
 def is_passed_on(request: web.BaseRequest) -> bool:
@@ -38,12 +44,12 @@ class TrustedProxies:
     def __init__(self, trusted: Iterable[str]) -> None:
         """``trusted`` are addresses, networks, and the word ``unix`` for every peer on the unix socket."""
         trusted = tuple(trusted)
-        self._unix = _UNIX in trusted
-        self._networks = [ipaddress.ip_network(word, strict=False) for word in trusted if word != _UNIX]
+        self._unix = UNIX in trusted
+        self._networks = [ipaddress.ip_network(word, strict=False) for word in trusted if word != UNIX]
 
     def trusts(self, peer: Peer) -> bool:
         """Whether what this peer says of its clients is believed."""
-        if peer.uid is not None:
+        if peer.is_local:
             return self._unix
         return peer.address is not None and any(peer.address in network for network in self._networks)
 
@@ -54,6 +60,10 @@ class TrustedProxies:
             return ""
         parts = said.strip("/").split("/")
         return "" if any(part in (".", "..") for part in parts) else "/" + "/".join(parts)
+
+    def host(self, request: web.BaseRequest, peer: Peer) -> str | None:
+        """The host that the client asked for, where the proxy says so."""
+        return request.headers.get("X-Forwarded-Host") if self.trusts(peer) else None
 
     def client(self, request: web.BaseRequest, peer: Peer) -> str:
         """For the log: the client behind a trusted proxy, and the proxy; else the peer."""
@@ -66,3 +76,34 @@ class TrustedProxies:
             return f"{ipaddress.ip_address(nearest)} through {peer.name}"
         except ValueError:
             return peer.name
+
+
+class ProxyRights:
+    """What may be done through each proxy without a token, as the operator says."""
+
+    def __init__(self, rights: Iterable[ProxyRight], user_ids: Mapping[str, int]) -> None:
+        """``user_ids`` are those of the users that ``rights`` name; a user without one is nobody's peer."""
+        self._users: dict[int, ProxyRight] = {}
+        self._networks: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ProxyRight]] = []
+        self._unix: ProxyRight | None = None
+        for right in rights:
+            if right.proxy == UNIX:
+                self._unix = right
+            elif right.user is None:
+                self._networks.append((ipaddress.ip_network(right.proxy, strict=False), right))
+            elif right.user in user_ids:
+                self._users[user_ids[right.user]] = right
+
+    def is_proxy(self, peer: Peer) -> bool:
+        """Whether everything of this peer comes through a proxy: it runs as a user that is named as one's."""
+        return peer.uid in self._users
+
+    def of(self, peer: Peer) -> ProxyRight | None:
+        """What is said of the proxy that this peer is; ``None`` for nothing."""
+        if peer.uid is not None and peer.uid in self._users:
+            return self._users[peer.uid]
+        if peer.is_local:
+            return self._unix
+        if peer.address is None:
+            return None
+        return next((right for network, right in self._networks if peer.address in network), None)

@@ -7,11 +7,12 @@ their files, their modes and their queues are left alone, and who connects while
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
 import stat
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,10 @@ from aiohttp import web
 
 from magi_agent.api.access import group_id
 from magi_agent.api.connection import Connection
+from magi_agent.configuration import needs_token
 from magi_agent.errors import ConfigurationError
 from magi_agent.settings import Settings, TcpAddress
-from magi_agent.systemd.socket_activation import inherited_sockets
+from magi_agent.systemd.socket_activation import InheritedSocket, inherited_sockets
 
 _LOG: Final = logging.getLogger(__name__)
 _BACKLOG: Final = 128
@@ -60,16 +62,28 @@ class _SocketFile:
 class Listeners:
     """The API's sockets, from the first request to the last."""
 
-    def __init__(self, application: web.Application, settings: Settings, environment: MutableMapping[str, str]) -> None:
-        """``environment`` holds what systemd hands over; its variables are taken out once they are used."""
+    def __init__(
+        self,
+        application: web.Application,
+        settings: Settings,
+        environment: MutableMapping[str, str],
+        has_tokens: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``environment`` holds what systemd hands over; its variables are taken out once they are used.
+
+        Where ``has_tokens`` says that there are none, no address is listened on that other hosts reach.
+        """
         self._application = application
         self._settings = settings
         self._environment = environment
+        self._has_tokens = has_tokens
         self._runner: web.AppRunner | None = None
         self._servers: list[asyncio.Server] = []
         self._file: _SocketFile | None = None
         self.addresses: tuple[str, ...] = ()
         """Where the API answers, for the log."""
+        self.reached_from_elsewhere: tuple[str, ...] = ()
+        """Those of them that other hosts reach."""
 
     async def start(self) -> None:
         """Listen and answer. Raises ``ConfigurationError``; nothing is left open then."""
@@ -78,6 +92,9 @@ class Listeners:
             for channel in sockets:
                 unused.enter_context(channel)
             unused.callback(self._remove_file)
+            elsewhere = [channel for channel in sockets if not _stays_here(channel)]
+            if elsewhere and not self._has_tokens():
+                raise ConfigurationError(needs_token(_source(elsewhere[0]), self._settings.tokens_path))
             runner = web.AppRunner(self._application, access_log=None, shutdown_timeout=_END_OF_REQUESTS)
             await runner.setup()
             self._runner = runner
@@ -88,6 +105,7 @@ class Listeners:
             ]
             unused.pop_all()
         self.addresses = tuple(_name(channel) for channel in sockets)
+        self.reached_from_elsewhere = tuple(_name(channel) for channel in elsewhere)
 
     async def stop(self) -> None:
         """Take no new requests, let those under way end for a bounded time, and close."""
@@ -246,6 +264,23 @@ def _checked(name: str, channel: socket.socket) -> socket.socket:
             "the socket unit wants ListenStream= and Accept=no"
         )
     return channel
+
+
+def _stays_here(channel: socket.socket) -> bool:
+    """Whether only this host reaches a socket."""
+    if channel.family == socket.AF_UNIX:
+        return True
+    address = ipaddress.ip_address(channel.getsockname()[0].partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_loopback
+
+
+def _source(channel: socket.socket) -> str:
+    """Whose word it was to listen on an address."""
+    if isinstance(channel, InheritedSocket):
+        return f"{_name(channel)}, which systemd handed over,"
+    return f"api.tcp (MAGI_TCP): {_name(channel)}"
 
 
 def _name(channel: socket.socket) -> str:

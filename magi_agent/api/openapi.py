@@ -55,6 +55,7 @@ _BODY_ERRORS: Final = (
     ValidationFailed,
 )
 _LOCATED: Final = frozenset({201, 202})
+_DENIED: Final = frozenset({Unauthorized.status, Forbidden.status})
 _EVERYWHERE: Final = ("X-Request-ID", "X-Response-Time")
 _CONDITIONAL: Final = ("ETag", "Cache-Control")
 _IF_NONE_MATCH: Final[_Json] = {
@@ -64,6 +65,17 @@ _IF_NONE_MATCH: Final[_Json] = {
     "schema": {"type": "string"},
 }
 _SCHEMAS: Final = "#/components/schemas/{model}"
+_BEARER: Final = "bearer"
+_SECURITY: Final[_Json] = {
+    _BEARER: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of the scope `read`, `infer` or `admin`; `admin` includes the others, and `read` and "
+        "`infer` do not include each other. What `magictl token add` prints. Who is known without one, on the unix "
+        "socket or on loopback, needs none; a token that does not hold is 401 for everybody.",
+    }
+}
+_SCOPES: Final = {Access.KNOWN: [], Access.READ: ["read"], Access.INFER: ["infer"], Access.ADMIN: ["admin"]}
 
 
 def openapi_document(routes: Sequence[Route]) -> _Json:
@@ -84,6 +96,7 @@ def openapi_document(routes: Sequence[Route]) -> _Json:
         "paths": paths,
         "components": {
             "schemas": components,
+            "securitySchemes": _SECURITY,
             "headers": {
                 "X-Request-ID": {"description": "names this request in the journal", "schema": {"type": "string"}},
                 "X-Response-Time": {
@@ -93,6 +106,10 @@ def openapi_document(routes: Sequence[Route]) -> _Json:
                 "ETag": {"description": "tells this body from every other one", "schema": {"type": "string"}},
                 "Cache-Control": {
                     "description": "`no-cache`: it may be kept, and is to be asked for again with `If-None-Match`",
+                    "schema": {"type": "string"},
+                },
+                "WWW-Authenticate": {
+                    "description": "`Bearer`, and what is wrong with the token where one was sent",
                     "schema": {"type": "string"},
                 },
                 "Location": {"description": "where to look after what was made or begun", "schema": {"type": "string"}},
@@ -126,6 +143,8 @@ def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
         "operationId": to_camel(route.handler.__name__),
         "summary": route.summary,
         "tags": [route.tag],
+        # Nothing is asked of some: what a caller may do without a token depends on where they come from.
+        "security": [{}, {_BEARER: _SCOPES[route.access]}] if route.access is not Access.OPEN else [],
         "parameters": [
             *(
                 {"name": name, "in": "path", "required": True, **_PARAMETERS[name]}
@@ -193,6 +212,8 @@ def _error_responses(route: Route, schemas: Mapping[str, _Json]) -> _Json:
     responses = {}
     for status, words in sorted(by_status.items()):
         response = _response(status, ErrorAnswer, schemas)
+        if status in _DENIED:
+            response["headers"] |= _headers(["WWW-Authenticate"])
         response["description"] = "; ".join(f"`{word}`: {said}" for word, said in words.items())
         response["content"][JSON]["schema"] = {
             "allOf": [schemas[_key(ErrorAnswer)], {"properties": {"error": {"enum": list(words)}}}]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from magi_agent.host.connections import user_of
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _UCRED: Final = struct.Struct("=iII")
@@ -24,11 +26,16 @@ class Peer:
     name: str
     """For the log, and for whoever wants to know who wished for something."""
     uid: int | None = None
-    """The user, on a unix socket."""
+    """The user: on a unix socket, and on loopback where the kernel tells."""
     groups: frozenset[int] = frozenset()
     """All groups of the peer's process, on a unix socket."""
     address: Address | None = None
     """The IP address, on TCP."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a process at the other end of a unix socket."""
+        return self.uid is not None and self.address is None
 
     @property
     def is_loopback(self) -> bool:
@@ -62,7 +69,9 @@ def _peer_of(transport: asyncio.BaseTransport) -> Peer:
     address = ipaddress.ip_address(name[0].partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
-    return Peer(str(address), address=address)
+    # Whoever listens on loopback and passes on what comes to it is known by this alone.
+    uid = user_of(name, transport.get_extra_info("sockname")) if address.is_loopback else None
+    return Peer(str(address) if uid is None else f"{address} (uid {uid})", uid, address=address)
 
 
 def _process_at(channel: socket.socket) -> Peer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Flag
 from typing import Any, Final
 
 from aiohttp import web
@@ -12,12 +12,16 @@ from magi_agent.errors import MagiError
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Access(IntEnum):
-    """What a caller must be allowed to; each level includes those before it."""
+class Access(Flag):
+    """What a caller may do, and what a route asks for: a caller may do whatever includes that."""
 
     OPEN = 0
-    READ = 1
-    ADMIN = 2
+    KNOWN = 1
+    """Anything at all: to see what answers here."""
+    READ = 2 | KNOWN
+    INFER = 4 | KNOWN
+    """Use the models, and see nothing of how they are managed."""
+    ADMIN = 8 | READ | INFER
 
 
 @dataclass(frozen=True, slots=True)

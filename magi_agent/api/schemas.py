@@ -204,7 +204,7 @@ class ServerAnswer(Answer):
     is_thinking: bool
     unit: str
     state: ServerState
-    url: str | None
+    url: str | None = Field(description="where it is reached: http://…, or unix: and the path of its socket")
     restarts: int
     memory_bytes: int | None
     cpu_seconds: float | None

@@ -172,7 +172,7 @@ class SettingsRoutes:
         """PUT /api/models/port-range."""
         services = self._services
         chosen = (await body_of(request, PortRangeRequest)).port_range
-        await services.registry.choose_port_range(port_range_of(chosen))
+        await services.preparation.choose_port_range(port_range_of(chosen))
         low, high = services.preparation.port_range
         return answer(
             PortRangeAnswer(

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -17,9 +18,10 @@ from typing import Final
 import click
 
 from magi_agent import __version__
-from magi_agent.configuration import ConfigurationSources
+from magi_agent.configuration import ConfigurationSources, needs_token
 from magi_agent.errors import AlreadyRunning, ConfigurationError
 from magi_agent.settings import DEFAULTS_SECTION, SETTINGS, Settings, shown
+from magi_agent.tokens import TokensUnreadable, read_tokens
 
 _LAST_WAIT: Final = 3.0
 """Seconds, once the agent has stopped, that calls under way in threads have to come back."""
@@ -71,7 +73,10 @@ def command_line(config: str | None, check: bool, **given: str | None) -> int:
         sources = ConfigurationSources(options, os.environ, Path(config) if config else None)
         settings = sources.read()
         if check:
+            tokens = _tokens_of(settings)
             _show(settings)
+            for line in tokens:
+                click.echo(line)
             return AgentExit.OK
         return asyncio.run(_serve(settings, sources))
     except ConfigurationError as error:
@@ -126,6 +131,24 @@ def _show(settings: Settings) -> None:
     for name, value in values.items():
         if name.startswith(f"{DEFAULTS_SECTION}."):
             click.echo(f"  {name:{_LONGEST_NAME}}  {value}")
+
+
+def _tokens_of(settings: Settings) -> list[str]:
+    """What there is to say of the tokens, none of which is in it. Raises ``ConfigurationError``, as a start would."""
+    path = settings.tokens_path
+    try:
+        found = read_tokens(path)
+    except TokensUnreadable as error:
+        # Whoever checks a configuration need not be who may use it.
+        return [f"tokens: {error}"]
+    if settings.tcp and not settings.tcp.is_loopback and not found.tokens:
+        raise ConfigurationError(f"api.tcp (MAGI_TCP): {needs_token(str(settings.tcp), path)}")
+    now = datetime.now(UTC)
+    ended = sum(token.has_ended(now) for token in found.tokens)
+    state = "it is not there" if not found.is_there else f"it holds {len(found.tokens)}, of which {ended} have ended"
+    lines = [f"tokens: {path}: {state}"]
+    lines += [f"  {token}{', which is past' if token.has_ended(now) else ''}" for token in found.tokens]
+    return [*lines, *(f"  {problem}" for problem in found.problems)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

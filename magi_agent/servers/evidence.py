@@ -1,4 +1,4 @@
-"""What can be found out about a unit that runs, or ran: whose port it is, whether it gets on, what it said last."""
+"""What can be found out about a unit that runs, or ran: who answers for it, whether it gets on, what it said last."""
 
 import asyncio
 from typing import Final
@@ -6,9 +6,10 @@ from typing import Final
 import psutil
 
 from magi_agent.host.listeners import owned_by
+from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
 from magi_agent.servers.failure import LOG_LINES
-from magi_agent.servers.llama_server import address_of
-from magi_agent.servers.port_holder import holder_of
+from magi_agent.servers.port_holder import holder_of, holder_of_socket
+from magi_agent.servers.reach import AtPort, AtSocket, Reach
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
@@ -26,13 +27,25 @@ class UnitEvidence:
         self._manager = manager
         self._journal = journal
 
-    async def owns_port(self, unit: UnitStatus, port: int) -> bool | None:
-        """Whether it is the unit's own processes that answer on the port; ``None`` where the kernel does not tell."""
-        return owned_by(port, unit.control_group, address_of(unit.argv))
+    async def is_its_own(self, unit: UnitStatus, reach: Reach) -> bool | None:
+        """Whether it is the unit's own processes that listen there; ``None`` where the kernel does not tell."""
+        match reach:
+            case AtPort(host, port):
+                return owned_by(port, unit.control_group, host)
+            case AtSocket(path):
+                owned = unix_owned_by(path, unit.control_group)
+                if owned is None and (listener := unix_listener(path)):
+                    # The kernel does tell the process; one of the unit's there is that systemd knows.
+                    return listener.pid == unit.main_pid
+                return owned
 
-    async def holder_of(self, port: int) -> str:
-        """Who listens on a port, in words."""
-        return await asyncio.to_thread(holder_of, port)
+    async def holder_of(self, reach: Reach) -> str:
+        """Who listens there, in words."""
+        match reach:
+            case AtPort(port=port):
+                return await asyncio.to_thread(holder_of, port)
+            case AtSocket(path):
+                return await asyncio.to_thread(holder_of_socket, path)
 
     async def progress(self, unit: UnitStatus) -> object:
         """CPU time and bytes read so far: what loading a model costs, fast or slow."""

@@ -6,11 +6,27 @@ from typing import Final
 
 from magi_agent.runtime_settings.known_options import KnownOptions
 from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.servers.reach import runtime_root
+from magi_agent.settings import Settings
+from magi_agent.vocabulary import ServerAccess
 
 SLICE: Final = "magi-llama.slice"
 UNIT_PATTERN: Final = "magi-llama-*.service"
 _PREFIX: Final = "magi-llama-"
 _SUFFIX: Final = ".service"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is wanted of a server; all else that decides how it is started is the operator's configuration."""
+
+    model_id: str
+    display_name: str
+    model_path: str
+    projector_path: str | None
+    """The one found with the model."""
+    port: int
+    runtime_settings: RuntimeSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,32 @@ class LaunchSpecification:
     """What the binary knows; ``None`` where it was not asked."""
     binary_identity: str | None = None
     """Which file the binary is, so that a later one of the same path can be told from it."""
+    access: ServerAccess = ServerAccess.PORT
+    runtime_root: Path = Path("/run")
+    """Where the manager makes its units' folders; the server's socket, or its key, is below."""
+
+
+def specification_of(
+    wanted: Wanted, settings: Settings, known_options: KnownOptions | None, binary_identity: str | None
+) -> LaunchSpecification:
+    """How a server is started where ``settings`` is the configuration."""
+    return LaunchSpecification(
+        model_id=wanted.model_id,
+        display_name=wanted.display_name,
+        binary=settings.binary(wanted.runtime_settings.binary) or settings.llama_server_path,
+        model_path=wanted.model_path,
+        projector_path=wanted.projector_path,
+        host=settings.llama_server_host,
+        port=wanted.port,
+        runtime_settings=wanted.runtime_settings,
+        readable_folders=settings.model_scan_path,
+        user=settings.llama_server_user or None,
+        stop_timeout=settings.stop_timeout,
+        known_options=known_options,
+        binary_identity=binary_identity,
+        access=settings.server_access,
+        runtime_root=runtime_root(settings.systemd_scope),
+    )
 
 
 def unit_name(model_id: str) -> str:

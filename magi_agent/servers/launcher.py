@@ -6,22 +6,30 @@ where the agent is privileged.
 
 import asyncio
 import contextlib
+import logging
+import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from typing import Final, Protocol, TypedDict
 
+from magi_agent.daemon_thread import in_daemon_thread
 from magi_agent.errors import ModelNotUsable, ProbeFailed
 from magi_agent.runtime_settings.known_options import MAX_HELP
+from magi_agent.servers.hidden_folders import hidden_folders
 from magi_agent.servers.launch import SLICE, LaunchSpecification, unit_name
-from magi_agent.servers.llama_server import argv_of, environment_of
+from magi_agent.servers.llama_server import KEY_SOURCE, argv_of, environment_of
+from magi_agent.servers.reach import MAX_SOCKET_PATH, runtime_directory, runtime_root, socket_path
+from magi_agent.servers.server_keys import CREDENTIAL, drop_keys, new_key
 from magi_agent.servers.unit_limits import unit_limits
 from magi_agent.systemd.errors import NoSuchUnit, UnitExists
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.transient import Restart, TransientService
-from magi_agent.vocabulary import Scope
+from magi_agent.vocabulary import Scope, ServerAccess
 
+_LOG: Final = logging.getLogger(__name__)
 _START_TIMEOUT: Final = 30.0
 """Seconds for systemd to execute the binary; loading the model comes after."""
 _QUICK_RETRIES: Final = 3
@@ -52,16 +60,26 @@ class Launcher(Protocol):
         """What ``binary --help`` prints, run with the servers' sandbox. Raises ``BusError``, ``ProbeFailed``."""
 
 
-def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
-    """The unit that a launch specification describes; ``ValueError`` where systemd could not carry it faithfully."""
-    folders = {Path(launch.model_path).parent, launch.binary.parent, launch.binary.resolve().parent}
+def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None = None) -> TransientService:
+    """The unit that a launch specification describes; ``ValueError`` where systemd could not carry it faithfully.
+
+    ``key_file`` holds the key that is handed to a server which asks for one.
+    """
+    model_folder = Path(launch.model_path).parent
+    folders = {model_folder, *launch.readable_folders, *_folders_of(launch.binary)}
     if launch.projector_path:
         folders.add(Path(launch.projector_path).parent)
+    is_systems = scope is Scope.SYSTEM
+    if is_systems:
+        # Links in a model folder may name the place that the folder itself is a link to.
+        folders.update(folder.resolve() for folder in launch.readable_folders)
+    shown = tuple(PurePosixPath(path) for path in sorted(folders))
     return TransientService(
         name=unit_name(launch.model_id),
         description=f"llama-server for {launch.display_name}",
         argv=argv_of(launch),
-        environment=environment_of(launch),
+        environment=environment_of(launch) | ({KEY_SOURCE: str(key_file)} if key_file else {}),
+        load_credentials={CREDENTIAL: PurePosixPath(key_file)} if key_file else {},
         slice=SLICE,
         syslog_identifier=unit_name(launch.model_id).removesuffix(".service"),
         log_extra_fields={"MAGI_MODEL": launch.model_id},
@@ -72,11 +90,39 @@ def service_of(launch: LaunchSpecification, scope: Scope) -> TransientService:
         timeout_start_sec=_START_TIMEOUT,
         timeout_stop_sec=launch.stop_timeout,
         # A user's manager runs everything as that user.
-        user=launch.user if scope is Scope.SYSTEM else None,
-        dynamic_user=launch.user is None and scope is Scope.SYSTEM,
-        read_only_paths=tuple(PurePosixPath(path) for path in sorted({*folders, *launch.readable_folders})),
+        user=launch.user if is_systems else None,
+        dynamic_user=launch.user is None and is_systems,
+        requires_mounts_for=(PurePosixPath(model_folder),) if is_systems else (),
+        read_only_paths=shown,
+        hidden_folders=hidden_folders(shown) if is_systems else (),
+        **_folder_of_socket(launch, scope),
         **unit_limits(launch.runtime_settings, launch.model_path),
     )
+
+
+async def described(launch: LaunchSpecification, scope: Scope, key_file: Path | None = None) -> TransientService:
+    """``service_of``, which looks at folders whose file system may not answer, without waiting for these."""
+    return await in_daemon_thread(partial(service_of, launch, scope, key_file), "unit of a server")
+
+
+class _SocketFolder(TypedDict, total=False):
+    runtime_directory: str
+    runtime_directory_mode: int
+    umask: int
+
+
+def _folder_of_socket(launch: LaunchSpecification, scope: Scope) -> _SocketFolder:
+    """The folder that the server's socket is in; systemd makes it before each start, and removes it after each end."""
+    if launch.access is not ServerAccess.SOCKET:
+        return {}
+    path = socket_path(launch.runtime_root, launch.model_id)
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"{path} is longer than {MAX_SOCKET_PATH} bytes, which no unix socket's path is")
+    folder = runtime_directory(launch.model_id)
+    if scope is Scope.SYSTEM and launch.user:
+        # The agent is another user, and a member of this one's group.
+        return {"runtime_directory": folder, "runtime_directory_mode": 0o750, "umask": 0o007}
+    return {"runtime_directory": folder, "runtime_directory_mode": 0o700}
 
 
 def probe_of(binary: Path, output: Path, user: str | None, scope: Scope) -> TransientService:
@@ -93,8 +139,13 @@ def probe_of(binary: Path, output: Path, user: str | None, scope: Scope) -> Tran
         timeout_stop_sec=_PROBE_STOP_TIMEOUT,
         user=user if scope is Scope.SYSTEM else None,
         dynamic_user=user is None and scope is Scope.SYSTEM,
-        read_only_paths=tuple(PurePosixPath(path) for path in sorted({binary.parent, binary.resolve().parent})),
+        read_only_paths=tuple(PurePosixPath(path) for path in sorted(_folders_of(binary))),
     )
+
+
+def _folders_of(binary: Path) -> set[Path]:
+    """Where a binary is, and where the file is that its path leads to, with its libraries."""
+    return {binary.parent, binary.resolve().parent}
 
 
 class DirectLauncher:
@@ -113,24 +164,35 @@ class DirectLauncher:
 
     async def start(self, launch: LaunchSpecification) -> JobResult:
         """Make and start the unit of one model."""
+        key_file = await self._new_key(launch)
         try:
-            service = service_of(launch, self._manager.scope)
+            service = await described(launch, self._manager.scope, key_file)
             await self.clear(launch.model_id)
-            return await self._manager.start_transient(service, timeout=_START_TIMEOUT + 5)
+            result = await self._manager.start_transient(service, timeout=_START_TIMEOUT + 5)
         except ValueError as error:
+            await self._drop(key_file)
             raise ModelNotUsable(
                 f"systemd cannot run model {launch.model_id}: {error}",
                 {"modelId": launch.model_id},
             ) from None
+        except UnitExists:
+            # One that runs has a key of its own.
+            await self._drop(key_file)
+            raise
+        await self._drop_keys(launch.model_id, keep=key_file)
+        return result
 
     async def stop(self, model_id: str, stop_timeout: float) -> JobResult:
         """Stop a model's unit."""
         try:
             # After SIGKILL systemd waits as long again before it gives up on what is left.
-            return await self._manager.stop(unit_name(model_id), timeout=2 * stop_timeout + 5)
+            result = await self._manager.stop(unit_name(model_id), timeout=2 * stop_timeout + 5)
         except NoSuchUnit:
             await self._manager.refresh(unit_name(model_id))
-            return JobResult.DONE
+            result = JobResult.DONE
+        if result.ok:
+            await self._drop_keys(model_id)
+        return result
 
     async def clear(self, model_id: str) -> None:
         """Forget that a model's unit failed."""
@@ -138,6 +200,27 @@ class DirectLauncher:
             await self._manager.reset_failed(unit_name(model_id))
         except NoSuchUnit:
             await self._manager.refresh(unit_name(model_id))
+
+    async def _new_key(self, launch: LaunchSpecification) -> Path | None:
+        if launch.access is not ServerAccess.KEY:
+            return None
+        try:
+            return await asyncio.to_thread(new_key, launch.runtime_root, launch.model_id)
+        except OSError as error:
+            raise ModelNotUsable(
+                f"no key can be written for model {launch.model_id}: {error}", {"modelId": launch.model_id}
+            ) from None
+
+    async def _drop(self, key_file: Path | None) -> None:
+        if key_file is not None:
+            await asyncio.to_thread(key_file.unlink, missing_ok=True)
+
+    async def _drop_keys(self, model_id: str, *, keep: Path | None = None) -> None:
+        """Remove the keys of servers that are no more."""
+        try:
+            await asyncio.to_thread(drop_keys, runtime_root(self._manager.scope), model_id, keep=keep)
+        except OSError as error:
+            _LOG.warning("an old key of %s stays: %s", model_id, error)
 
     async def probe(self, binary: Path) -> str:
         """What ``binary --help`` prints."""

@@ -6,20 +6,30 @@ stays in argv is what ``ps`` and ``systemctl status`` should show.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 from magi_agent.runtime_settings.passing import passed
 from magi_agent.runtime_settings.settings import NO_PROJECTOR
-from magi_agent.servers.launch import LaunchSpecification
+from magi_agent.servers.launch import LaunchSpecification, unit_name
+from magi_agent.servers.reach import AtPort, AtSocket, Reach, socket_path
+from magi_agent.servers.server_keys import credential_path
 from magi_agent.servers.unit_limits import limits_in, limits_text
+from magi_agent.vocabulary import ServerAccess
 
 _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _LIMITS: Final = "MAGI_LIMITS"
 _BINARY: Final = "MAGI_BINARY"
 _USER: Final = "MAGI_USER"
+_KEY_FILE: Final = "LLAMA_ARG_API_KEY_FILE"
+KEY_SOURCE: Final = "MAGI_KEY_FILE"
+"""Where the agent finds the key that systemd hands to the server; the path of a file, not the key."""
 _OURS: Final = "LLAMA_ARG_"
 _LOOPBACK: Final = "127.0.0.1"
+_UNIX: Final = ".sock"
+"""What the end of ``--host`` tells a unix socket by."""
+_ACCESS: Final = "server access"
 _REACHED_BY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104  # nothing is bound here
 _WORDS: Final = {
     _MODEL: "model file",
@@ -33,12 +43,13 @@ _WORDS: Final = {
 
 def argv_of(launch: LaunchSpecification) -> tuple[str, ...]:
     """The command line."""
+    where: tuple[str, ...] = ("--host", launch.host, "--port", str(launch.port))
+    if launch.access is ServerAccess.SOCKET:
+        # No port: llama-server opens none then, and nobody is to think that it does.
+        where = ("--host", str(socket_path(launch.runtime_root, launch.model_id)))
     return (
         str(launch.binary),
-        "--host",
-        launch.host,
-        "--port",
-        str(launch.port),
+        *where,
         "--alias",
         ",".join((launch.model_id, *_aliases(launch))),
         "--metrics",
@@ -60,6 +71,8 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
         environment[_USER] = launch.user
     if launch.binary_identity:
         environment[_BINARY] = launch.binary_identity
+    if launch.access is ServerAccess.KEY:
+        environment[_KEY_FILE] = str(credential_path(launch.runtime_root, unit_name(launch.model_id)))
     return environment
 
 
@@ -67,6 +80,11 @@ def differences(launch: LaunchSpecification, argv: Iterable[str], environment: I
     """How a server that runs with ``argv`` and ``environment`` differs from one started by ``launch``; for a person."""
     wanted = _facts(argv_of(launch), environment_of(launch))
     runs = _facts(argv, _variables(environment))
+    if wanted[_ACCESS] != runs[_ACCESS]:
+        # That says it; address and port cannot be the same then.
+        for facts in (wanted, runs):
+            facts.pop("host", None)
+            facts.pop("port", None)
     return tuple(
         f"{name}: runs with {_shown(runs.get(name))}, should be {_shown(wanted.get(name))}"
         for name in dict.fromkeys((*wanted, *runs))
@@ -80,20 +98,17 @@ def port_of(argv: Iterable[str]) -> int | None:
     return int(port) if port and port.isdecimal() else None
 
 
-def address_of(argv: Iterable[str]) -> str:
-    """The address at which a server is reached from this host."""
-    host = _options(argv).get("host") or _LOOPBACK
-    return _REACHED_BY.get(host, host)
-
-
-def url_of(argv: Iterable[str]) -> str | None:
-    """Where a server is reached from this host; ``None`` if it was told no port."""
+def reach_of(argv: Iterable[str], environment: Iterable[str]) -> Reach | None:
+    """How a server is reached from this host; ``None`` if it was told neither socket nor port."""
     argv = tuple(argv)
+    host = _options(argv).get("host") or _LOOPBACK
+    if host.endswith(_UNIX):
+        return AtSocket(Path(host))
     port = port_of(argv)
     if port is None:
         return None
-    host = address_of(argv)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    key_file = _variables(environment).get(KEY_SOURCE)
+    return AtPort(_REACHED_BY.get(host, host), port, Path(key_file) if key_file else None)
 
 
 def model_path_of(environment: Iterable[str]) -> str | None:
@@ -119,11 +134,22 @@ def _variables(environment: Iterable[str]) -> dict[str, str]:
 
 def _facts(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
     facts = _options(argv)
-    facts |= {_WORDS.get(name, name): value for name, value in environment.items() if name.startswith(_OURS)}
+    facts[_ACCESS] = _access(facts, environment)
+    facts |= {
+        _WORDS.get(name, name): value
+        for name, value in environment.items()
+        if name.startswith(_OURS) and name != _KEY_FILE
+    }
     facts |= {name: f"{value}" for name, value in limits_in(environment.get(_LIMITS, "")).items()}
     if _USER in environment:
         facts["user"] = environment[_USER]
     return facts
+
+
+def _access(options: Mapping[str, str], environment: Mapping[str, str]) -> ServerAccess:
+    if options.get("host", "").endswith(_UNIX):
+        return ServerAccess.SOCKET
+    return ServerAccess.KEY if _KEY_FILE in environment else ServerAccess.PORT
 
 
 def _options(argv: Iterable[str]) -> dict[str, str]:

@@ -1,10 +1,11 @@
-"""Who holds a port, in words for a person."""
+"""Who holds a port or a unix socket, in words for a person."""
 
 from pathlib import Path
 
 import psutil
 
 from magi_agent.host.listeners import listeners
+from magi_agent.host.unix_listeners import unix_listener
 
 
 def holder_of(port: int) -> str:
@@ -17,13 +18,28 @@ def holder_of(port: int) -> str:
                 and connection.laddr
                 and connection.laddr.port == port
             ):
-                process = psutil.Process(connection.pid)
-                unit = _unit_of(connection.pid)
-                return f"{process.name()} (process {connection.pid}{f', unit {unit}' if unit else ''})"
+                return _described(connection.pid)
     except psutil.Error:
         pass
     owners = {listener.uid for listener in listeners(port)}
     return f"a process of user {', '.join(map(str, sorted(owners)))}" if owners else "another process"
+
+
+def holder_of_socket(path: Path) -> str:
+    """Who listens on a unix socket, as well as this process may know."""
+    listener = unix_listener(path)
+    if listener is None:
+        return "another process"
+    try:
+        return _described(listener.pid)
+    except psutil.Error:
+        return f"a process of user {listener.uid} (process {listener.pid})"
+
+
+def _described(pid: int) -> str:
+    """Raises ``psutil.Error`` where this process may not know."""
+    unit = _unit_of(pid)
+    return f"{psutil.Process(pid).name()} (process {pid}{f', unit {unit}' if unit else ''})"
 
 
 def _unit_of(pid: int) -> str | None:

@@ -9,18 +9,17 @@ from magi_agent.errors import ModelNotUsable, PortInUse, SettingsNotUsable, Vali
 from magi_agent.host.listeners import listeners
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
-from magi_agent.runtime_settings.passing import disallowed, passed
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
-from magi_agent.runtime_settings.settings import faults_of as discord_in
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.effective import EffectiveSettings
-from magi_agent.servers.launch import LaunchSpecification
+from magi_agent.servers.launch import LaunchSpecification, Wanted, specification_of
 from magi_agent.servers.llama_server import binary_identity_of
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.servers.ports import free_port
-from magi_agent.servers.settings_files import file_faults
-from magi_agent.settings import Settings
+from magi_agent.servers.settings_faults import binary_fault, settings_faults
+from magi_agent.settings import Settings, within
 from magi_agent.systemd.status import UnitStatus
+from magi_agent.vocabulary import ServerAccess
 
 _PORT_WAIT: Final = 2.0
 """Seconds a port may take to come free after its last holder ended."""
@@ -47,24 +46,17 @@ class StartPreparation:
         return self._specification(model, port, self._runtime_of(model, effective or self._effective))
 
     def _specification(self, model: Model, port: int, runtime: RuntimeSettings) -> LaunchSpecification:
-        settings = self._settings
-        binary = settings.binary(runtime.binary) or settings.llama_server_path
+        binary = self._settings.binary(runtime.binary) or self._settings.llama_server_path
         file = self._binaries.file(binary)
-        return LaunchSpecification(
-            model_id=model.model_id,
-            display_name=model.facts.display_name or model.facts.filename,
-            binary=binary,
-            model_path=model.facts.file_path,
-            projector_path=model.facts.projector_path,
-            host=settings.llama_server_host,
-            port=port,
-            runtime_settings=runtime,
-            readable_folders=settings.model_scan_path,
-            user=settings.llama_server_user or None,
-            stop_timeout=settings.stop_timeout,
-            known_options=self._binaries.options(binary),
-            binary_identity=file.identity if file else None,
+        wanted = Wanted(
+            model.model_id,
+            model.facts.display_name or model.facts.filename,
+            model.facts.file_path,
+            model.facts.projector_path,
+            port,
+            runtime,
         )
+        return specification_of(wanted, self._settings, self._binaries.options(binary), file.identity if file else None)
 
     async def look_at_binaries(self) -> None:
         """See which files the binaries are now, so that what ``launch_of`` says of them holds."""
@@ -89,18 +81,10 @@ class StartPreparation:
 
     async def faults_of(self, settings: RuntimeSettings) -> tuple[Fault, ...]:
         """Why a server could not be run with ``settings``: what the configuration, the binary or the files forbid."""
-        binary = self._settings.binary(settings.binary)
-        if binary is None:
-            names = ", ".join(name for name, _ in self._settings.llama_server_alternatives) or "none"
-            return (Fault("binary", f"{settings.binary!r} is not among servers.llama_server_alternatives ({names})"),)
-        known = await self._binaries.ask(binary)
-        faults = [
-            *discord_in(settings),
-            *disallowed(settings, self._settings.allowed_flags, known),
-            *passed(settings, known).faults,
-        ]
-        faults += await asyncio.to_thread(file_faults, settings, self._settings.model_scan_path)
-        return tuple(faults)
+        if fault := binary_fault(settings, self._settings):
+            return (fault,)
+        known = await self._binaries.ask(self._settings.binary(settings.binary) or self._settings.llama_server_path)
+        return await asyncio.to_thread(settings_faults, settings, self._settings, known)
 
     def check_aliases(self, model_id: str, settings: RuntimeSettings) -> None:
         """See that no alias names another model. Raises ``ValidationFailed``."""
@@ -135,7 +119,7 @@ class StartPreparation:
             await self.check(model)
             port = model.choices.port or (await self.give_port(model_id)).choices.port
             assert port is not None  # noqa: S101  # given above
-            if not await self._came_free(port):
+            if self._listens_on_ports and not await self._came_free(port):
                 holder = await asyncio.to_thread(holder_of, port)
                 raise PortInUse(
                     f"port {port} of {model_id} is held by {holder}; stop that, or give the model another port",
@@ -174,7 +158,24 @@ class StartPreparation:
     @property
     def port_range(self) -> tuple[int, int]:
         """The ports that models get: those a person chose, else the configuration's."""
-        return self._registry.port_range or self._settings.port_range
+        chosen = self._registry.port_range
+        return chosen if chosen and within(chosen, self._settings.port_limits) else self._settings.port_range
+
+    async def choose_port_range(self, ports: tuple[int, int] | None) -> None:
+        """Choose the range that ports are given from; ``None`` for the configured one.
+
+        Raises ``ValidationFailed``, ``RegistrySaveFailed``.
+        """
+        if ports is not None and (problem := self.port_range_problem(ports)):
+            raise ValidationFailed([{"field": "portRange", "message": problem}])
+        await self._registry.choose_port_range(ports)
+
+    def port_range_problem(self, ports: tuple[int, int]) -> str | None:
+        """Why a range of ports cannot be chosen."""
+        limits = self._settings.port_limits
+        if within(ports, limits):
+            return None
+        return f"must lie within {limits[0]} to {limits[1]}, the servers.port_limits of agent.toml"
 
     async def choose_port(self, model_id: str, port: int | None, *, held: int | None = None) -> Model:
         """Give a model a port that a person chose, or take its port back; one that went may lose it too.
@@ -216,6 +217,11 @@ class StartPreparation:
         if runtime.mode is None and model.facts.is_embedding:
             return replace(runtime, mode="rerank" if model.facts.is_reranker else "embedding")
         return runtime
+
+    @property
+    def _listens_on_ports(self) -> bool:
+        """Whether servers that are started now use the ports they are given; these stay theirs in any case."""
+        return self._settings.server_access is not ServerAccess.SOCKET
 
     async def _came_free(self, port: int) -> bool:
         """Whether nobody listens on the port; an earlier run of the same model may be on its way out."""

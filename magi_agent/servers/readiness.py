@@ -1,23 +1,27 @@
 """Proving that a server is ready: its health says so, and it is its own unit that answers.
 
-An answer alone proves nothing: a stranger on the port, an orphan of an earlier run for one, may give it.
+An answer alone proves nothing: a stranger on the port, an orphan of an earlier run for one, may give it. So nobody is
+shown a server's key before that is settled; llama-server tells its health without.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Final
 
 import aiohttp
+
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import Reach
 
 _FIRST_PAUSE: Final = 0.01
 _GROWTH: Final = 1.01
 """Of a pause over the one before: a server is found ready late by at most about 1 % of the time it took."""
 _REQUEST_TIMEOUT: Final = 5.0
-_STRANGER_STAYS: Final = 0.5
-"""Seconds that somebody else must have answered to be there to stay."""
+_STAYS: Final = 0.5
+"""Seconds that somebody else must have answered, or the door been closed to us, for it to be there to stay."""
 _HARD_CAP: Final = 10
 """However much progress a server shows, after this many times the allowed stillness it has failed."""
 
@@ -27,7 +31,9 @@ class Verdict(StrEnum):
 
     READY = "ready"
     STRANGER = "stranger"
-    """Something else answers on its port."""
+    """Something else answers in its place."""
+    FORBIDDEN = "forbidden"
+    """The agent may not connect to it."""
     TIMEOUT = "timeout"
 
 
@@ -41,18 +47,24 @@ class Patience:
     """Between two checks."""
 
 
+class _Health(Enum):
+    GOOD = auto()
+    NOT_YET = auto()
+    FORBIDDEN = auto()
+
+
 async def wait_until_ready(
-    session: aiohttp.ClientSession,
-    url: str,
+    connections: ServerConnections,
+    reach: Reach,
     *,
-    owns_port: Callable[[], Awaitable[bool | None]],
+    is_its_own: Callable[[], Awaitable[bool | None]],
     progress: Callable[[], Awaitable[object]],
     patience: Patience,
 ) -> Verdict:
-    """Ask the server at ``url`` until it is ready, or has shown no progress for too long.
+    """Ask the server at ``reach`` until it is ready, or has shown no progress for too long.
 
-    ``owns_port`` says whether the socket that listens belongs to the unit, ``None`` where the kernel does not tell.
-    ``progress`` is any value that changes while the server gets on.
+    ``is_its_own`` says whether the socket that listens there belongs to the unit, ``None`` where the kernel does not
+    tell. ``progress`` is any value that changes while the server gets on.
     """
     began = time.monotonic()
     deadline = began + patience.stillness
@@ -60,17 +72,22 @@ async def wait_until_ready(
     seen: object = None
     looked_at = began
     pause = _FIRST_PAUSE
-    stranger_since: float | None = None
+    trouble: Verdict | None = None
+    trouble_since = began
     while True:
-        if await _is_healthy(session, url):
-            if await owns_port() is not False:
+        health = await _health(connections, reach)
+        found: Verdict | None = None
+        if health is _Health.GOOD:
+            if await is_its_own() is not False:
                 return Verdict.READY
-            stranger_since = stranger_since or time.monotonic()
-            if time.monotonic() - stranger_since >= _STRANGER_STAYS:
-                return Verdict.STRANGER
-        else:
-            stranger_since = None
+            found = Verdict.STRANGER
+        elif health is _Health.FORBIDDEN:
+            found = Verdict.FORBIDDEN
         now = time.monotonic()
+        if found is not trouble:
+            trouble, trouble_since = found, now
+        elif found is not None and now - trouble_since >= _STAYS:
+            return found
         if now - looked_at >= min(1.0, patience.stillness / 4):
             looked_at = now
             if (current := await progress()) != seen:
@@ -82,10 +99,12 @@ async def wait_until_ready(
         pause = min(pause * _GROWTH, patience.longest_pause)
 
 
-async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
+async def _health(connections: ServerConnections, reach: Reach) -> _Health:
+    timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT)
     try:
-        timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT)
-        async with session.get(f"{url}/health", timeout=timeout, allow_redirects=False) as response:
-            return response.status == 200
+        async with connections.request(reach, "GET", "/health", timeout=timeout, with_key=False) as response:
+            return _Health.GOOD if response.status == 200 else _Health.NOT_YET
+    except aiohttp.ClientConnectorError as error:
+        return _Health.FORBIDDEN if isinstance(error.os_error, PermissionError) else _Health.NOT_YET
     except (aiohttp.ClientError, TimeoutError, OSError):
-        return False
+        return _Health.NOT_YET

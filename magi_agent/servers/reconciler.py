@@ -25,16 +25,16 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Protocol
 
-import aiohttp
-
 from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged
+from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
 from magi_agent.servers.failure import Failure, ended_early, failure_of
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import Launcher
-from magi_agent.servers.llama_server import port_of, url_of
+from magi_agent.servers.llama_server import reach_of
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
+from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.readiness import Patience, Verdict, wait_until_ready
 from magi_agent.servers.record import ServerRecord
 from magi_agent.servers.states import state_of
@@ -55,6 +55,13 @@ _STEP_PAUSE: Final = 1.0
 
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
+_RESULTS: Final = {
+    Verdict.TIMEOUT: "start-timeout",
+    Verdict.STRANGER: "port-in-use",
+    Verdict.FORBIDDEN: "not-reachable",
+}
+"""In one word, why a server that runs was not ready."""
+
 OUTCOMES: Final = frozenset({ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN})
 """The states in which a start has ended, one way or the other."""
 
@@ -72,11 +79,11 @@ class Preparation(Protocol):
 class Evidence(Protocol):
     """What can be found out about a unit that runs, or ran."""
 
-    async def owns_port(self, unit: UnitStatus, port: int) -> bool | None:
-        """Whether the unit's own processes listen on the port; ``None`` where nobody can tell."""
+    async def is_its_own(self, unit: UnitStatus, reach: Reach) -> bool | None:
+        """Whether the unit's own processes listen there; ``None`` where nobody can tell."""
 
-    async def holder_of(self, port: int) -> str:
-        """Who listens on a port, in words."""
+    async def holder_of(self, reach: Reach) -> str:
+        """Who listens there, in words."""
 
     async def progress(self, unit: UnitStatus) -> object:
         """A value that changes while the unit's processes get on."""
@@ -95,6 +102,7 @@ class Reconciler:
         desired: Desired,
         preparation: Preparation,
         evidence: Evidence,
+        connections: ServerConnections,
         events: EventStream,
         patience: Patience,
         stop_timeout: float,
@@ -104,6 +112,7 @@ class Reconciler:
         self._desired = desired
         self._preparation = preparation
         self._evidence = evidence
+        self._connections = connections
         self._events = events
         self._patience = patience
         self._stop_timeout = stop_timeout
@@ -111,7 +120,6 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._session: aiohttp.ClientSession | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._live = False
         self._halted = False
@@ -129,9 +137,6 @@ class Reconciler:
 
     async def start(self) -> None:
         """Begin to reconcile. Until then nothing that is said of units counts."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=64, force_close=True), auto_decompress=False
-        )
         self._live = True
         self.last_look = asyncio.get_running_loop().time()
         await self.look_after_absence()
@@ -146,8 +151,6 @@ class Reconciler:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._desired.settled()
-        if self._session:
-            await self._session.close()
 
     def halt(self) -> None:
         """Start nothing any more: the host is going down."""
@@ -423,8 +426,8 @@ class Reconciler:
             return
         if record.watched == key and record.watch and not record.watch.done():
             return
-        url, port = url_of(unit.argv), port_of(unit.argv)
-        if url is None or port is None:
+        reach = reach_of(unit.argv, unit.environment)
+        if reach is None:
             if record.watched != key:
                 _LOG.warning("%s was started without --port, so nobody can tell whether it is ready", unit.name)
             record.watched = key
@@ -432,7 +435,7 @@ class Reconciler:
         self._end_watch(record)
         record.watched = key
         record.watch = self._spawn(
-            partial(self._await_readiness, model_id, record, unit, url, port), f"readiness of {model_id}"
+            partial(self._await_readiness, model_id, record, unit, reach), f"readiness of {model_id}"
         )
 
     def _end_watch(self, record: ServerRecord) -> None:
@@ -441,14 +444,11 @@ class Reconciler:
         record.watch = None
         record.watched = None
 
-    async def _await_readiness(
-        self, model_id: str, record: ServerRecord, unit: UnitStatus, url: str, port: int
-    ) -> None:
-        assert self._session is not None  # noqa: S101  # started before any unit is looked at
+    async def _await_readiness(self, model_id: str, record: ServerRecord, unit: UnitStatus, reach: Reach) -> None:
         verdict = await wait_until_ready(
-            self._session,
-            url,
-            owns_port=lambda: self._evidence.owns_port(self._manager.units.get(unit.name, unit), port),
+            self._connections,
+            reach,
+            is_its_own=lambda: self._evidence.is_its_own(self._manager.units.get(unit.name, unit), reach),
             progress=lambda: self._evidence.progress(unit),
             patience=self._patience,
         )
@@ -456,13 +456,11 @@ class Reconciler:
             record.proven = (unit.invocation_id, unit.main_pid)
             record.ready_since = asyncio.get_running_loop().time()
             record.forget_failure()
-            _LOG.info("server of %s is ready on port %d", model_id, port, extra={"magi_model": model_id})
+            _LOG.info("server of %s is ready on %s", model_id, reach.words, extra={"magi_model": model_id})
             self._announce(model_id)
+            await self._look_at_key(model_id, reach)
             return
-        if verdict is Verdict.TIMEOUT:
-            message = f"it showed no progress for {self._patience.stillness:g} seconds and was not ready"
-        else:
-            message = f"its port {port} is held by {await self._evidence.holder_of(port)}, which answers in its place"
+        message = await self._why_not_ready(verdict, reach)
         if not self.wants(model_id):
             _LOG.warning("server of %s: %s; nobody asked for it, so it is left alone", model_id, message)
             return
@@ -473,12 +471,33 @@ class Reconciler:
             model_id,
             Failure(
                 datetime.now(UTC),
-                "start-timeout" if verdict is Verdict.TIMEOUT else "port-in-use",
+                _RESULTS[verdict],
                 message,
                 invocation_id=unit.invocation_id or None,
                 log_lines=lines,
             ),
         )
+
+    async def _why_not_ready(self, verdict: Verdict, reach: Reach) -> str:
+        if verdict is Verdict.STRANGER:
+            return f"its {reach.words} is held by {await self._evidence.holder_of(reach)}, which answers in its place"
+        if verdict is Verdict.FORBIDDEN:
+            return (
+                f"the agent may not connect to its {reach.words}; "
+                "make the agent's user a member of the group of the user that the servers run as"
+            )
+        return f"it showed no progress for {self._patience.stillness:g} seconds and was not ready"
+
+    async def _look_at_key(self, model_id: str, reach: Reach) -> None:
+        """Have the server's key at hand, and say so if it cannot be: nobody can use the server then."""
+        if isinstance(reach, AtPort) and reach.key_file is not None:
+            try:
+                await self._connections.key(reach.key_file)
+            except OSError as error:
+                _LOG.error(
+                    "the key of %s cannot be read from %s: %s; restart it for another one: magictl restart %s",
+                    model_id, reach.key_file, error.strerror, model_id,
+                )  # fmt: skip
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -24,7 +24,7 @@ from magi_agent.servers.desired import Desired, Drain
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.launch import model_id_of, unit_name
-from magi_agent.servers.llama_server import differences, port_of, url_of
+from magi_agent.servers.llama_server import differences, port_of, reach_of
 from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
 from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
@@ -54,6 +54,7 @@ class Server:
     state: ServerState
     port: int | None
     url: str | None
+    """Where it is: ``http://…``, or ``unix:`` and the path of a socket."""
     pid: int | None
     uptime_seconds: int
     restarts: int
@@ -428,13 +429,14 @@ class Servers:
         port = (port_of(unit.argv) if unit and runs else None) or model.choices.port
         memory, cpu = await self._usage(unit) if unit and runs else (None, None)
         since = unit.exec_main_start_timestamp if unit and runs and unit.main_pid else None
+        reach = reach_of(unit.argv, unit.environment) if unit and runs else None
         return Server(
             model_id=model_id,
             display_name=model.facts.display_name or model.facts.filename,
             unit=unit_name(model_id),
             state=self._reconciler.state(model_id),
             port=port,
-            url=url_of(unit.argv) if unit and runs else None,
+            url=reach.url if reach else None,
             pid=unit.main_pid if unit and runs else None,
             uptime_seconds=max(0, int(time.time() - since)) if since else 0,
             restarts=unit.n_restarts if unit else 0,

@@ -5,7 +5,7 @@ names in unit files: times end in ``USec`` and are microseconds.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -23,7 +23,8 @@ HIDDEN: Final[Mapping[Scope, frozenset[PurePosixPath]]] = {
 }
 """What a sandbox replaces by an empty folder (``PrivateTmp``, ``ProtectHome=tmpfs``)."""
 
-_NOT_BINDABLE: Final = re.compile(r"[\s:'\"\\]")
+NOT_BINDABLE: Final = re.compile(r"[\s:'\"\\]")
+"""What a path that systemd up to 253 is to mount must not have in it, as it writes paths down without quotes."""
 
 SIGNATURES: Final[Mapping[str, str]] = {
     "AmbientCapabilities": "t",
@@ -45,6 +46,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "IOWeight": "t",
     "KeyringMode": "s",
     "KillMode": "s",
+    "LoadCredential": "a(ss)",
     "LockPersonality": "b",
     "LogExtraFields": "aay",
     "MemoryAccounting": "b",
@@ -77,6 +79,8 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "RestrictNamespaces": "t",
     "RestrictRealtime": "b",
     "RestrictSUIDSGID": "b",
+    "RuntimeDirectory": "as",
+    "RuntimeDirectoryMode": "u",
     "Slice": "s",
     "StandardOutputFileToTruncate": "s",
     "StartLimitBurst": "u",
@@ -88,6 +92,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "SystemCallFilter": "(bas)",
     "TasksAccounting": "b",
     "TasksMax": "t",
+    "TemporaryFileSystem": "a(ss)",
     "TimeoutStartUSec": "t",
     "TimeoutStopUSec": "t",
     "Type": "s",
@@ -116,7 +121,12 @@ def properties_of(unit: TransientService, *, scope: Scope, systemd_version: int)
     pairs = [*_program(unit), *_belonging(unit), *_lifetime(unit), *_limits(unit)]
     pairs += [(entry.name, entry.value) for entry in sandbox_entries(unit.sandbox, scope, systemd_version)]
     if unit.sandbox is not Sandbox.NONE:
-        shown = sorted({_shown_by(folder) for folder in unit.read_only_paths if _is_hidden(folder, scope)})
+        # Not in the tables: what the servers' drop-in says wins over what is said here, and this depends on the unit.
+        pairs.append(("UMask", unit.umask))
+        hidden = HIDDEN[scope].union(unit.hidden_folders)
+        if unit.hidden_folders:
+            pairs.append(("TemporaryFileSystem", [(str(folder), "ro") for folder in unit.hidden_folders]))
+        shown = sorted({_shown_by(folder, hidden) for folder in unit.read_only_paths if _is_hidden(folder, hidden)})
         if shown:
             # One that is not there, as the folder of a disk that is not mounted, is passed over: the unit is to start.
             pairs.append(("BindReadOnlyPaths", [(str(folder), str(folder), True, _RECURSIVE) for folder in shown]))
@@ -133,6 +143,11 @@ def _program(unit: TransientService) -> Iterator[tuple[str, object]]:
         yield "Environment", [f"{key}={value}" for key, value in unit.environment.items()]
     if unit.environment_files:
         yield "EnvironmentFiles", [(str(file), False) for file in unit.environment_files]
+    if unit.load_credentials:
+        yield "LoadCredential", [(name, str(file)) for name, file in unit.load_credentials.items()]
+    if unit.runtime_directory is not None:
+        yield "RuntimeDirectory", [unit.runtime_directory]
+        yield "RuntimeDirectoryMode", unit.runtime_directory_mode
     if unit.working_directory is not None:
         yield "WorkingDirectory", str(unit.working_directory)
     if unit.requires_mounts_for:
@@ -197,11 +212,11 @@ def _limits(unit: TransientService) -> Iterator[tuple[str, object]]:
             yield "NUMAMask", _bit_mask(unit.numa_nodes)
 
 
-def _is_hidden(folder: PurePosixPath, scope: Scope) -> bool:
-    return any(folder.is_relative_to(top) for top in HIDDEN[scope])
+def _is_hidden(folder: PurePosixPath, hidden: Collection[PurePosixPath]) -> bool:
+    return any(folder.is_relative_to(top) for top in hidden)
 
 
-def _shown_by(folder: PurePosixPath) -> PurePosixPath:
+def _shown_by(folder: PurePosixPath, hidden: Collection[PurePosixPath]) -> PurePosixPath:
     """Return the folder to bind so that ``folder`` can be seen: itself, or the first one above it that can be bound.
 
     systemd 252 writes bind mounts down without quotes, so with some characters in the path the unit fails, or runs
@@ -209,10 +224,10 @@ def _shown_by(folder: PurePosixPath) -> PurePosixPath:
     """
     top = folder
     for candidate in (folder, *folder.parents):
-        if any(candidate in tops or candidate.parent == PurePosixPath("/") for tops in HIDDEN.values()):
+        if candidate in hidden or candidate.parent == PurePosixPath("/"):
             top = candidate
             break
-        if not _NOT_BINDABLE.search(str(candidate)):
+        if not NOT_BINDABLE.search(str(candidate)):
             return candidate
     raise ValueError(
         f"systemd cannot show {str(folder)!r} to a sandboxed unit: a folder right below {top} "

@@ -52,7 +52,6 @@ _EVERYWHERE: Final = (
     Entry("SystemCallErrorNumber", 1),
     Entry("RestrictAddressFamilies", (True, ["AF_INET", "AF_INET6", "AF_UNIX"])),
     Entry("KeyringMode", "private"),
-    Entry("UMask", 0o077),
 )
 
 _SYSTEM: Final = (

@@ -13,6 +13,10 @@ from typing import Final
 _UNIT_NAME: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
 _SLICE_NAME: Final = re.compile(r"[A-Za-z0-9:_.\\-]+\.slice")
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
+_RUNTIME_DIRECTORY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_NOT_CREDENTIAL_PATH: Final = re.compile(r"[\s:'\"\\$%]")
+"""What systemd up to 253 would not read in a credential's path as it wrote it."""
 _LOG_FIELD_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _MAX_NAME: Final = 255
 _LINE_BREAKERS: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -79,6 +83,8 @@ class TransientService:
     environment: Mapping[str, str] = field(default_factory=dict)
     environment_files: tuple[PurePosixPath, ...] = ()
     """Files of ``KEY=value`` lines, read by systemd at each start; for secrets, as ``environment`` is public."""
+    load_credentials: Mapping[str, PurePosixPath] = field(default_factory=dict)
+    """Files, by the credential's name, that systemd reads at each start and hands to the unit's user alone."""
     slice: str | None = None
     syslog_identifier: str | None = None
     log_extra_fields: Mapping[str, str] = field(default_factory=dict)
@@ -104,9 +110,16 @@ class TransientService:
     supplementary_groups: tuple[str, ...] = ()
     dynamic_user: bool = False
     working_directory: PurePosixPath | None = None
+    runtime_directory: str | None = None
+    """Folder below the manager's own (/run, ``XDG_RUNTIME_DIR``), for the unit's user while the unit runs."""
+    runtime_directory_mode: int = 0o755
+    umask: int = 0o077
+    """Of a unit in a sandbox."""
     requires_mounts_for: tuple[PurePosixPath, ...] = ()
     read_only_paths: tuple[PurePosixPath, ...] = ()
     """Folders the unit must see although its sandbox hides or replaces what is above them."""
+    hidden_folders: tuple[PurePosixPath, ...] = ()
+    """Folders that the unit finds empty, but for what ``read_only_paths`` shows of them."""
     sandbox: Sandbox = Sandbox.GPU
 
     memory_high: int | None = None
@@ -139,6 +152,10 @@ class TransientService:
             if not _LOG_FIELD_NAME.fullmatch(key):
                 raise ValueError(f"{key!r} is no name for a journal field")
             _check_line(f"the journal field {key}", value)
+        for key, path in self.load_credentials.items():
+            _check_credential(key, path)
+        if self.runtime_directory is not None and not _RUNTIME_DIRECTORY.fullmatch(self.runtime_directory):
+            raise ValueError(f"{self.runtime_directory!r} is no name for a runtime directory")
         _check_line("the description", self.description)
         _check_line("the syslog identifier", self.syslog_identifier or "")
         folders = (
@@ -147,7 +164,9 @@ class TransientService:
             self.io_read_bandwidth_max[0] if self.io_read_bandwidth_max else None,
             *self.requires_mounts_for,
             *self.read_only_paths,
+            *self.hidden_folders,
             *self.environment_files,
+            *self.load_credentials.values(),
         )
         for folder in folders:
             if folder is not None:
@@ -161,6 +180,13 @@ def _check_argv(argv: tuple[str, ...]) -> None:
         _check_line("an argument", argument)
         if "$" in argument or ";" in argument:
             raise ValueError(f"{argument!r}: systemd may change '$' and ';' in arguments; use the environment")
+
+
+def _check_credential(name: str, path: PurePosixPath) -> None:
+    if not _CREDENTIAL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a credential")
+    if _NOT_CREDENTIAL_PATH.search(str(path)):
+        raise ValueError(f"systemd cannot read a credential from {str(path)!r}, for the characters in it")
 
 
 def _check_line(what: str, text: str) -> None:

@@ -28,6 +28,7 @@ WATCHED_SIGNALS = frozenset(
 _SYSTEMD = Path("/lib/systemd/systemd")
 _JOURNALD = Path("/lib/systemd/systemd-journald")
 _RUNTIME = Path("/run/user/0")
+_HIDING = Path("/run/systemd/inaccessible")
 _JOURNAL = Path("/run/log/journal")
 _OUTPUT = Path("/run/systemd/workbench.log")
 _READY_SECONDS = 20.0
@@ -113,7 +114,15 @@ def _make_private_run() -> None:
     # "Not booted with systemd" is what the manager says, and ends, where the first of these is missing.
     for folder in (run / "systemd" / "system", _JOURNAL, _RUNTIME):
         folder.mkdir(parents=True)
-    _RUNTIME.chmod(0o700)
+    # What systemd mounts over a folder or a file that a unit is not to see, /run/credentials among them.
+    (_HIDING / "dir").mkdir(parents=True)
+    (_HIDING / "reg").touch()
+    for node in _HIDING.iterdir():
+        node.chmod(0)
+    # As on a real machine: a file system of its own, so shared that the manager sees the credentials that its children
+    # mount there for a unit (LoadCredential=).
+    kernel.mount("tmpfs", _RUNTIME, "tmpfs", kernel.NO_SUID | kernel.NO_DEVICES, "mode=0700,size=1g")
+    kernel.mount("none", _RUNTIME, flags=kernel.SHARED)
     for path, text in _FILES.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)

@@ -78,6 +78,7 @@ def options(
         "tcp": f"127.0.0.1:{tcp}",
         "tcp_access": "full",
         "socket": str(tmp_path / "api.sock"),
+        "tokens_path": str(tmp_path / "tokens"),
     }
 
 

@@ -27,6 +27,8 @@ from aiohttp import web
 from magi_agent.api.listeners import Listeners
 from magi_agent.errors import ConfigurationError
 from magi_agent.settings import Settings, load_settings
+from magi_agent.tokens import Token, digest_of, line_of, new_secret
+from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, Answer, unit_property, wait_until
 from tests.api.client import until
 from tests.conftest import PortRanges, SystemdUser
@@ -303,6 +305,8 @@ def activated(
 ) -> Iterator[tuple[ActivatedAgent, int]]:
     """An agent's socket unit, on a unix socket and on all addresses of a port; the agent itself is not started yet."""
     (tmp_path / "models").mkdir()
+    # Without any token, an agent does not start on addresses that other hosts reach.
+    (tmp_path / "tokens").write_text(f"{line_of(Token('any', TokenScope.READ, digest_of(new_secret())))}\n")
     agent = ActivatedAgent(tmp_path, tmp_path / "models", unused_ports(4), llama_server)
     agent.handed_over = tmp_path / "systemd.sock"
     port, _ = unused_ports()

@@ -17,12 +17,17 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from magi_agent.api import access, exchange
 from magi_agent.errors import AlreadyRunning, ConfigurationError, MagiError, ProbeFailed
+from magi_agent.launcher.messages import Refused
 from magi_agent.runtime_settings.settings import setting_names, wire_name
 from magi_agent.systemd.errors import JournalError
+from magi_agent.token_file import TokenExists, TokenNotFound, TokensBusy
 from tests.api.client import Api
 from tests.api.conftest import Serve
 
-NEVER_ON_THE_WIRE = {ConfigurationError.error, AlreadyRunning.error, JournalError.error, ProbeFailed.error}
+NEVER_ON_THE_WIRE = {
+    *(ConfigurationError.error, AlreadyRunning.error, JournalError.error, ProbeFailed.error),
+    *(Refused.error, TokenExists.error, TokenNotFound.error, TokensBusy.error),
+}
 """They end the start, or are caught where they are met."""
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
 KINDS_THAT_OTHERS_REFINE = {"NotFound", "InvalidRequest", "Conflict"}
@@ -111,6 +116,26 @@ async def test_every_error_is_in_the_document(serve: Serve) -> None:
     assert exchange.InvalidJson in set(kinds(MagiError))
     assert known - written == set()
     assert written <= raised
+
+
+async def test_every_operation_says_which_scope_a_token_needs_for_it(serve: Serve) -> None:
+    api = await serve()
+    found = await document(api)
+
+    assert found["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    needed = {
+        f"{method} {path}": operation["security"][1]["bearer"] if operation["security"] else "nothing"
+        for method, path, operation in operations(found)
+    }
+    assert needed["GET /"] == []
+    assert {needed["GET /health/live"], needed["GET /health/ready"]} == {"nothing"}
+    for what, scopes in needed.items():
+        if what == "GET /" or "/health/" in what:
+            continue
+        assert scopes == (["read"] if what.startswith("GET ") else ["admin"]), what
+    for _, _, operation in operations(found):
+        for status in {"401", "403"} & operation["responses"].keys():
+            assert "WWW-Authenticate" in operation["responses"][status]["headers"]
 
 
 @pytest.mark.parametrize(

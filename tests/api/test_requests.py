@@ -99,7 +99,7 @@ async def test_the_log_carries_the_id_and_who_changed_what(serve: Serve, caplog:
         for request_id in ("change-1", "read-1")
     )
     assert (change.levelno, read.levelno) == (logging.INFO, logging.DEBUG)
-    who = r"uid 0 \(pid \d+\)" if api.base == "http://localhost" else r"127\.0\.0\.1"
+    who = r"uid 0 \(pid \d+\)" if api.base == "http://localhost" else r"127\.0\.0\.1 \(uid 0\)"
     assert re.fullmatch(rf"PUT {TIER}: 200 in \d+\.\d ms, for {who}", change.getMessage())
     assert re.fullmatch(rf"GET /health/live: 200 in \d+\.\d ms, for {who}", read.getMessage())
 

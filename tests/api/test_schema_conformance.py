@@ -28,6 +28,10 @@ EXAMPLES = os.environ.get("MAGI_TEST_EXAMPLES", "20")
 CONFIGURATION = """
 request-timeout = 90.0
 
+[generation]
+# Tokens that nobody made would be 401, whatever else is asked.
+with-security-parameters = false
+
 [checks.negative_data_rejection]
 # What is too much to be read is refused before it is looked at.
 expected-statuses = [400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422]

@@ -14,6 +14,7 @@ from magi_agent.events import Event, EventStream, ServerChanged
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.binaries import Binaries
+from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
@@ -86,6 +87,7 @@ class ServingAgent:
     make_launcher: MakeLauncher = DirectLauncher
     bus_address: str | None = None
     events: RecordingStream = field(default_factory=RecordingStream)
+    connections: ServerConnections = field(default_factory=ServerConnections)
     journal: Journal = field(init=False)
     registry: Registry = field(init=False)
     desired: Desired = field(init=False)
@@ -119,6 +121,7 @@ class ServingAgent:
             self.desired,
             self.preparation,
             UnitEvidence(self.manager, self.journal),
+            self.connections,
             self.events,
             Patience(self.settings.max_startup_time, self.settings.readiness_check_interval),
             self.settings.stop_timeout,
@@ -154,6 +157,7 @@ class ServingAgent:
     async def __aexit__(self, *_: object) -> None:
         await self.servers.close()
         await self.reconciler.stop()
+        await self.connections.close()
         await self.manager.close()
 
     async def scan(self) -> None:

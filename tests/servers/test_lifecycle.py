@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from magi_agent.errors import ModelNotFound, ModelNotUsable, StartFailed
+from magi_agent.registry.ids import MAX_ID_LENGTH
 from magi_agent.registry.model import Choices
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launcher import DirectLauncher
@@ -61,6 +62,17 @@ async def test_a_model_is_started_answers_is_stopped_and_nothing_of_it_is_left(
         assert await agent.servers.list() == []
         assert agent.told("srv-life") == ["starting", "loading", "ready", "stopping", "stopped"]
         agent.check_transitions()
+
+
+async def test_a_model_with_the_longest_name_is_started(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / f"srv-{'long' * 60}.gguf")
+    async with make_agent() as agent:
+        (model_id,) = agent.registry.models
+        assert len(model_id) == MAX_ID_LENGTH
+        assert (await agent.ready(model_id)).is_ready
+        await agent.servers.stop(model_id, by="test", wait=PATIENCE_OF_TESTS)
 
 
 async def test_the_unit_is_as_specified(make_agent: MakeAgent, models: Path, toy_model: MakeToyModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,10 +20,11 @@ from magi_agent.servers.llama_server import (
     environment_of,
     model_path_of,
     port_of,
-    url_of,
+    reach_of,
 )
+from magi_agent.servers.reach import AtPort, AtSocket
 from magi_agent.systemd.transient import Restart, TransientService
-from magi_agent.vocabulary import Scope
+from magi_agent.vocabulary import Scope, ServerAccess
 from tests.runtime_settings.strategies import RUNTIME_SETTINGS
 
 LAUNCH = LaunchSpecification(
@@ -197,18 +198,85 @@ def test_reasons_can_always_be_written_as_text() -> None:
 def test_where_a_server_is_reached(host: str, url: str) -> None:
     argv = argv_of(replace(LAUNCH, host=host))
 
-    assert (port_of(argv), url_of(argv)) == (8081, url)
+    reach = reach_of(argv, ())
+
+    assert reach is not None
+    assert (port_of(argv), reach.url) == (8081, url)
 
 
 def test_a_server_that_was_told_no_address_is_reached_on_loopback() -> None:
-    assert url_of(("llama-server", "--port", "8081")) == "http://127.0.0.1:8081"
+    assert reach_of(("llama-server", "--port", "8081"), ()) == AtPort("127.0.0.1", 8081)
 
 
 @pytest.mark.parametrize("argv", [(), ("llama-server",), ("llama-server", "--port"), ("llama-server", "--port", "x")])
 def test_a_port_that_is_not_there_is_none(argv: tuple[str, ...]) -> None:
     assert port_of(argv) is None
-    assert url_of(argv) is None
+    assert reach_of(argv, ()) is None
     assert model_path_of(()) is None
+
+
+AT_PORT = replace(LAUNCH, access=ServerAccess.PORT)
+AT_SOCKET = replace(LAUNCH, access=ServerAccess.SOCKET)
+WITH_KEY = replace(LAUNCH, access=ServerAccess.KEY)
+
+
+def test_a_server_at_a_socket_is_told_no_port() -> None:
+    argv = argv_of(AT_SOCKET)
+    [path] = [argument for argument in argv if argument.endswith(".sock")]
+
+    assert argv[argv.index("--host") + 1] == path
+    assert "--port" not in argv
+    assert reach_of(argv, _environment(AT_SOCKET)) == AtSocket(Path(path))
+    assert path.startswith("/run/magi-llama/qwen3-8b.")
+
+
+def test_a_server_with_a_key_is_told_where_systemd_puts_it_and_the_agent_where_it_comes_from() -> None:
+    service = service_of(WITH_KEY, Scope.SYSTEM, Path("/run/magi-llama-keys/x.1"))
+    environment = [f"{name}={value}" for name, value in service.environment.items()]
+
+    assert service.environment["LLAMA_ARG_API_KEY_FILE"] == "/run/credentials/magi-llama-qwen3-8b.service/api-key"
+    assert service.load_credentials == {"api-key": PurePosixPath("/run/magi-llama-keys/x.1")}
+    assert reach_of(service.argv, environment) == AtPort("127.0.0.1", 8081, Path("/run/magi-llama-keys/x.1"))
+    assert not any("key" in argument for argument in service.argv)
+
+
+@pytest.mark.parametrize("running", [AT_PORT, AT_SOCKET, WITH_KEY], ids=lambda launch: str(launch.access))
+@pytest.mark.parametrize("launch", [AT_PORT, AT_SOCKET, WITH_KEY], ids=lambda launch: str(launch.access))
+def test_another_access_is_one_reason(launch: LaunchSpecification, running: LaunchSpecification) -> None:
+    moved = replace(running, host="::1", port=9000)
+    reason = f"server access: runs with {running.access}, should be {launch.access}"
+
+    assert _differences(launch, running) == (() if launch is running else (reason,))
+    if launch is not running:
+        assert _differences(launch, moved) == (reason,)
+
+
+def test_a_server_with_a_key_that_moved_is_still_told() -> None:
+    assert _differences(WITH_KEY, replace(WITH_KEY, port=9000)) == ("port: runs with 9000, should be 8081",)
+
+
+@pytest.mark.parametrize(
+    ("scope", "user", "mode", "umask"),
+    [
+        # The agent is of the servers' user's group, or is root, or is the same user.
+        (Scope.SYSTEM, "magi-llama", 0o750, 0o007),
+        (Scope.SYSTEM, None, 0o700, 0o077),
+        (Scope.USER, None, 0o700, 0o077),
+    ],
+)
+def test_who_may_enter_the_folder_of_a_socket(scope: Scope, user: str | None, mode: int, umask: int) -> None:
+    service = service_of(replace(AT_SOCKET, user=user), scope)
+
+    assert service.runtime_directory is not None
+    assert f"/run/{service.runtime_directory}/server.sock" in service.argv
+    assert (service.runtime_directory_mode, service.umask) == (mode, umask)
+    assert service_of(replace(AT_PORT, user=user), scope).runtime_directory is None
+    assert service_of(replace(AT_PORT, user=user), scope).umask == 0o077
+
+
+def test_a_socket_whose_path_would_be_too_long_is_refused_before_the_start() -> None:
+    with pytest.raises(ValueError, match="longer than 107 bytes"):
+        service_of(replace(AT_SOCKET, runtime_root=Path("/run", "x" * 60)), Scope.USER)
 
 
 @pytest.mark.parametrize("model_id", ["a", "qwen3-8b.q4_k_m", "x.service", "magi-llama-x", "a--b"])

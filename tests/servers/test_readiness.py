@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import aiohttp
+import locations
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import AtPort
 from magi_agent.servers.readiness import Patience, Verdict, wait_until_ready
 from tests.conftest import PortRanges
 
@@ -25,24 +31,28 @@ class Health:
 
     answer: Callable[[int], Awaitable[web.StreamResponse]]
     asked: int = 0
+    keys: set[str | None] = field(default_factory=set)
     server: TestServer = field(init=False)
 
-    async def handle(self, _: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
+        self.keys.add(request.headers.get("Authorization"))
         return await self.answer(self.asked)
 
     @property
-    def url(self) -> str:
-        return str(self.server.make_url("")).rstrip("/")
+    def reach(self) -> AtPort:
+        assert self.server.port is not None
+        return AtPort("127.0.0.1", self.server.port)
 
 
 MakeHealth = Callable[[Callable[[int], Awaitable[web.StreamResponse]]], Awaitable[Health]]
 
 
 @pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession() as session:
-        yield session
+async def connections() -> AsyncIterator[ServerConnections]:
+    connections = ServerConnections()
+    yield connections
+    await connections.close()
 
 
 @pytest.fixture
@@ -91,13 +101,13 @@ async def getting_on() -> object:
 
 
 async def test_a_server_is_ready_when_its_health_says_so(
-    session: aiohttp.ClientSession, make_health: MakeHealth
+    connections: ServerConnections, make_health: MakeHealth
 ) -> None:
     async def answer(asked: int) -> web.StreamResponse:
         return web.json_response({}, status=200 if asked > 5 else 503)
 
     health = await make_health(answer)
-    verdict = await wait_until_ready(session, health.url, owns_port=ours, progress=still, patience=SHORT)
+    verdict = await wait_until_ready(connections, health.reach, is_its_own=ours, progress=still, patience=SHORT)
 
     assert verdict is Verdict.READY
     assert health.asked == 6
@@ -105,62 +115,64 @@ async def test_a_server_is_ready_when_its_health_says_so(
 
 @pytest.mark.parametrize("code", [204, 302, 404, 500, 503])
 async def test_no_other_answer_than_200_is_ready(
-    session: aiohttp.ClientSession, make_health: MakeHealth, code: int
+    connections: ServerConnections, make_health: MakeHealth, code: int
 ) -> None:
     health = await make_health(status(code))
 
-    verdict = await wait_until_ready(session, health.url, owns_port=ours, progress=still, patience=SHORT)
+    verdict = await wait_until_ready(connections, health.reach, is_its_own=ours, progress=still, patience=SHORT)
 
     assert verdict is Verdict.TIMEOUT
     assert health.asked > 1
 
 
-async def test_a_redirect_is_not_followed(session: aiohttp.ClientSession, make_health: MakeHealth) -> None:
+async def test_a_redirect_is_not_followed(connections: ServerConnections, make_health: MakeHealth) -> None:
     elsewhere = await make_health(status(200))
 
     async def answer(_: int) -> web.StreamResponse:
-        raise web.HTTPFound(f"{elsewhere.url}/health")
+        raise web.HTTPFound(f"{elsewhere.reach.url}/health")
 
     health = await make_health(answer)
-    verdict = await wait_until_ready(session, health.url, owns_port=ours, progress=still, patience=SHORT)
+    verdict = await wait_until_ready(connections, health.reach, is_its_own=ours, progress=still, patience=SHORT)
 
     assert verdict is Verdict.TIMEOUT
     assert elsewhere.asked == 0
 
 
 async def test_nobody_listening_is_no_error_but_time_that_passes(
-    session: aiohttp.ClientSession, unused_ports: PortRanges
+    connections: ServerConnections, unused_ports: PortRanges
 ) -> None:
     began = time.monotonic()
     verdict = await wait_until_ready(
-        session, f"http://127.0.0.1:{unused_ports()[0]}", owns_port=ours, progress=still, patience=SHORT
+        connections, AtPort("127.0.0.1", unused_ports()[0]), is_its_own=ours, progress=still, patience=SHORT
     )
 
     assert verdict is Verdict.TIMEOUT
     assert time.monotonic() - began >= SHORT.stillness
 
 
-async def test_a_connection_that_is_cut_is_no_answer(session: aiohttp.ClientSession) -> None:
+async def test_a_connection_that_is_cut_is_no_answer(connections: ServerConnections) -> None:
     async def cut(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         verdict = await wait_until_ready(
-            session, f"http://127.0.0.1:{port}", owns_port=ours, progress=still, patience=SHORT
+            connections, AtPort("127.0.0.1", port), is_its_own=ours, progress=still, patience=SHORT
         )
 
     assert verdict is Verdict.TIMEOUT
 
 
 async def test_an_answer_from_a_port_of_somebody_else_is_no_proof(
-    session: aiohttp.ClientSession, make_health: MakeHealth
+    connections: ServerConnections, make_health: MakeHealth
 ) -> None:
     health = await make_health(status(200))
     began = time.monotonic()
     patience = Patience(stillness=30, longest_pause=0.05)
 
-    verdict = await wait_until_ready(session, health.url, owns_port=somebody_elses, progress=still, patience=patience)
+    verdict = await wait_until_ready(
+        connections, health.reach, is_its_own=somebody_elses, progress=still, patience=patience
+    )
 
     assert verdict is Verdict.STRANGER
     assert health.asked > 1
@@ -168,29 +180,29 @@ async def test_an_answer_from_a_port_of_somebody_else_is_no_proof(
 
 
 async def test_a_stranger_who_leaves_in_time_is_forgotten(
-    session: aiohttp.ClientSession, make_health: MakeHealth
+    connections: ServerConnections, make_health: MakeHealth
 ) -> None:
     health = await make_health(status(200))
 
     async def soon_ours() -> bool | None:
         return health.asked > 5
 
-    verdict = await wait_until_ready(session, health.url, owns_port=soon_ours, progress=still, patience=SHORT)
+    verdict = await wait_until_ready(connections, health.reach, is_its_own=soon_ours, progress=still, patience=SHORT)
 
     assert verdict is Verdict.READY
 
 
 async def test_where_the_kernel_does_not_tell_the_answer_counts(
-    session: aiohttp.ClientSession, make_health: MakeHealth
+    connections: ServerConnections, make_health: MakeHealth
 ) -> None:
     health = await make_health(status(200))
 
-    verdict = await wait_until_ready(session, health.url, owns_port=nobody_knows, progress=still, patience=SHORT)
+    verdict = await wait_until_ready(connections, health.reach, is_its_own=nobody_knows, progress=still, patience=SHORT)
 
     assert verdict is Verdict.READY
 
 
-async def test_progress_gives_more_time(session: aiohttp.ClientSession, make_health: MakeHealth) -> None:
+async def test_progress_gives_more_time(connections: ServerConnections, make_health: MakeHealth) -> None:
     began = time.monotonic()
 
     async def answer(_: int) -> web.StreamResponse:
@@ -198,18 +210,18 @@ async def test_progress_gives_more_time(session: aiohttp.ClientSession, make_hea
         return web.json_response({}, status=200 if ready else 503)
 
     health = await make_health(answer)
-    verdict = await wait_until_ready(session, health.url, owns_port=ours, progress=getting_on, patience=SHORT)
+    verdict = await wait_until_ready(connections, health.reach, is_its_own=ours, progress=getting_on, patience=SHORT)
 
     assert verdict is Verdict.READY
 
 
 async def test_however_much_progress_there_is_at_ten_times_the_patience_it_ends(
-    session: aiohttp.ClientSession, make_health: MakeHealth
+    connections: ServerConnections, make_health: MakeHealth
 ) -> None:
     health = await make_health(status(503))
     began = time.monotonic()
     verdict = await wait_until_ready(
-        session, health.url, owns_port=ours, progress=getting_on, patience=Patience(0.1, 0.02)
+        connections, health.reach, is_its_own=ours, progress=getting_on, patience=Patience(0.1, 0.02)
     )
 
     assert verdict is Verdict.TIMEOUT
@@ -217,7 +229,7 @@ async def test_however_much_progress_there_is_at_ten_times_the_patience_it_ends(
 
 
 async def test_checks_begin_far_shorter_than_the_longest_pause_and_grow_up_to_it(
-    session: aiohttp.ClientSession, make_health: MakeHealth
+    connections: ServerConnections, make_health: MakeHealth
 ) -> None:
     times: list[float] = []
 
@@ -226,14 +238,14 @@ async def test_checks_begin_far_shorter_than_the_longest_pause_and_grow_up_to_it
         return web.json_response({}, status=503)
 
     health = await make_health(answer)
-    await wait_until_ready(session, health.url, owns_port=ours, progress=still, patience=Patience(1.0, 10.0))
+    await wait_until_ready(connections, health.reach, is_its_own=ours, progress=still, patience=Patience(1.0, 10.0))
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
 
     assert min(pauses) < 0.1
     assert 10 < len(times) <= 100
 
 
-async def test_it_can_be_called_off(session: aiohttp.ClientSession, make_health: MakeHealth) -> None:
+async def test_it_can_be_called_off(connections: ServerConnections, make_health: MakeHealth) -> None:
     asked = asyncio.Event()
 
     async def answer(_: int) -> web.StreamResponse:
@@ -242,8 +254,64 @@ async def test_it_can_be_called_off(session: aiohttp.ClientSession, make_health:
         return web.json_response({})
 
     health = await make_health(answer)
-    waiting = asyncio.create_task(wait_until_ready(session, health.url, owns_port=ours, progress=still, patience=SHORT))
+    waiting = asyncio.create_task(
+        wait_until_ready(connections, health.reach, is_its_own=ours, progress=still, patience=SHORT)
+    )
     await asked.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_nobody_is_shown_the_key_before_it_is_known_who_answers(
+    connections: ServerConnections, make_health: MakeHealth, tmp_path: Path
+) -> None:
+    health = await make_health(status(200))
+    key = tmp_path / "key"
+    key.write_text("secret")
+    reach = replace(health.reach, key_file=key)
+
+    verdict = await wait_until_ready(connections, reach, is_its_own=somebody_elses, progress=still, patience=SHORT)
+
+    assert verdict is not Verdict.READY
+    assert health.keys == {None}
+
+
+WAITS = f"""
+import asyncio, os, sys
+from pathlib import Path
+sys.path.insert(0, {str(locations.CHECKOUT)!r})
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import AtSocket
+from magi_agent.servers.readiness import Patience, wait_until_ready
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+
+async def answer():
+    return None
+
+async def main():
+    connections = ServerConnections()
+    reach = AtSocket(Path(sys.argv[1]))
+    patience = Patience(float(sys.argv[2]), 0.05)
+    print(await wait_until_ready(connections, reach, is_its_own=answer, progress=answer, patience=patience))
+    await connections.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_closed_door_is_told_from_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:-1]):
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(folder.stat().st_mode | 0o011)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+
+    def verdict(path: Path, stillness: float) -> str:
+        command = [sys.executable, "-c", WAITS, str(path), str(stillness)]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    assert verdict(closed / "x.sock", 30) == "forbidden"
+    assert verdict(tmp_path / "x.sock", 1) == "timeout"

@@ -26,6 +26,7 @@ FULL = TransientService(
     argv=("/usr/local/bin/llama-server", "--port", "8080"),
     environment={"LLAMA_ARG_MODEL": "/models/toy.gguf", "EMPTY": ""},
     environment_files=(PurePosixPath("/run/magi/keys"),),
+    load_credentials={"api-key": PurePosixPath("/run/magi/key")},
     slice="magi-llama.slice",
     syslog_identifier="magi-llama-toy",
     log_extra_fields={"MAGI_MODEL": "toy"},
@@ -44,6 +45,8 @@ FULL = TransientService(
     supplementary_groups=("render", "video"),
     dynamic_user=True,
     working_directory=PurePosixPath("/var/empty"),
+    runtime_directory="magi-llama/toy",
+    runtime_directory_mode=0o750,
     requires_mounts_for=(PurePosixPath("/models"),),
     read_only_paths=(PurePosixPath("/home/models"), PurePosixPath("/models")),
     sandbox=Sandbox.NONE,
@@ -69,6 +72,9 @@ PLAIN = {
     ],
     "Environment": ["LLAMA_ARG_MODEL=/models/toy.gguf", "EMPTY="],
     "EnvironmentFiles": [("/run/magi/keys", False)],
+    "LoadCredential": [("api-key", "/run/magi/key")],
+    "RuntimeDirectory": ["magi-llama/toy"],
+    "RuntimeDirectoryMode": 0o750,
     "WorkingDirectory": "/var/empty",
     "RequiresMountsFor": ["/models"],
     "Slice": "magi-llama.slice",
@@ -281,13 +287,18 @@ async def test_signatures_are_those_that_systemd_tells_of_itself(manager: System
     assert {name: told.get(name) for name in SIGNATURES} == dict(SIGNATURES)
 
 
-async def test_a_real_manager_takes_and_shows_all_of_it(manager: SystemdManager, unit_name: MakeName) -> None:
+async def test_a_real_manager_takes_and_shows_all_of_it(
+    manager: SystemdManager, unit_name: MakeName, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("secret")
     name = unit_name("full")
     unit = replace(
         FULL,
         name=name,
         argv=("/bin/sleep", "600"),
         environment_files=(),
+        load_credentials={"api-key": PurePosixPath(tmp_path, "key")},
+        runtime_directory=f"systemdtest/{name}",
         slice="systemdtest.slice",
         oneshot=False,
         standard_output=None,
@@ -327,6 +338,8 @@ async def test_a_real_manager_takes_and_shows_all_of_it(manager: SystemdManager,
         "TasksMax": "100",
         "Nice": "5",
         "OOMScoreAdjust": "200",
+        "RuntimeDirectory": f"systemdtest/{name}",
+        "RuntimeDirectoryMode": "0750",
         "WorkingDirectory": "/usr",
     }
     assert {key: shown(name, key) for key in expected} == expected
@@ -383,7 +396,8 @@ def test_no_field_of_a_service_is_forgotten() -> None:
         sandbox=Sandbox.NONE,
         numa_policy=NumaPolicy.INTERLEAVE,
     )
-    unseen = {"name", "sandbox", "read_only_paths"}
+    # These are a sandbox's, or another field's.
+    unseen = {"name", "sandbox", "read_only_paths", "hidden_folders", "umask", "runtime_directory_mode"}
 
     before = table(plain, Scope.SYSTEM)
     for field in fields(TransientService):

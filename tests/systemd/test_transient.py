@@ -239,6 +239,7 @@ def test_names_of_journal_fields_that_are_none_are_refused(key: str) -> None:
         "read_only_paths",
         "requires_mounts_for",
         "environment_files",
+        "load_credentials",
     ],
 )
 def test_folders_are_absolute_and_go_nowhere_else(path: str, place: str) -> None:
@@ -247,6 +248,25 @@ def test_folders_are_absolute_and_go_nowhere_else(path: str, place: str) -> None
         "working_directory": folder,
         "standard_output": folder,
         "io_read_bandwidth_max": (folder, 1),
+        "load_credentials": {"key": folder},
     }
     with pytest.raises(ValueError, match="no absolute path"):
         service(**{place: values.get(place, (folder,))})
+
+
+@pytest.mark.parametrize("name", ["", "/run/x", "a//b", "a/", "../a", "a/../b", ".a", "a b", "a:b", "a%t", "a\n"])
+def test_runtime_directories_are_names_below_the_managers(name: str) -> None:
+    with pytest.raises(ValueError, match="runtime directory"):
+        service(runtime_directory=name)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a:b", "a b", "a\n", "x" * 256])
+def test_names_of_credentials(name: str) -> None:
+    with pytest.raises(ValueError, match="credential"):
+        service(load_credentials={name: PurePosixPath("/run/key")})
+
+
+@pytest.mark.parametrize("path", ["/run/a b", "/run/a:b", "/run/'a", "/run/a%t", "/run/$a", "/run/a\\b"])
+def test_a_credential_that_systemd_would_not_read_again_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="cannot read a credential"):
+        service(load_credentials={"key": PurePosixPath(path)})

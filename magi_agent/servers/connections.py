@@ -1,0 +1,114 @@
+"""The one place that opens connections to servers, however each of them is reached."""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from magi_agent.servers.reach import AtPort, AtSocket, Reach
+from magi_agent.servers.server_keys import read_key
+
+_AT_ONCE: Final = 64
+"""Connections to all servers at ports, and to each server at a socket."""
+_SOCKETS_KEPT: Final = 128
+_KEYS_KEPT: Final = 1024
+_ANY_HOST: Final = "http://localhost"
+"""Before a path in a request over a unix socket; nobody looks it up."""
+
+
+@dataclass(slots=True)
+class _Channel:
+    """A session for the server at one socket."""
+
+    session: aiohttp.ClientSession
+    users: int = 0
+
+
+class ServerConnections:
+    """Opens connections to servers. Made without a loop, used within one, closed at its end."""
+
+    def __init__(self) -> None:
+        self._ports: aiohttp.ClientSession | None = None
+        self._sockets: OrderedDict[Path, _Channel] = OrderedDict()
+        self._keys: dict[Path, str] = {}
+
+    async def close(self) -> None:
+        """Cut what is open."""
+        channels = [channel.session for channel in self._sockets.values()]
+        self._sockets.clear()
+        for session in (*channels, *([self._ports] if self._ports else [])):
+            await session.close()
+        self._ports = None
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        reach: Reach,
+        method: str,
+        path: str,
+        *,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+        headers: Mapping[str, str] | None = None,
+        data: bytes | None = None,
+        with_key: bool = True,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Ask a server, and give the answer as it arrives; a redirect is not followed.
+
+        ``with_key`` sends the server's key along, if it asks for one: only to be true where it is known who listens.
+
+        Raises ``aiohttp.ClientError``, ``TimeoutError``, and ``OSError`` where the key cannot be read.
+        """
+        sent = dict(headers or {})
+        if with_key and isinstance(reach, AtPort) and reach.key_file is not None:
+            sent["Authorization"] = f"Bearer {await self.key(reach.key_file)}"
+        async with self._session(reach) as session:
+            base = reach.url if isinstance(reach, AtPort) else _ANY_HOST
+            async with session.request(
+                method, f"{base}{path}", headers=sent, data=data, timeout=timeout, allow_redirects=False
+            ) as response:
+                yield response
+
+    async def key(self, path: Path) -> str:
+        """The key in a server's key file, which no other key ever takes the place of. Raises ``OSError``."""
+        if path not in self._keys:
+            key = await asyncio.to_thread(read_key, path)
+            if len(self._keys) >= _KEYS_KEPT:
+                self._keys.clear()
+            self._keys[path] = key
+        return self._keys[path]
+
+    @contextlib.asynccontextmanager
+    async def _session(self, reach: Reach) -> AsyncIterator[aiohttp.ClientSession]:
+        match reach:
+            case AtPort():
+                if self._ports is None:
+                    self._ports = _session_over(aiohttp.TCPConnector(limit=_AT_ONCE, force_close=True))
+                yield self._ports
+            case AtSocket(path=path):
+                channel = self._sockets.get(path)
+                if channel is None:
+                    connector = aiohttp.UnixConnector(path=str(path), limit=_AT_ONCE, force_close=True)
+                    channel = self._sockets[path] = _Channel(_session_over(connector))
+                self._sockets.move_to_end(path)
+                channel.users += 1
+                try:
+                    yield channel.session
+                finally:
+                    channel.users -= 1
+                    await self._close_unused()
+
+    async def _close_unused(self) -> None:
+        """Keep no more sessions than so many: those of servers that are gone were used longest ago."""
+        beyond = len(self._sockets) - _SOCKETS_KEPT
+        unused = [path for path, channel in self._sockets.items() if not channel.users][: max(0, beyond)]
+        for channel in [self._sockets.pop(path) for path in unused]:
+            await channel.session.close()
+
+
+def _session_over(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())

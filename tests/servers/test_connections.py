@@ -1,0 +1,155 @@
+"""The one place that opens connections to servers: aiohttp's own servers play llama-servers at ports and sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from magi_agent.servers import connections as module
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import AtPort, AtSocket, Reach
+
+SECONDS = aiohttp.ClientTimeout(total=20)
+
+
+@dataclass(slots=True)
+class Echo:
+    """Tells what it was asked, and remembers."""
+
+    asked: list[tuple[str, str, str | None, bytes]] = field(default_factory=list)
+    hold: asyncio.Event | None = None
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append((request.method, request.path_qs, request.headers.get("Authorization"), await request.read()))
+        self.was_asked.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        if request.path == "/away":
+            raise web.HTTPFound("/elsewhere")
+        return web.json_response({"path": request.path})
+
+
+MakeServer = Callable[[Echo, Path | None], Awaitable[Reach]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[MakeServer]:
+    """Serves at a socket, or where there is none, at a port."""
+    runners: list[web.AppRunner] = []
+
+    async def make(echo: Echo, socket: Path | None) -> Reach:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", echo.handle)
+        runner = web.AppRunner(application)
+        runners.append(runner)
+        await runner.setup()
+        if socket is not None:
+            await web.UnixSite(runner, str(socket)).start()
+            return AtSocket(socket)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return AtPort("127.0.0.1", runner.addresses[0][1])
+
+    yield make
+    for runner in runners:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def connections() -> AsyncIterator[ServerConnections]:
+    connections = ServerConnections()
+    yield connections
+    await connections.close()
+
+
+async def ask(connections: ServerConnections, reach: Reach, path: str, *, with_key: bool = True) -> int:
+    async with connections.request(reach, "GET", path, timeout=SECONDS, with_key=with_key) as response:
+        await response.read()
+        return response.status
+
+
+@pytest.mark.parametrize("at_socket", [True, False])
+async def test_a_request_and_its_answer(
+    connections: ServerConnections, serve: MakeServer, tmp_path: Path, at_socket: bool
+) -> None:
+    echo = Echo()
+    reach = await serve(echo, tmp_path / "x.sock" if at_socket else None)
+    async with connections.request(
+        reach, "POST", "/v1/x?y=1", timeout=SECONDS, headers={"Authorization": "mine"}, data=b"body"
+    ) as response:
+        assert await response.json() == {"path": "/v1/x"}
+
+    assert await ask(connections, reach, "/away") == 302
+    assert echo.asked == [("POST", "/v1/x?y=1", "mine", b"body"), ("GET", "/away", None, b"")]
+
+
+async def test_the_key_goes_along_unless_it_is_not_to(
+    connections: ServerConnections, serve: MakeServer, tmp_path: Path
+) -> None:
+    echo = Echo()
+    plain = await serve(echo, None)
+    assert isinstance(plain, AtPort)
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    reach = AtPort(plain.host, plain.port, key)
+
+    await ask(connections, reach, "/", with_key=False)
+    await ask(connections, reach, "/")
+    key.unlink()
+    await ask(connections, reach, "/")  # it is remembered: a file of that name never has another key
+
+    assert [authorization for _, _, authorization, _ in echo.asked] == [None, "Bearer secret", "Bearer secret"]
+
+
+async def test_a_key_that_cannot_be_read_is_no_question_without_it(
+    connections: ServerConnections, serve: MakeServer, tmp_path: Path
+) -> None:
+    echo = Echo()
+    plain = await serve(echo, None)
+    assert isinstance(plain, AtPort)
+
+    with pytest.raises(FileNotFoundError):
+        await ask(connections, AtPort(plain.host, plain.port, tmp_path / "none"), "/")
+    assert echo.asked == []
+
+
+async def test_sessions_of_servers_that_are_gone_are_closed_and_none_that_is_used(
+    connections: ServerConnections, serve: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SOCKETS_KEPT", 2)
+    closed: list[str] = []
+    close = aiohttp.ClientSession.close
+
+    async def closing(session: aiohttp.ClientSession) -> None:
+        assert isinstance(session.connector, aiohttp.UnixConnector)
+        closed.append(Path(session.connector.path).name)
+        await close(session)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "close", closing)
+    busy = Echo(hold=asyncio.Event())
+    asking = asyncio.create_task(ask(connections, await serve(busy, tmp_path / "busy.sock"), "/"))
+    await busy.was_asked.wait()
+    for name in ("a", "b", "c", "a"):
+        reach = AtSocket(tmp_path / f"{name}.sock")
+        if not reach.path.exists():
+            await serve(Echo(), reach.path)
+        assert await ask(connections, reach, "/") == 200
+    assert closed == ["a.sock", "b.sock", "c.sock"]
+    assert busy.hold is not None
+    busy.hold.set()
+    assert await asking == 200
+
+
+async def test_it_can_be_used_again_after_it_was_closed(
+    connections: ServerConnections, serve: MakeServer, tmp_path: Path
+) -> None:
+    for reach in (await serve(Echo(), None), await serve(Echo(), tmp_path / "x.sock")):
+        assert await ask(connections, reach, "/") == 200
+        await connections.close()
+        assert await ask(connections, reach, "/") == 200
