@@ -15,11 +15,14 @@ import pytest
 from magi_agent.runtime_settings.reading import ADAPTER
 from magi_agent.runtime_settings.settings import setting_names, wire_name
 from magi_agent.settings import SETTINGS
+from magi_agent.tokens import Token, digest_of, line_of, new_secret
+from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, ended, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 
 DOCS = locations.CHECKOUT / "docs"
 MODEL = "documented"
+TOKEN = new_secret()
 
 
 def test_every_setting_is_in_the_table_as_the_code_has_it() -> None:
@@ -71,6 +74,7 @@ def agent(
     toy_model(tmp_path / "models" / f"{MODEL}.gguf")
     agent = AgentProcess(tmp_path, tmp_path / "models", unused_ports(2), llama_server)
     agent.settings["MAGI_TCP"] = f"127.0.0.1:{unused_ports()[0]}"
+    (tmp_path / "tokens").write_text(f"{line_of(Token('docs', TokenScope.ADMIN, digest_of(TOKEN)))}\n")
     with ended(agent, f"magi-llama-{MODEL}.service"):
         agent.start()
         wait_until(lambda: not agent.ask("GET", "/health/ready").body["scanning"], "the first scan")
@@ -84,6 +88,7 @@ def test_every_example_of_the_api_works_as_it_stands(agent: AgentProcess) -> Non
         "S": str(agent.socket),
         "T": f"http://{agent.settings['MAGI_TCP']}",
         "ID": MODEL,
+        "TOKEN": TOKEN,
         "PATH": "/usr/bin:/bin",
     }
     answers = {}

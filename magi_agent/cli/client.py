@@ -47,8 +47,10 @@ class Reply:
 class Client:
     """Asks the agent at one address. Holds no connection between requests, so threads may share it."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, token: str | None = None) -> None:
+        """``token`` goes with each request: it says who asks."""
         self.address = address
+        self._token = token
 
     def get(self, path: str, *keys: str, timeout: float = REQUEST_SECONDS) -> dict[str, object]:
         """Return the JSON object at ``path``; an answer without ``keys`` is none of the agent's."""
@@ -110,6 +112,8 @@ class Client:
         self, connection: http.client.HTTPConnection, method: str, path: str, body: Json
     ) -> http.client.HTTPResponse:
         headers = {"Accept": "application/json", "Connection": "close", "User-Agent": "magictl"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
         content: bytes | None = None
         if body is not None:
             try:
@@ -203,10 +207,13 @@ def refusal(address: Address, reply: Reply) -> CommandError:
     kind = str(body["error"])
     details = body.get("details")
     error = UnknownNameError if kind in _NOT_FOUND else RefusedError
+    message = str(body.get("message") or f"the agent answered with HTTP status {reply.status}")
+    if kind == "Unauthorized" and "token" in message:
+        message = f"{message}; magictl sends the token in the file that --token-file or MAGI_TOKEN_FILE names"
     return error(
         reply.status,
         kind,
-        str(body.get("message") or f"the agent answered with HTTP status {reply.status}"),
+        message,
         details if isinstance(details, dict) else {},
         reply.headers.get("x-request-id"),
     )

@@ -39,7 +39,9 @@ _COMMANDS = {
     "drain": "drain.drain",
     "export": "transfer.export",
     "import": "transfer.import_file",
+    "token": "token.token",
     "check": "check.check",
+    "doctor": "doctor.doctor",
     "completion": "completion.completion",
 }
 """Each command, in the order of the help text, and the module of this package that has it."""

@@ -19,12 +19,13 @@ class Session:
 
     socket: str | None = None
     url: str | None = None
+    token_file: str | None = None
     as_json: bool = False
 
     @cached_property
     def client(self) -> "Client":
         """The client for the address that was given, or the default. Raises ``click.UsageError`` for a bad one."""
-        from magi_agent.cli.address import SocketAddress, default_address, parse_url
+        from magi_agent.cli.address import SocketAddress, UrlAddress, default_address, parse_url
         from magi_agent.cli.client import Client
 
         if self.socket is not None and self.url is not None:
@@ -33,10 +34,22 @@ class Session:
             raise click.UsageError("--socket needs a path")
         try:
             if self.socket is not None:
-                return Client(SocketAddress(self.socket))
-            return Client(parse_url(self.url) if self.url is not None else default_address(os.environ))
+                return Client(SocketAddress(self.socket), self._token(None))
+            address = parse_url(self.url) if self.url is not None else default_address(os.environ)
+            # On the unix socket everybody is known without a token, and may do no more with that of the environment.
+            named = os.environ.get("MAGI_TOKEN_FILE") if isinstance(address, UrlAddress) else None
+            return Client(address, self._token(named))
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+
+    def _token(self, named: str | None) -> str | None:
+        """Return the token of the file that the option names, or else ``named``. Raises ``ValueError``."""
+        path = self.token_file if self.token_file is not None else named
+        if not path:
+            return None
+        from magi_agent.cli.token_reading import read_token
+
+        return read_token(path)
 
     @cached_property
     def screen(self) -> Screen:
@@ -63,6 +76,13 @@ def options_everywhere() -> list[click.Parameter]:
         ),
         click.Option(
             ["--url"], metavar="URL", expose_value=False, callback=_keep, help="Reach the agent here. [env: MAGI_URL]"
+        ),
+        click.Option(
+            ["--token-file"],
+            metavar="FILE",
+            expose_value=False,
+            callback=_keep,
+            help="Send the token in this file. [env: MAGI_TOKEN_FILE, for a URL]",
         ),
         click.Option(["--json", "as_json"], is_flag=True, expose_value=False, callback=_keep, help="Print JSON."),
     ]

@@ -43,7 +43,7 @@ class Magictl(Protocol):
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the environment says where an agent is, and none is where one is looked for."""
-    for name in ("MAGI_URL", "MAGI_SOCKET", "XDG_RUNTIME_DIR", "MAGI_SYSTEMD_SCOPE"):
+    for name in ("MAGI_URL", "MAGI_SOCKET", "MAGI_TOKEN_FILE", "XDG_RUNTIME_DIR", "MAGI_SYSTEMD_SCOPE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("magi_agent.cli.address.SYSTEM_SOCKET", "/nonexistent/api.sock")
 

@@ -27,7 +27,9 @@ COMMANDS += [
     "drain",
     "export",
     "import",
+    "token",
     "check",
+    "doctor",
 ]
 COMMANDS += ["completion"]
 

@@ -16,10 +16,14 @@ from magi_agent.cli.agent import AgentExit
 from magi_agent.cli.agent import command_line as magi_agent
 from magi_agent.cli.exits import Exit
 from magi_agent.cli.magictl import command_line as magictl
+from magi_agent.configuration import NEEDS_RESTART
 from magi_agent.settings import SETTINGS
+from tests.cli.man_settings import keys
 
 FOLDER = locations.CHECKOUT / "docs" / "man"
 MAGICTL, MAGI_AGENT = FOLDER / "magictl.1", FOLDER / "magi-agent.8"
+MAGI_AGENT_TOML, MAGI_LLAMA_SLICE = FOLDER / "magi-agent.toml.5", FOLDER / "magi-llama.slice.7"
+README = locations.CHECKOUT / "debian" / "README.Debian"
 
 
 def plain(roff: str) -> str:
@@ -72,7 +76,7 @@ def test_magictls_page_has_every_command_with_every_option_and_no_other() -> Non
 
 def test_magictls_page_has_the_commands_in_the_order_of_the_help_and_no_other() -> None:
     commands = plain(MAGICTL.read_text()).partition(".SH COMMANDS")[2].partition(".SH EXIT")[0]
-    headings = re.findall(r"^\.SS ((?:profile )?[a-z-]+)", commands, re.MULTILINE)
+    headings = re.findall(r"^\.SS ((?:(?:profile|token) )?[a-z-]+)", commands, re.MULTILINE)
 
     assert headings == [name for name, _ in commands_of(magictl)]
 
@@ -109,7 +113,59 @@ def test_magi_agents_page_has_the_exit_statuses() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", [MAGICTL, MAGI_AGENT])
+def test_the_configurations_page_has_every_key_as_the_code_has_it() -> None:
+    told = MAGI_AGENT_TOML.read_text().partition(".SH KEYS\n")[2].partition(".SH ")[0]
+
+    # The right text: PYTHONPATH=. .venv/bin/python -m tests.cli.man_settings
+    assert told == keys()
+
+
+def test_the_configurations_page_names_what_waits_for_a_restart() -> None:
+    told = section(MAGI_AGENT_TOML, "Reading it again")
+
+    # Each in a line of its own, with what separates it from the next.
+    named = re.findall(r"^([a-z_]+)(?: ,)?$", told.partition("The keys\n")[2].partition("wait for")[0], re.MULTILINE)
+    assert set(named) - {"and"} == set(NEEDS_RESTART)
+
+
+def test_the_configurations_page_says_what_the_package_sets() -> None:
+    shipped = subprocess.run(
+        [locations.CHECKOUT / "packaging" / "deb" / "agent-toml", locations.CHECKOUT / "etc" / "agent.toml"],
+        capture_output=True, text=True, timeout=30, check=True,
+    ).stdout  # fmt: skip
+    text = plain(MAGI_AGENT_TOML.read_text()).partition("The package's file differs")[2].partition(".SS")[0]
+    told = {" ".join(pair.split()).rstrip(" ,.") for pair in re.split(r",\n|\band\n|\.\n", text.partition("keys:")[2])}
+
+    assert told - {""} == {f"{key} is {value}" for key, value in re.findall(r'^(\w+) = "(.*)"$', shipped, re.MULTILINE)}
+
+
+def test_the_units_page_names_each_unit_of_the_package_and_the_folders_of_drop_ins() -> None:
+    text = plain(MAGI_LLAMA_SLICE.read_text())
+
+    units = [path.name for path in (locations.CHECKOUT / "systemd").iterdir()]
+    assert len(units) > 5
+    for name in units:
+        assert name in text, name
+
+
+@pytest.mark.parametrize("page", [MAGI_LLAMA_SLICE, MAGI_AGENT_TOML, README])
+def test_other_pages_use_commands_that_there_are(page: Path) -> None:
+    commands = {name.split()[0]: command for name, command in commands_of(magictl)}
+    text = plain(page.read_text())
+
+    used = re.findall(r"(?<![\w/-])magictl (?!works)([a-z-]+)(.*)", text)
+    assert used
+    for name, rest in used:
+        assert name in commands, name
+        told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest.partition(",")[0]))
+        assert told <= options_of(commands[name]) | {"--scope"}, (name, rest)
+
+
+def test_readme_fits_a_terminal() -> None:
+    assert max(map(len, README.read_text().splitlines())) < 80
+
+
+@pytest.mark.parametrize("page", sorted(FOLDER.iterdir()), ids=lambda page: page.name)
 def test_groff_has_nothing_to_complain_about(page: Path) -> None:
     if shutil.which("groff") is None:
         pytest.skip("there is no groff here")
@@ -118,4 +174,4 @@ def test_groff_has_nothing_to_complain_about(page: Path) -> None:
     )
 
     assert drawn.stderr == ""
-    assert "EXIT STATUS" in re.sub(r"\x1b\[[\d;]*m|.\x08", "", drawn.stdout)
+    assert "SEE ALSO" in re.sub(r"\x1b\[[\d;]*m|.\x08", "", drawn.stdout)

@@ -1,0 +1,212 @@
+"""What the checks of ``magictl doctor`` share: the configuration as the service has it, its unit, users, and answers.
+
+Each thing is looked at when a check first asks for it, and kept.
+"""
+
+import os
+import re
+import shlex
+import socket
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from magi_agent.cli.address import SocketAddress
+from magi_agent.cli.answers import models_of, record, records
+from magi_agent.cli.client import Client
+from magi_agent.cli.exits import CommandError
+from magi_agent.errors import ConfigurationError
+from magi_agent.host.accounts import DYNAMIC, Account, account_named, account_of_process, own_account
+from magi_agent.host.environment_file import read_environment_file
+from magi_agent.host.gpu_devices import Tree
+from magi_agent.host.systemctl import SystemctlFailed, properties
+from magi_agent.settings import DEFAULT_CONFIG, SETTINGS, Settings, load_settings
+from magi_agent.vocabulary import Scope
+
+UNIT: Final = "magi-agent.service"
+_UNIT_PROPERTIES: Final = (
+    "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NRestarts", "MainPID", "User",
+    "Environment", "EnvironmentFiles",
+)  # fmt: skip
+_NOT_READY: Final = frozenset({503})
+_SECONDS: Final = 10.0
+_FILE_OF_LIST: Final = re.compile(r"^(.*) \(ignore_errors=(?:yes|no)\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentFile:
+    """One ``EnvironmentFile=`` of the service."""
+
+    path: Path
+    variables: dict[str, str]
+    left_out: tuple[str, ...]
+    """Lines that set nothing, shortened."""
+    problem: str | None = None
+
+
+class Patient:
+    """The agent of this host, as far as whoever calls may see."""
+
+    def __init__(self, client: Client, tree: Tree | None = None) -> None:
+        self.client = client
+        self.tree = tree or Tree()
+        self.is_root = os.geteuid() == 0
+
+    @cached_property
+    def scope(self) -> Scope:
+        """Whose manager the agent's own unit belongs to."""
+        return Scope.USER if os.environ.get("MAGI_SYSTEMD_SCOPE") == Scope.USER else Scope.SYSTEM
+
+    @cached_property
+    def unit(self) -> dict[str, str]:
+        """The service's unit; empty where there is none. Raises ``SystemctlFailed``."""
+        found = properties(self.scope, UNIT, *_UNIT_PROPERTIES)
+        return found if found.get("LoadState") not in {None, "not-found"} else {}
+
+    @cached_property
+    def unit_or_none(self) -> dict[str, str]:
+        """The same, and empty too where systemd does not tell."""
+        try:
+            return self.unit
+        except SystemctlFailed:
+            return {}
+
+    @cached_property
+    def environment_files(self) -> tuple[EnvironmentFile, ...]:
+        """The files that the service's unit takes variables from, those that are there."""
+        lines = self.unit_or_none.get("EnvironmentFiles", "").splitlines()
+        paths = [Path(found[1]) for line in lines if (found := _FILE_OF_LIST.match(line))]
+        return tuple(_read(path) for path in paths if os.path.lexists(path))
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """The variables that the service has: its unit's, or without a unit this process's own."""
+        if not self.unit_or_none:
+            return dict(os.environ)
+        try:
+            words = shlex.split(self.unit_or_none.get("Environment", ""))
+        except ValueError:
+            words = []
+        variables = dict(word.partition("=")[::2] for word in words)
+        for file in self.environment_files:
+            variables |= file.variables
+        if self.scope is Scope.USER and "XDG_RUNTIME_DIR" in os.environ:
+            variables.setdefault("XDG_RUNTIME_DIR", os.environ["XDG_RUNTIME_DIR"])
+        return variables
+
+    @cached_property
+    def config(self) -> Path:
+        """The configuration file that counts."""
+        return Path(self.environment.get("MAGI_CONFIG") or DEFAULT_CONFIG)
+
+    @cached_property
+    def configured(self) -> Settings | ConfigurationError:
+        """The settings, or why there are none."""
+        known = {setting.variable for setting in SETTINGS} | {"MAGI_CONFIG", "XDG_RUNTIME_DIR"}
+        try:
+            return load_settings({}, {name: value for name, value in self.environment.items() if name in known})
+        except ConfigurationError as error:
+            return error
+
+    @property
+    def settings(self) -> Settings | None:
+        """The settings, where they are valid."""
+        return self.configured if isinstance(self.configured, Settings) else None
+
+    @cached_property
+    def servers_account(self) -> Account | None:
+        """Whom the servers run as; ``None`` where there is no such user, or the configuration does not tell."""
+        if self.settings is None:
+            return None
+        if self.settings.systemd_scope is Scope.USER:
+            return self.agents_account
+        if not self.settings.llama_server_user:
+            return DYNAMIC
+        return account_named(self.settings.llama_server_user)
+
+    @cached_property
+    def agents_account(self) -> Account | None:
+        """Whom the agent runs as: its process tells, else its unit; without a unit, whoever calls."""
+        if running := self._agents_process():
+            return running
+        unit = self.unit_or_none
+        if unit and self.scope is Scope.SYSTEM:
+            return account_named(unit.get("User") or "root")
+        return own_account()
+
+    def _agents_process(self) -> Account | None:
+        pid = self.unit_or_none.get("MainPID", "0")
+        if pid.isdecimal() and pid != "0":
+            return account_of_process(int(pid))
+        # A socket that systemd made tells of systemd.
+        peer = _listener(self.client)
+        return account_of_process(peer) if peer > 1 and not self.unit_or_none else None
+
+    @cached_property
+    def about(self) -> dict[str, object]:
+        """The agent's name and version. Raises ``CommandError`` where it does not answer."""
+        return self.client.get("/", "name", "version", timeout=_SECONDS)
+
+    @cached_property
+    def answers(self) -> bool:
+        """Whether the agent answers."""
+        try:
+            return bool(self.about)
+        except CommandError:
+            return False
+
+    @cached_property
+    def health(self) -> dict[str, object]:
+        """What the agent says of itself; empty where it does not answer."""
+        return self._ask("/health/ready")
+
+    @cached_property
+    def registry(self) -> dict[str, object]:
+        """The models and the range of ports; empty where the agent does not answer, or not to whoever calls."""
+        return self._ask("/api/models/registry")
+
+    @property
+    def models(self) -> dict[str, dict[str, object]]:
+        """The models, by id."""
+        return {model_id: dict(model) for model_id, model in models_of(self.registry)}
+
+    @cached_property
+    def servers(self) -> list[dict[str, object]]:
+        """The servers; none where the agent does not answer, or not to whoever calls."""
+        return [dict(server) for server in records(self._ask("/api/models/servers").get("servers"))]
+
+    def _ask(self, path: str) -> dict[str, object]:
+        if not self.answers:
+            return {}
+        try:
+            reply = self.client.request("GET", path, timeout=_SECONDS, also_accept=_NOT_READY)
+        except CommandError:
+            return {}
+        return dict(record(reply.body))
+
+
+def _read(path: Path) -> EnvironmentFile:
+    try:
+        variables, left_out = read_environment_file(path)
+    except OSError as error:
+        return EnvironmentFile(path, {}, (), f"cannot be read: {error.strerror}")
+    except ValueError as error:
+        return EnvironmentFile(path, {}, (), f"is no text: {error}")
+    return EnvironmentFile(path, variables, left_out)
+
+
+def _listener(client: Client) -> int:
+    """The process that made the unix socket at which the agent answers; 0 where that cannot be told."""
+    if not isinstance(client.address, SocketAddress):
+        return 0
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(_SECONDS)
+        try:
+            channel.connect(client.address.path)
+            credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        except OSError:
+            return 0
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
