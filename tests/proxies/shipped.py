@@ -1,0 +1,98 @@
+"""The files of packaging/proxies as a test uses them: what ships, with addresses, certificate and socket of the test.
+
+Nothing else of them is changed. Each text that is replaced must be there exactly once, so that a file which has moved
+on fails here, and is not tested with the addresses of the host.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import locations
+
+SHIPPED = locations.CHECKOUT / "packaging" / "proxies"
+NAME = "magi.example.org"
+"""The name that both files answer to."""
+PREFIX = "/magi"
+"""The path below which both files have the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a test has in place of what is on an operator's host."""
+
+    port: int
+    certificate: Path
+    key: Path
+    socket: Path
+    tcp: int | None = None
+    """The agent's port of loopback, where it is reached by that as docs/reverse-proxy.md has it."""
+
+
+def nginx_site(here: Surroundings, more: dict[str, int]) -> str:
+    """The file for nginx. ``more`` are locations like the agent's own for other ports of this host, by their names."""
+    text = (SHIPPED / "nginx.conf").read_text()
+    location = _one(r"^    location /magi/ \{\n.*?^    \}\n", text)
+    others = "".join(
+        _replaced(
+            location,
+            {
+                "location /magi/": f"location /{name}/",
+                "X-Forwarded-Prefix /magi": f"X-Forwarded-Prefix /{name}",
+                "http://unix:/run/magi-agent/api.sock:/": f"http://127.0.0.1:{port}/",
+            },
+        )
+        for name, port in more.items()
+    )
+    return _replaced(
+        text,
+        {
+            "    listen 443 ssl;\n    listen [::]:443 ssl;\n": f"    listen 127.0.0.1:{here.port} ssl;\n{others}",
+            "/etc/ssl/certs/magi.pem": str(here.certificate),
+            "/etc/ssl/private/magi.key": str(here.key),
+            "http://unix:/run/magi-agent/api.sock:/": (
+                f"http://127.0.0.1:{here.tcp}/" if here.tcp else f"http://unix:{here.socket}:/"
+            ),
+        },
+    )
+
+
+def caddy_site(here: Surroundings, more: dict[str, int]) -> str:
+    """The file for Caddy, whose port is a matter of its global options. ``more`` as for nginx."""
+    text = (SHIPPED / "Caddyfile").read_text()
+    handle = _one(r"^\thandle_path /magi/\* \{\n.*?^\t\}\n", text)
+    others = "".join(
+        _replaced(
+            handle,
+            {
+                "handle_path /magi/*": f"handle_path /{name}/*",
+                "X-Forwarded-Prefix /magi": f"X-Forwarded-Prefix /{name}",
+                "unix//run/magi-agent/api.sock": f"127.0.0.1:{port}",
+            },
+        )
+        for name, port in more.items()
+    )
+    return _replaced(
+        text,
+        {
+            handle: handle + others,
+            "/etc/ssl/certs/magi.pem": str(here.certificate),
+            "/etc/ssl/private/magi.key": str(here.key),
+            "unix//run/magi-agent/api.sock": f"127.0.0.1:{here.tcp}" if here.tcp else f"unix/{here.socket}",
+        },
+    )
+
+
+def _one(pattern: str, text: str) -> str:
+    [found] = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def _replaced(text: str, replacements: dict[str, str]) -> str:
+    for old in replacements:
+        assert text.count(old) == 1, f"{text.count(old)} times in the shipped file: {old}"
+    for old, new in replacements.items():
+        text = text.replace(old, new)
+    return text
