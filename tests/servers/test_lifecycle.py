@@ -22,7 +22,7 @@ from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS
-from tests.servers.system import complete, is_free, processes_of, properties, systemctl
+from tests.servers.system import complete, is_free, processes_of, properties, stand_in, systemctl
 
 
 def _enabled(choices: Choices) -> Choices:
@@ -247,9 +247,12 @@ async def test_the_last_of_many_contrary_words_holds(
         agent.check_transitions()
 
 
-async def test_a_start_that_waits_hears_of_a_stop(make_agent: MakeAgent, models: Path, toy_model: MakeToyModel) -> None:
+async def test_a_start_that_waits_hears_of_a_stop(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
+) -> None:
     toy_model(models / "srv-called-off.gguf")
-    async with make_agent() as agent:
+    # One that is never ready: a real one might be, before the stop.
+    async with make_agent(llama_server_path=str(stand_in(tmp_path / "loading", health=503))) as agent:
         start = asyncio.create_task(agent.servers.start("srv-called-off", by="one", wait=PATIENCE_OF_TESTS))
         await agent.until_state("srv-called-off", ServerState.LOADING)
         await agent.servers.stop("srv-called-off", by="another", wait=PATIENCE_OF_TESTS)
