@@ -1,13 +1,13 @@
 # The commands for working on MAGI Agent. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test fuzz soak lint bench demo clean
+.PHONY: help setup test test-system fuzz soak lint bench demo deb deb-13 deb-proof clean
 
 python := .venv/bin/python
 beside_systemd := $(python) packaging/workbench/private_systemd.py --
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Make .venv and fetch a llama-server and two sample models, once
 	@packaging/workbench/setup
@@ -15,6 +15,11 @@ setup: ## Make .venv and fetch a llama-server and two sample models, once
 test: setup ## Run all tests on a real systemd and a real llama-server; choose with ARGS='-k name'
 	@packaging/workbench/test_packages
 	@$(beside_systemd) $(python) -m pytest $(ARGS)
+
+test-system: setup ## Install, upgrade, break and remove the package on booted Debian 12 and 13; one by ARGS='-k debian12'
+	@packaging/roots/prepare
+	@$(beside_systemd) $(python) -m pytest -o python_files='scenario_*.py' --timeout=300 -o faulthandler_timeout=290 \
+		tests/system $(ARGS)
 
 fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by FUZZ_CASES=, the same again by FUZZ_SEED=
 	@FUZZ_CASES=$${FUZZ_CASES:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(python) -m pytest -s --timeout=3600 \
@@ -28,7 +33,7 @@ lint: setup ## Check style and types
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/mypy --explicit-package-bases --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls \
-		tests packaging/workbench
+		tests packaging/workbench packaging/roots
 
 bench: setup ## Measure, side by side; print tables and write build/bench.json
 	@$(beside_systemd) $(python) tests/bench/run.py $(ARGS)
@@ -36,6 +41,15 @@ bench: setup ## Measure, side by side; print tables and write build/bench.json
 demo: setup ## Find two models, start one, ask it a question; stays up until Ctrl-C (DEMO_ONCE=1: only once)
 	@$(python) packaging/workbench/demo.py
 
+deb: ## Build the package for Debian 12 into dist
+	@packaging/deb/build 12
+
+deb-13: ## Build the package for Debian 13 into dist
+	@packaging/deb/build 13
+
+deb-proof: ## Build both packages twice, differently, compare the bytes, and run lintian on them
+	@packaging/deb/prove-reproducible 12 13
+
 clean: ## Remove what builds and runs leave; .venv and the fetched parts stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +
