@@ -27,14 +27,15 @@ _DEBUG: Final = 7
 class JournalHandler(logging.Handler):
     """Sends records to journald by its native protocol."""
 
-    def __init__(self, transport: JournaldTransport | None = None) -> None:
+    def __init__(self, transport: JournaldTransport | None = None, identifier: str = IDENTIFIER) -> None:
         super().__init__()
+        self._identifier = identifier
         self._transport = transport or JournaldTransport()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record; on failure it goes to standard error, as with every handler."""
         try:
-            self._transport.send(_fields(record))
+            self._transport.send(_fields(record, self._identifier))
         except OSError:
             self.handleError(record)
 
@@ -51,14 +52,14 @@ class _LineFormatter(logging.Formatter):
         return super().formatMessage(record)
 
 
-def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
+def _fields(record: logging.LogRecord, identifier: str) -> Iterator[tuple[str, object]]:
     message = record.getMessage()
     if record.exc_info:
         # As one entry: journalctl shows it whole, and nothing of it can pass for another line.
         message = "\n".join([message, "".join(traceback.format_exception(*record.exc_info)).rstrip()])
     yield "MESSAGE", message.encode(errors="replace").decode()
     yield "PRIORITY", next((number for level, number in _PRIORITIES if record.levelno >= level), _DEBUG)
-    yield "SYSLOG_IDENTIFIER", IDENTIFIER
+    yield "SYSLOG_IDENTIFIER", identifier
     yield "LOGGER", record.name
     yield "CODE_FILE", record.pathname
     yield "CODE_LINE", record.lineno
@@ -68,11 +69,14 @@ def _fields(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
             yield name.upper(), str(value).encode(errors="replace").decode()
 
 
-def set_up_logging(level: str) -> None:
-    """Send this process's log where its standard error leads: to the journal, or as text to whoever reads it."""
+def set_up_logging(level: str, identifier: str = IDENTIFIER) -> None:
+    """Send this process's log where its standard error leads: to the journal, or as text to whoever reads it.
+
+    In the journal, ``identifier`` is the name of who writes (``SYSLOG_IDENTIFIER``).
+    """
     handler: logging.Handler
     if check_journal_stream():
-        handler = JournalHandler()
+        handler = JournalHandler(identifier=identifier)
     else:
         handler = logging.StreamHandler(sys.stderr)
         times = "%H:%M:%S" if sys.stderr.isatty() else None

@@ -15,6 +15,7 @@ from magi_agent.launcher.service import LauncherService
 from magi_agent.log_output import set_up_logging
 from magi_agent.systemd.socket_activation import inherited_sockets
 
+IDENTIFIER: Final = "magi-launcher"
 AGENT_USER: Final = "magi-agent"
 _STATE_DIRECTORY: Final = Path("/var/lib/magi-launcher")
 _IDLE_SECONDS: Final = 300.0
@@ -35,7 +36,7 @@ def main() -> int:
             sys.stderr.write("magi-launcher is started by magi-launcher.socket, which hands it one unix socket\n")
             return _USAGE
         sources = ConfigurationSources({}, os.environ)
-        set_up_logging(sources.read().log_level)
+        set_up_logging(sources.read().log_level, IDENTIFIER)
         service = LauncherService(
             handed_over[0][1],
             sources.read,

@@ -19,6 +19,7 @@ from magi_agent.vocabulary import ServerAccess
 
 _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
+_ORIGINS: Final = "--cors-origins"
 _LIMITS: Final = "MAGI_LIMITS"
 _BINARY: Final = "MAGI_BINARY"
 _USER: Final = "MAGI_USER"
@@ -36,6 +37,7 @@ _WORDS: Final = {
     _PROJECTOR: "projector",
     "LLAMA_ARG_SPEC_DRAFT_MODEL": "draft model",
     "LLAMA_ARG_MODEL_DRAFT": "draft model",
+    "LLAMA_ARG_CORS_ORIGINS": "origins of web pages",
     "LLAMA_ARG_CHAT_TEMPLATE": "chat template",
     "LLAMA_ARG_CHAT_TEMPLATE_FILE": "chat template file",
 }
@@ -65,6 +67,10 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
     if projector and projector != NO_PROJECTOR:
         environment[_PROJECTOR] = projector
     environment |= passed(launch.runtime_settings, launch.known_options).environment
+    origins = launch.known_options[_ORIGINS] if launch.known_options else None
+    if origins and origins.variable:
+        # By itself it lets every page in a browser on this host read its answers.
+        environment[origins.variable] = "localhost"
     if limits := limits_text(launch.runtime_settings):
         environment[_LIMITS] = limits
     if launch.user:

@@ -54,10 +54,15 @@ async def log_of(systemd_user: SystemdUser, agent: ServingAgent, model_id: str) 
         await asyncio.sleep(0.05)
 
 
+def knows(llama_server: Path, option: str) -> bool:
+    """Whether this build has an option."""
+    told = subprocess.run([llama_server, "--help"], check=True, capture_output=True, text=True, timeout=60)
+    return option in told.stdout
+
+
 def by_load_mode(llama_server: Path) -> bool:
     """Whether this build calls ``--mmap`` and ``--mlock`` deprecated."""
-    told = subprocess.run([llama_server, "--help"], check=True, capture_output=True, text=True, timeout=60)
-    return "--load-mode" in told.stdout
+    return knows(llama_server, "--load-mode")
 
 
 async def test_what_decides_on_memory_and_computing_takes_effect(
@@ -423,3 +428,21 @@ async def test_a_running_server_is_not_stopped_for_a_restart_that_cannot_be(
             await agent.servers.restart("srv-kept", by="test", wait=PATIENCE_OF_TESTS)
         after = await agent.servers.server("srv-kept")
         assert (after.pid, after.state) == (before.pid, ServerState.READY)
+
+
+async def test_pages_of_other_sites_may_read_nothing_of_a_server(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, llama_server: Path
+) -> None:
+    if not knows(llama_server, "--cors-origins"):
+        pytest.skip("this build lets nobody say which pages may")
+    toy_model(models / "srv-origins.gguf")
+    async with make_agent() as agent:
+        server = await agent.ready("srv-origins")
+        assert server.restart_reasons == ()
+        allowed = {}
+        async with aiohttp.ClientSession() as session:
+            for origin in ("https://elsewhere.example", "http://localhost:3000"):
+                async with session.get(f"{server.url}/health", headers={"Origin": origin}) as response:
+                    allowed[origin] = response.headers.get("Access-Control-Allow-Origin")
+        assert allowed["https://elsewhere.example"] not in ("*", "https://elsewhere.example")
+        assert allowed["http://localhost:3000"] == "http://localhost:3000"
