@@ -20,6 +20,7 @@ from magi_agent.vocabulary import ServerAccess
 _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _ORIGINS: Final = "--cors-origins"
+_ORIGINS_VARIABLE: Final = "LLAMA_ARG_CORS_ORIGINS"
 _LIMITS: Final = "MAGI_LIMITS"
 _BINARY: Final = "MAGI_BINARY"
 _USER: Final = "MAGI_USER"
@@ -37,7 +38,6 @@ _WORDS: Final = {
     _PROJECTOR: "projector",
     "LLAMA_ARG_SPEC_DRAFT_MODEL": "draft model",
     "LLAMA_ARG_MODEL_DRAFT": "draft model",
-    "LLAMA_ARG_CORS_ORIGINS": "origins of web pages",
     "LLAMA_ARG_CHAT_TEMPLATE": "chat template",
     "LLAMA_ARG_CHAT_TEMPLATE_FILE": "chat template file",
 }
@@ -68,9 +68,9 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
         environment[_PROJECTOR] = projector
     environment |= passed(launch.runtime_settings, launch.known_options).environment
     origins = launch.known_options[_ORIGINS] if launch.known_options else None
-    if origins and origins.variable:
+    if origins and origins.variable == _ORIGINS_VARIABLE:
         # By itself it lets every page in a browser on this host read its answers.
-        environment[origins.variable] = "localhost"
+        environment[_ORIGINS_VARIABLE] = "localhost"
     if limits := limits_text(launch.runtime_settings):
         environment[_LIMITS] = limits
     if launch.user:
@@ -144,7 +144,8 @@ def _facts(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, str
     facts |= {
         _WORDS.get(name, name): value
         for name, value in environment.items()
-        if name.startswith(_OURS) and name != _KEY_FILE
+        # Nobody chooses the origins, and a build that was not asked yet is not told them.
+        if name.startswith(_OURS) and name not in (_KEY_FILE, _ORIGINS_VARIABLE)
     }
     facts |= {name: f"{value}" for name, value in limits_in(environment.get(_LIMITS, "")).items()}
     if _USER in environment:

@@ -16,6 +16,7 @@ import pytest
 from magi_agent.launcher.messages import MAX_ANSWER, read_answer, written_request
 from magi_agent.launcher.service import LauncherService
 from magi_agent.settings import Settings, load_settings
+from magi_agent.systemd.socket_activation import InheritedSocket
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 
 PREFIX = "lau"
@@ -97,9 +98,9 @@ async def running(
             "tcp": f"127.0.0.1:{ports[1]}",
         },
     )
-    listener = socket.socket(socket.AF_UNIX)
+    listener = InheritedSocket(socket.AF_UNIX)
     listener.bind(str(launcher.path))
-    listener.listen()
+    socket.socket.listen(listener, 512)  # as its unit has systemd do
     launcher.path.chmod(0o666)  # whoever may connect is to be refused by who they are
     launcher.service = LauncherService(
         listener, launcher.settings, launcher.callers, tmp_path / "launcher-state", idle_seconds=60

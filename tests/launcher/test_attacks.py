@@ -232,7 +232,7 @@ async def test_a_flood_holds_up_nobody_for_long(running: Running, model: Path) -
     assert await running.ask("clear", model_id=model.stem) == {"result": "done"}
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
