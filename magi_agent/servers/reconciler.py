@@ -555,13 +555,16 @@ class Reconciler:
                 case Verb.CLEAR:
                     await self._launcher.clear(step.model_id)
                     record.forget_failure()
+            record.trouble = None
         except BusDisconnected as error:
             # Whether it took effect is not known: with the connection comes the whole truth, and a new plan.
             _LOG.warning("%s of %s: %s", step.verb, step.model_id, error)
             await asyncio.sleep(_BUS_PAUSE)
         except MagiError as error:
             if step.verb is not Verb.START:
-                _LOG.error("cannot %s %s: %s", step.verb, step.model_id, error)
+                if record.trouble != str(error):
+                    _LOG.error("cannot %s %s, which is tried again: %s", step.verb, step.model_id, error)
+                record.trouble = str(error)
                 await asyncio.sleep(_STEP_PAUSE)  # the plan asks for the same again at once
             elif self.wants(step.model_id):
                 words = {

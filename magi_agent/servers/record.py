@@ -49,6 +49,8 @@ class ServerRecord:
     """Whether it is being kept that it runs as wished."""
     let_go: Wish | None = None
     """The wish that somebody overruled by stopping it."""
+    trouble: str | None = None
+    """What it could not be stopped or cleared for; said once."""
     step: asyncio.Task[None] | None = None
     verb: Verb | None = None
     """What the step does."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from magi_agent.errors import ModelNotUsable, NoFreePort, PortInUse, StartFailed
+from magi_agent.launcher.messages import Unreachable
 from magi_agent.servers import record as record_module
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.launcher import DirectLauncher
@@ -567,3 +568,31 @@ async def _healthy_on(listener: socket.socket) -> AsyncIterator[None]:
 
     async with await asyncio.start_server(answer, sock=listener):
         yield
+
+
+async def test_what_cannot_be_stopped_is_tried_again_and_said_once(
+    make_agent: MakeAgent,
+    models: Path,
+    toy_model: MakeToyModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    toy_model(models / "srv-kept.gguf")
+    monkeypatch.setattr("magi_agent.servers.reconciler._STEP_PAUSE", 0.05)
+    async with make_agent() as agent:
+        await agent.ready("srv-kept")
+        asked = 0
+
+        async def away(model_id: str, stop_timeout: float) -> JobResult:
+            nonlocal asked
+            asked += 1
+            raise Unreachable(f"there is no launcher for {model_id}")
+
+        with monkeypatch.context() as gone:
+            gone.setattr(agent.launcher, "stop", away)
+            await agent.servers.stop("srv-kept", by="test", wait=0)
+            await agent.until(lambda: asked > 5, "it is tried again")
+        await agent.until_state("srv-kept", ServerState.STOPPED)
+
+    said = [record.getMessage() for record in caplog.records if "there is no launcher" in record.getMessage()]
+    assert said == ["cannot stop srv-kept, which is tried again: there is no launcher for srv-kept"]
