@@ -180,6 +180,10 @@ def _named_paths(value: object) -> tuple[tuple[str, Path], ...]:
         pairs = [entry.partition("=")[::2] for entry in text.split(":")] if text else []
     if not all(re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name) and path for name, path in pairs):
         raise ValueError(f"must be {allowed}; a name has lower-case letters, digits, '-' and '_'")
+    for name, path in pairs:
+        if not str(path).startswith(("/", "~")):
+            # Most likely it is another key of the section, below the table's heading.
+            raise ValueError(f"must be {allowed}, each path absolute; {name} is {path!r}")
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError(f"must be {allowed}, each name once")
     return tuple((name, _path(path, allowed)) for name, path in pairs)

@@ -191,6 +191,10 @@ class Admission:
         if self._is_cross_site(request, host):
             return Caller(peer.name, Access.OPEN, hint=_CROSS_SITE, is_foreign=True)
         word = self._configuration.settings.tcp_access
+        if word is TcpAccess.FULL and peer.uid is None and self._rights.names_users:
+            # One that has closed its end already is nobody's any more, and may be a proxy's whose client left.
+            hint = f"the kernel does not say whose connection this is, and it may be a proxy's; {_BEARER}"
+            return Caller(peer.name, Access.READ, hint=hint)
         hint = f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_BY_SOCKET}, or {_BEARER}"
         return Caller(peer.name, _TCP[word], hint=hint)
 

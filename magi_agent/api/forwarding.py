@@ -94,6 +94,11 @@ class ProxyRights:
             elif right.user in user_ids:
                 self._users[user_ids[right.user]] = right
 
+    @property
+    def names_users(self) -> bool:
+        """Whether some user of this host is named as a proxy's."""
+        return bool(self._users)
+
     def is_proxy(self, peer: Peer) -> bool:
         """Whether everything of this peer comes through a proxy: it runs as a user that is named as one's."""
         return peer.uid in self._users

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,7 @@ class Listeners:
             with ExitStack() as opened:
                 sockets = [_checked(name, opened.enter_context(channel)) for name, channel in handed_over]
                 opened.pop_all()
+            self._say_what_decides(sockets)
             return sockets
         with ExitStack() as opened:
             sockets = []
@@ -141,6 +142,18 @@ class Listeners:
                 sockets.append(opened.enter_context(_open_tcp(self._settings.tcp)))
             opened.pop_all()
         return sockets
+
+    def _say_what_decides(self, handed_over: Sequence[socket.socket]) -> None:
+        """Say so where the configuration wants another TCP listener than the one that systemd has made."""
+        wanted = str(self._settings.tcp) if self._settings.tcp else "off"
+        made = [
+            str(TcpAddress(*channel.getsockname()[:2])) for channel in handed_over if channel.family != socket.AF_UNIX
+        ]
+        if wanted not in (made or ["off"]):
+            _LOG.warning(
+                "api.tcp is %s, and what systemd has made is %s: its socket unit decides (systemctl edit, or disable, "
+                "magi-agent-tcp.socket, and restart the agent)", wanted, ", ".join(made) or "no TCP socket",
+            )  # fmt: skip
 
     def _open_unix(self, path: Path) -> socket.socket:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -21,6 +21,7 @@ MAX_ANSWER: Final = 2 * MAX_HELP
 
 ModelId = Annotated[str, StringConstraints(pattern=r"\A[a-z0-9]([a-z0-9._-]{0,198}[a-z0-9])?\z")]
 """As the registry makes them, so fit for a unit's name."""
+_MOST_SETTINGS: Final = 64
 _Line = Annotated[str, StringConstraints(max_length=512)]
 _Path = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f]{2,4096}\z")]
 
@@ -49,7 +50,7 @@ class StartRequest(_Request):
     model_path: _Path
     projector_path: _Path | None
     port: Annotated[int, Field(ge=1, le=65535)]
-    settings: dict[str, Any]
+    settings: Annotated[dict[str, Any], Field(max_length=_MOST_SETTINGS)]
     """Runtime settings, as files hold them."""
 
 

@@ -34,6 +34,7 @@ _LOG: Final = logging.getLogger(__name__)
 _UCRED: Final = struct.Struct("=iII")  # of unix(7): process, user, group
 _MOST: Final = 32
 """Connections at once; the agent asks for a few."""
+_LONGEST_SENTENCE: Final = 1000
 _PATIENCE: Final = 5.0
 """Seconds for a caller to say what it wants, for it to take the answer, and for systemd to be reached."""
 
@@ -143,7 +144,7 @@ class LauncherService:
         try:
             runtime = read_settings(request.settings)
         except InvalidRuntimeSettings as error:
-            raise Refused(f"settings: {error}") from None
+            raise Refused(f"settings: {error}"[:_LONGEST_SENTENCE]) from None
         binary = settings.binary(runtime.binary)
         if binary is None:
             raise Refused(f"{runtime.binary!r} is no binary of servers.llama_server_alternatives")

@@ -14,7 +14,7 @@ from magi_agent.systemd.properties import NOT_BINDABLE
 
 _ROOT: Final = PurePosixPath("/")
 _VAR: Final = PurePosixPath("/var")
-_PROGRAMS: Final = re.compile(r"usr|bin|sbin|lib\w*|etc|opt|nix|gnu")
+_PROGRAMS: Final = re.compile(r"usr|bin|sbin|lib(?:32|64|x32)?|etc|opt|nix|gnu")
 _KERNELS: Final = frozenset({"proc", "sys", "dev", "run"})
 _SANDBOXES: Final = frozenset({"home", "root", "tmp"})
 """Hidden by ``ProtectHome`` and ``PrivateTmp``."""

@@ -66,11 +66,15 @@ def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None 
     ``key_file`` holds the key that is handed to a server which asks for one.
     """
     model_folder = Path(launch.model_path).parent
-    folders = {model_folder, *launch.readable_folders, *_folders_of(launch.binary)}
-    if launch.projector_path:
-        folders.add(Path(launch.projector_path).parent)
+    folders = {*launch.readable_folders, *_folders_of(launch.binary)}
     is_systems = scope is Scope.SYSTEM
-    if is_systems:
+    if not is_systems:
+        folders.add(model_folder)
+        if launch.projector_path:
+            folders.add(Path(launch.projector_path).parent)
+    else:
+        # The operator's folders and none that a request names: systemd follows links to what it shows, with the rights
+        # of root, at each automatic restart again.
         # Links in a model folder may name the place that the folder itself is a link to.
         folders.update(folder.resolve() for folder in launch.readable_folders)
     shown = tuple(PurePosixPath(path) for path in sorted(folders))
@@ -127,6 +131,7 @@ def _folder_of_socket(launch: LaunchSpecification, scope: Scope) -> _SocketFolde
 
 def probe_of(binary: Path, output: Path, user: str | None, scope: Scope) -> TransientService:
     """The unit in which a binary is asked what it can do; what it prints goes to ``output``."""
+    shown = tuple(PurePosixPath(path) for path in sorted(_folders_of(binary)))
     return TransientService(
         name=_PROBE_UNIT,
         description=f"options of {binary}",
@@ -139,7 +144,8 @@ def probe_of(binary: Path, output: Path, user: str | None, scope: Scope) -> Tran
         timeout_stop_sec=_PROBE_STOP_TIMEOUT,
         user=user if scope is Scope.SYSTEM else None,
         dynamic_user=user is None and scope is Scope.SYSTEM,
-        read_only_paths=tuple(PurePosixPath(path) for path in sorted(_folders_of(binary))),
+        read_only_paths=shown,
+        hidden_folders=hidden_folders(shown) if scope is Scope.SYSTEM else (),
     )
 
 

@@ -13,6 +13,7 @@ of the host can read; the unit's environment says only where the file is, by whi
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -47,8 +48,9 @@ def new_key(root: Path, model_id: str) -> Path:
 
 def drop_keys(root: Path, model_id: str, *, keep: Path | None = None) -> None:
     """Remove a model's keys, but for one. Raises ``OSError``."""
+    ours = re.compile(rf"{re.escape(short_name(model_id))}\.[0-9a-f]{{{2 * _NAME_BYTES}}}")
     for path in (root / _FOLDER).glob(f"{short_name(model_id)}.*"):
-        if path != keep:
+        if path != keep and ours.fullmatch(path.name):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 

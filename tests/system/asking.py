@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.system.host import SOCKET, Background, Host
 
+_ENOUGH = 3
 LONGEST_ANSWER_MS = 15_000
 """An agent that is started afresh answers within this, also who connected while there was none."""
 
@@ -26,8 +27,8 @@ class Clients:
         may be.
         """
         for path, client in self.by_path.items():
+            client.until_lines(_ENOUGH)
             lines = client.stop()
-            assert len(lines) >= 3, f"{path}: {lines}"
             wrong = [line for line in lines if not line.startswith(tuple(f"answered {status} " for status in fine))]
             assert not any(line.startswith("refused") for line in lines), f"{path}: {wrong}"
             assert all(line.startswith("broken") for line in wrong), f"{path}: {wrong}"

@@ -67,6 +67,13 @@ class Background:
         for line in self._process.stdout:
             self.lines.append(line.rstrip("\n"))
 
+    def until_lines(self, count: int, within: float = 20.0) -> None:
+        """Wait until it has printed so many lines."""
+        deadline = time.monotonic() + within
+        while len(self.lines) < count:
+            assert time.monotonic() < deadline, f"not within {within:g} s: {count} lines; there are {self.lines}"
+            time.sleep(_POLL_SECONDS)
+
     def stop(self, within: float = 30.0) -> list[str]:
         """Tell it to stop, and return all its lines."""
         self._tell(within)
