@@ -23,6 +23,8 @@ BAD: dict[str, list[object]] = {
     "registry_path": ["", 5, "a\0b", "a\x7fb"],
     "llama_server_path": ["", False],
     "llama_server_alternatives": [
+        "llama_server_user=magi-llama",
+        "canary=next/llama-server",
         "canary",
         "=/opt/llama-server",
         "canary=",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_agent.servers.reach import short_name
 from magi_agent.servers.server_keys import drop_keys, new_key, read_key
 
 LONGEST_ID = "m" * 200
@@ -66,3 +67,11 @@ def test_a_file_in_the_place_of_a_key_is_not_written_to(tmp_path: Path, monkeypa
     with pytest.raises(FileExistsError):
         new_key(tmp_path, "one")
     assert target.read_text() == ""
+
+
+def test_a_model_that_is_called_like_anothers_key_keeps_its_own(tmp_path: Path) -> None:
+    one = "a"
+    other = short_name(one)
+    keys = {model_id: new_key(tmp_path, model_id) for model_id in (one, other)}
+    drop_keys(tmp_path, one)
+    assert {model_id: key.exists() for model_id, key in keys.items()} == {one: False, other: True}
