@@ -345,7 +345,7 @@ def over_tcp(host: str, port: int, method: str, path: str) -> Answer:
         connection.close()
 
 
-def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int]) -> None:
+def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int], systemd_user: SystemdUser) -> None:
     agent, port = activated
     inode = agent.handed_over.stat().st_ino
 
@@ -359,6 +359,9 @@ def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int]
                 refused = over_tcp(address.address, port, "GET", "/api/models/registry")
                 assert (refused.status, refused.body["error"]) == (401, "Unauthorized")
     assert not (agent.folder / "own.sock").exists(), "the settings are not listened on"
+    said = f"api.tcp is {agent.settings['MAGI_TCP']}, and what systemd has made is 0.0.0.0:{port}: "
+    command = ["journalctl", f"--directory={systemd_user.journal}", "--output=cat", "--no-pager", "--lines=500"]
+    wait_until(lambda: said in subprocess.run(command, capture_output=True, text=True).stdout, "the journal says so")
     host, _, own = agent.settings["MAGI_TCP"].rpartition(":")
     with pytest.raises(ConnectionRefusedError):
         over_tcp(host, int(own), "GET", "/")

@@ -89,3 +89,33 @@ def test_a_server_sees_the_model_folders_and_no_other_files_of_people(serving: H
         assert serving.run(*inside, "test", "-e", path, check=False).returncode == 1, path
     assert serving.run(*inside, "sh", "-c", "echo x > /models/x", check=False).returncode != 0
     assert serving.run(*inside, "sh", "-c", "echo x > /etc/x", check=False).returncode != 0
+
+
+def test_a_folder_that_is_swapped_behind_the_launchers_back_leads_nowhere(serving: Host) -> None:
+    shipped = serving.run("cat", "/etc/magi-agent/agent.toml").stdout
+    serving.write(
+        "/etc/magi-agent/agent.toml",
+        shipped.replace("[discovery]\n", '[discovery]\nmodel_scan_path = "/models:/srv/models"\n'),
+    )
+    toy = serving.parts.samples / "toy.gguf"
+    serving.run("install", "-D", "--mode=0644", toy, "/srv/models/late.gguf")
+    serving.run("install", "-D", "--mode=0644", toy, "/srv/models/beside/projector.gguf")
+    serving.write("/home/bob/letters/letter", "dear")
+    serving.run("chmod", "0700", "/home/bob")
+    chosen = {"projector": "none"}
+    answer = start(
+        serving, "/srv/models/late.gguf", projector_path="/srv/models/beside/projector.gguf", settings=chosen
+    )
+    assert answer == {"result": "done"}
+    unit = unit_of("late")
+    serving.until(lambda: "model loaded" in serving.journal(f"--unit={unit}", "--boot"), "it is loaded", 20)
+    pid = serving.main_pid(unit)
+
+    serving.run("rm", "--recursive", "/srv/models/beside")
+    serving.run("ln", "--symbolic", "/home/bob/letters", "/srv/models/beside")
+    serving.run("systemctl", "kill", "--signal=SIGKILL", unit)
+    serving.until(lambda: serving.main_pid(unit) not in {0, pid}, "systemd has started it again", 20)
+
+    inside = ["nsenter", f"--target={serving.main_pid(unit)}", "--mount", "--"]
+    serving.run("test", "-e", "/srv/models/beside/letter")
+    assert serving.run(*inside, "test", "-e", "/srv/models/beside/letter", check=False).returncode == 1
