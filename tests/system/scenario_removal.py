@@ -65,6 +65,11 @@ def test_purging_the_package_leaves_nothing_but_the_models(bare: Host) -> None:
 
 def test_models_below_the_agents_own_state_outlive_a_purge(serving: Host) -> None:
     serving.run("install", "-D", "--mode=0644", "-t", f"{_STATE}/models", serving.parts.samples / "other.gguf")
+    # As a download program keeps weights: without a name that says what they are.
+    serving.write(f"{_STATE}/.cache/huggingface/blobs/0123abcd", "weights")
     serving.apt("purge", "magi-agent", within=60)
-    assert serving.output("find", _STATE, "-type", "f") == f"{_STATE}/models/other.gguf"
+    assert sorted(serving.output("find", _STATE, "-type", "f").splitlines()) == [
+        f"{_STATE}/.cache/huggingface/blobs/0123abcd",
+        f"{_STATE}/models/other.gguf",
+    ]
     assert unit_of("toy") not in serving.units()
