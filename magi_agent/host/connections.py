@@ -8,17 +8,17 @@ import socket
 import struct
 from typing import Final
 
-_NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 0x1
+from magi_agent.host.sock_diag import (
+    HEADER,
+    NETLINK_SOCK_DIAG,
+    NLM_F_REQUEST,
+    NO_COOKIE,
+    REQUEST,
+    SOCK_DIAG_BY_FAMILY,
+    SOCKET,
+)
+
 _ALL_STATES: Final = 0xFFFFFFFF
-_HEADER: Final = struct.Struct("=IHHII")
-"""nlmsghdr: length, type, flags, sequence, port id."""
-_REQUEST: Final = struct.Struct("=BBBBI HH16s16sI8s")
-"""inet_diag_req_v2: family, protocol, extensions, padding, states, then inet_diag_sockid."""
-_SOCKET: Final = struct.Struct("=BBBB HH16s16sI8s IIIII")
-"""inet_diag_msg: family, state, timer, retransmits, inet_diag_sockid, expires, queues, uid, inode."""
-_NO_COOKIE: Final = b"\xff" * 8
 _TIMEOUT: Final = 0.1
 _READ_BYTES: Final = 8192
 
@@ -31,7 +31,7 @@ def user_of(address: tuple[object, ...], other_end: tuple[object, ...]) -> int |
     """
     try:
         question = _question(address, other_end)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as kernel:
             kernel.settimeout(_TIMEOUT)
             kernel.bind((0, 0))
             kernel.send(question)
@@ -44,11 +44,11 @@ def user_of(address: tuple[object, ...], other_end: tuple[object, ...]) -> int |
 def _question(address: tuple[object, ...], other_end: tuple[object, ...]) -> bytes:
     here, there = _ip_address(address), _ip_address(other_end)
     family = socket.AF_INET if here.version == 4 else socket.AF_INET6
-    body = _REQUEST.pack(
+    body = REQUEST.pack(
         family, socket.IPPROTO_TCP, 0, 0, _ALL_STATES, _port(address), _port(other_end),
-        here.packed.ljust(16, b"\0"), there.packed.ljust(16, b"\0"), 0, _NO_COOKIE,
+        here.packed.ljust(16, b"\0"), there.packed.ljust(16, b"\0"), 0, NO_COOKIE,
     )  # fmt: skip
-    return _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + body
+    return HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0) + body
 
 
 def _port(address: tuple[object, ...]) -> int:
@@ -62,11 +62,11 @@ def _ip_address(address: tuple[object, ...]) -> ipaddress.IPv4Address | ipaddres
 
 
 def _user_in(answer: bytes, question: bytes) -> int | None:
-    _, kind, *_ = _HEADER.unpack_from(answer)
-    if kind != _SOCK_DIAG_BY_FAMILY:
+    _, kind, *_ = HEADER.unpack_from(answer)
+    if kind != SOCK_DIAG_BY_FAMILY:
         return None
-    asked = _REQUEST.unpack_from(question, _HEADER.size)
-    found = _SOCKET.unpack_from(answer, _HEADER.size)
+    asked = REQUEST.unpack_from(question, HEADER.size)
+    found = SOCKET.unpack_from(answer, HEADER.size)
     # Where there is no such connection, the kernel may answer with a socket that listens.
     if found[4:8] != asked[5:9]:
         return None

@@ -20,23 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-_NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 0x1
+from magi_agent.host.sock_diag import (
+    HEADER,
+    NETLINK_SOCK_DIAG,
+    NLM_F_REQUEST,
+    NO_COOKIE,
+    REQUEST,
+    SOCK_DIAG_BY_FAMILY,
+    SOCKET,
+)
+
 _NLM_F_DUMP: Final = 0x300
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _INET_DIAG_CGROUP_ID: Final = 21
 _TCP_LISTEN: Final = 10
 
-_HEADER: Final = struct.Struct("=IHHII")
-"""nlmsghdr: length, type, flags, sequence, port id."""
-_REQUEST: Final = struct.Struct("=BBBBI HH16s16sI8s")
-"""inet_diag_req_v2: family, protocol, extensions, padding, states, then inet_diag_sockid."""
-_SOCKET: Final = struct.Struct("=BBBB HH16s16sI8s IIIII")
-"""inet_diag_msg: family, state, timer, retransmits, inet_diag_sockid, expires, queues, uid, inode."""
 _ATTRIBUTE: Final = struct.Struct("=HH")
-_NO_COOKIE: Final = b"\xff" * 8
 
 _TIMEOUT: Final = 0.2
 _READ_BYTES: Final = 65536
@@ -119,7 +119,7 @@ def _may_answer(listener: Listener, asked: _Address) -> bool:
 
 def _by_netlink(port: int) -> Iterator[Listener]:
     """Raises ``OSError`` where the kernel refuses or does not know the question."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as kernel:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG) as kernel:
         kernel.settimeout(_TIMEOUT)
         kernel.bind((0, 0))
         # A socket that takes both families is listed once, as IPv6.
@@ -130,21 +130,21 @@ def _by_netlink(port: int) -> Iterator[Listener]:
 
 def _question(family: int, port: int, sequence: int) -> bytes:
     # The port is in network byte order. The kernel compares it for every listening socket and sends the equal ones.
-    body = _REQUEST.pack(
-        family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN, socket.htons(port), 0, bytes(16), bytes(16), 0, _NO_COOKIE
+    body = REQUEST.pack(
+        family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN, socket.htons(port), 0, bytes(16), bytes(16), 0, NO_COOKIE
     )
-    length = _HEADER.size + len(body)
-    return _HEADER.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body
+    length = HEADER.size + len(body)
+    return HEADER.pack(length, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | _NLM_F_DUMP, sequence, 0) + body
 
 
 def _answers(kernel: socket.socket, port: int, sequence: int) -> Iterator[Listener]:
     for _ in range(_MOST_READS):
         data = memoryview(kernel.recv(_READ_BYTES))
-        while len(data) >= _HEADER.size:
-            length, kind, _, answered, _ = _HEADER.unpack_from(data)
-            if length < _HEADER.size:
+        while len(data) >= HEADER.size:
+            length, kind, _, answered, _ = HEADER.unpack_from(data)
+            if length < HEADER.size:
                 raise OSError("netlink: a message of no length")
-            message, data = data[_HEADER.size : length], data[(length + 3) & ~3 :]
+            message, data = data[HEADER.size : length], data[(length + 3) & ~3 :]
             if answered != sequence:
                 continue
             if kind == _NLMSG_DONE:
@@ -159,11 +159,11 @@ def _answers(kernel: socket.socket, port: int, sequence: int) -> Iterator[Listen
 
 
 def _listener(message: memoryview, port: int) -> Listener | None:
-    family, _, _, _, source_port, _, source, *_, uid, inode = _SOCKET.unpack_from(message)
+    family, _, _, _, source_port, _, source, *_, uid, inode = SOCKET.unpack_from(message)
     if socket.ntohs(source_port) != port:
         return None
     address = ipaddress.ip_address(source[:4] if family == socket.AF_INET else source)
-    return Listener(str(address), uid, inode, _cgroup_id(message[_SOCKET.size :]))
+    return Listener(str(address), uid, inode, _cgroup_id(message[SOCKET.size :]))
 
 
 def _cgroup_id(attributes: memoryview) -> int | None:

@@ -6,15 +6,14 @@ unit's mount namespace, which shows the server the model folders and no other pl
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from magi_agent.errors import SettingsNotUsable
 from magi_agent.launcher.messages import Refused
 from magi_agent.runtime_settings.known_options import KnownOptions
 from magi_agent.servers.launch import Wanted
-from magi_agent.servers.settings_faults import settings_faults
+from magi_agent.servers.settings_faults import settings_faults, settings_not_usable
 from magi_agent.settings import Settings
 
 _SUFFIX: Final = ".gguf"
@@ -33,13 +32,7 @@ def check(wanted: Wanted, settings: Settings, known: KnownOptions | None) -> Non
     if wanted.projector_path is not None:
         _check_path(wanted.projector_path, settings.model_scan_path)
     if faults := settings_faults(wanted.runtime_settings, settings, known, as_reader=False):
-        raise SettingsNotUsable(
-            f"model {wanted.model_id} cannot be started with its settings: {faults[0].name}: {faults[0].message}",
-            {
-                "modelId": wanted.model_id,
-                "errors": [{"field": fault.name, "message": fault.message} for fault in faults],
-            },
-        )
+        raise settings_not_usable(wanted.model_id, faults)
 
 
 def check_binary(binary: str, settings: Settings) -> Path:
@@ -68,5 +61,5 @@ def _check_path(path: str, folders: Sequence[Path]) -> None:
         raise Refused(f"{path!r} is no file")
 
 
-def _is_within(path: str, folders: "map[str]") -> bool:
+def _is_within(path: str, folders: Iterable[str]) -> bool:
     return any(path.startswith(f"{folder.rstrip('/')}/") for folder in folders)

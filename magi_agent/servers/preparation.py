@@ -1,11 +1,10 @@
 """What must be settled before a model's server is started: usable files, a port of its own, the settings that hold."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from magi_agent.errors import ModelNotUsable, PortInUse, SettingsNotUsable, ValidationFailed
+from magi_agent.errors import ModelNotUsable, PortInUse, ValidationFailed
 from magi_agent.host.listeners import listeners
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
@@ -16,7 +15,7 @@ from magi_agent.servers.launch import LaunchSpecification, Wanted, specification
 from magi_agent.servers.llama_server import binary_identity_of
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.servers.ports import free_port
-from magi_agent.servers.settings_faults import binary_fault, settings_faults
+from magi_agent.servers.settings_faults import binary_fault, settings_faults, settings_not_usable
 from magi_agent.settings import Settings, within
 from magi_agent.systemd.status import UnitStatus
 from magi_agent.vocabulary import ServerAccess
@@ -231,14 +230,6 @@ class StartPreparation:
                 return False
             await asyncio.sleep(_PORT_PAUSE)
         return True
-
-
-def settings_not_usable(model_id: str, faults: Sequence[Fault]) -> SettingsNotUsable:
-    """Why the settings that hold for a model cannot be carried out."""
-    return SettingsNotUsable(
-        f"model {model_id} cannot be started with its settings: {faults[0].name}: {faults[0].message}",
-        {"modelId": model_id, "errors": [{"field": fault.name, "message": fault.message} for fault in faults]},
-    )
 
 
 def not_usable(model: Model) -> ModelNotUsable:

@@ -1,5 +1,8 @@
 """Why a server could not be run with some runtime settings: asked by the agent, and again by the launcher."""
 
+from collections.abc import Sequence
+
+from magi_agent.errors import SettingsNotUsable
 from magi_agent.runtime_settings.known_options import KnownOptions
 from magi_agent.runtime_settings.passing import disallowed, passed
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
@@ -28,4 +31,12 @@ def settings_faults(
         *disallowed(runtime, settings.allowed_flags, known),
         *passed(runtime, known).faults,
         *file_faults(runtime, settings.model_scan_path, as_reader=as_reader),
+    )
+
+
+def settings_not_usable(model_id: str, faults: Sequence[Fault]) -> SettingsNotUsable:
+    """Why the settings that hold for a model cannot be carried out."""
+    return SettingsNotUsable(
+        f"model {model_id} cannot be started with its settings: {faults[0].name}: {faults[0].message}",
+        {"modelId": model_id, "errors": [{"field": fault.name, "message": fault.message} for fault in faults]},
     )
