@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from magi_agent.host.listeners import unified_hierarchy
+from magi_agent.host.unified_hierarchy import unified_hierarchy
 
 WANTED: Final = ("memory", "cpu", "io", "pids")
 """The controllers that carry out the servers' limits and count what they use."""

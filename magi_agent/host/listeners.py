@@ -11,13 +11,12 @@ Everything here takes well under a millisecond, so it is called from the event l
 import contextlib
 import ipaddress
 import os
-import re
 import socket
 import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from magi_agent.host.sock_diag import (
@@ -29,6 +28,7 @@ from magi_agent.host.sock_diag import (
     SOCK_DIAG_BY_FAMILY,
     SOCKET,
 )
+from magi_agent.host.unified_hierarchy import groups_of
 
 _NLM_F_DUMP: Final = 0x300
 _NLMSG_ERROR: Final = 2
@@ -41,9 +41,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _TIMEOUT: Final = 0.2
 _READ_BYTES: Final = 65536
 _MOST_READS: Final = 64
-_MOST_SUBGROUPS: Final = 256
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +82,10 @@ def owned_by(port: int, control_group: str, address: str | None = None) -> bool 
     ids = {listener.cgroup_id for listener in found}
     if None in ids:
         return None
-    root = unified_hierarchy()
-    if root is None:
+    groups = groups_of(control_group)
+    if groups is None:
         return None
-    if not control_group:
-        return False
-    folder = root.folder_of(control_group)
-    if folder is None:
-        return None
-    for group in subgroups_of(folder):
+    for group in groups:
         with contextlib.suppress(OSError):
             ids.discard(group.stat().st_ino)
         if not ids:
@@ -191,47 +184,3 @@ def _proc_address(text: str) -> str:
     """Read an address as /proc/net/tcp has it (proc(5)): words of four bytes, each in the machine's byte order."""
     words = (int(text[start : start + 8], 16) for start in range(0, len(text), 8))
     return str(ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)))
-
-
-@dataclass(frozen=True, slots=True)
-class Hierarchy:
-    """Where the version 2 hierarchy is mounted, and which part of it is seen there."""
-
-    mounted_on: Path
-    root: PurePosixPath
-
-    def folder_of(self, control_group: str) -> Path | None:
-        """Return the folder of a control group; ``None`` for one outside the part that is seen."""
-        path = PurePosixPath(control_group)
-        return self.mounted_on / path.relative_to(self.root) if path.is_relative_to(self.root) else None
-
-
-def unified_hierarchy() -> Hierarchy | None:
-    """Find the mount of the version 2 hierarchy in /proc/self/mountinfo (proc(5))."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            root, mounted_on = map(_unescaped, before.split(" ")[3:5])
-            # A sandbox may have mounted something over it.
-            if Path(mounted_on, "cgroup.procs").exists():
-                return Hierarchy(Path(mounted_on), PurePosixPath(root))
-    return None
-
-
-def _unescaped(path: str) -> str:
-    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), path)
-
-
-def subgroups_of(folder: Path) -> Iterator[Path]:
-    """Give the folder of a control group, then of those below it, so many at most."""
-    groups = [folder]
-    for group in groups:
-        yield group
-        with contextlib.suppress(OSError):
-            if len(groups) < _MOST_SUBGROUPS:
-                with os.scandir(group) as entries:
-                    groups += [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from magi_agent.host.listeners import subgroups_of, unified_hierarchy
+from magi_agent.host.unified_hierarchy import groups_of
 
 _UCRED: Final = struct.Struct("=iII")
 """struct ucred: process, user, group."""
@@ -50,15 +50,10 @@ def unix_owned_by(path: Path, control_group: str) -> bool | None:
     listener = unix_listener(path)
     if listener is None or not listener.pid:
         return False
-    root = unified_hierarchy()
-    if root is None:
+    groups = groups_of(control_group)
+    if groups is None:
         return None
-    if not control_group:
-        return False
-    folder = root.folder_of(control_group)
-    if folder is None:
-        return None
-    return any(listener.pid in _processes_of(group) for group in subgroups_of(folder))
+    return any(listener.pid in _processes_of(group) for group in groups)
 
 
 def _processes_of(group: Path) -> frozenset[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from magi_agent.host.control_groups import controllers
-from magi_agent.host.listeners import unified_hierarchy
+from magi_agent.host.unified_hierarchy import unified_hierarchy
 
 ASKS = """
 import json, sys

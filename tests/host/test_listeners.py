@@ -15,6 +15,7 @@ import pytest
 
 from magi_agent.host import listeners as module
 from magi_agent.host.listeners import Listener, listeners, owned_by
+from magi_agent.host.unified_hierarchy import Hierarchy
 from tests.conftest import PortRanges, SystemdUser
 from tests.systemd.units import run, shown, systemctl, wait_until
 
@@ -297,7 +298,7 @@ class TestSurroundings:
         assert json.loads(told.stdout) == [[["127.0.0.1", 0, True]], owned]
 
     def test_a_hierarchy_that_is_seen_in_part_knows_its_part_only(self) -> None:
-        hierarchy = module.Hierarchy(Path("/sys/fs/cgroup"), PurePosixPath("/container"))
+        hierarchy = Hierarchy(Path("/sys/fs/cgroup"), PurePosixPath("/container"))
 
         assert hierarchy.folder_of("/container/x.service") == Path("/sys/fs/cgroup/x.service")
         assert hierarchy.folder_of("/other/x.service") is None
