@@ -170,7 +170,11 @@ class Agent:
             except BusError as error:
                 _LOG.error("%s; nothing can be started until it is reached", error)
             await self._listeners.start()
-            self._configuration.reached_from_elsewhere = self._listeners.reached_from_elsewhere
+            self._configuration.note_listeners(
+                self._listeners.addresses,
+                reached_from_elsewhere=self._listeners.reached_from_elsewhere,
+                are_systemds=self._listeners.are_systemds,
+            )
         except BaseException:  # whatever it was, nothing may be left running; it goes on its way
             await self.stop()
             raise

@@ -6,7 +6,7 @@ everything holds from then on but what only a start can carry out, which waits f
 
 import asyncio
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,9 @@ from magi_agent.tokens import Tokens, read_tokens
 
 NEEDS_RESTART: Final = ("registry_path", "tcp", "socket", "systemd_scope", "launcher_socket", "journal_directory")
 """Settings that hold from a start of the agent to its end."""
+_LISTENERS: Final = {"tcp": "magi-agent-tcp.socket", "socket": "magi-agent.socket"}
+"""Settings that decide nothing where systemd hands over sockets, and the package's unit that does."""
+_DEFAULTS: Final = {setting.name: setting.parse(setting.default) for setting in SETTINGS if setting.name in _LISTENERS}
 _KEYS: Final = {setting.name: f"{setting.section}.{setting.name}" for setting in SETTINGS}
 
 
@@ -61,8 +64,8 @@ class Configuration:
         self.tokens = Tokens()
         self.user_ids: Mapping[str, int] = {}
         """The ids of those users that ``api.proxy_access`` names and this host knows."""
-        self.reached_from_elsewhere: tuple[str, ...] = ()
-        """Addresses that the API answers on and other hosts reach; who listens there says so."""
+        self._reached_from_elsewhere: tuple[str, ...] = ()
+        self._of_systemd: tuple[str, ...] | None = None
         self.problems: tuple[str, ...] = ()
         """What the last reload, or the start, could not do, in sentences."""
 
@@ -72,6 +75,17 @@ class Configuration:
         if found.bad is not None:
             raise found.bad
         self.problems = self._take(found)
+
+    def note_listeners(
+        self, addresses: Sequence[str], *, reached_from_elsewhere: Sequence[str], are_systemds: bool
+    ) -> None:
+        """Take note of where the API answers, as URLs or ``unix:PATH``, and of what of it other hosts reach.
+
+        ``are_systemds`` says that socket units decided this, and so the settings for it do not.
+        """
+        self._reached_from_elsewhere = tuple(reached_from_elsewhere)
+        self._of_systemd = tuple(addresses) if are_systemds else None
+        self.problems = (*self._unheeded(self.settings), *self.problems)
 
     async def reload(self) -> Reload:
         """Read everything again. Raises ``ConfigurationError``; then the settings are as before.
@@ -93,7 +107,9 @@ class Configuration:
             self.settings = after
             self.revision += 1
         held = self.tokens
-        problems = self._take(access)
+        problems = (*self._unheeded(found), *self._take(access))
+        if self._of_systemd is not None:
+            awaiting = [name for name in awaiting if name not in _LISTENERS]
         reload = Reload((*_keys(changed), *(("the tokens",) if self.tokens != held else ())), _keys(awaiting))
         if awaiting:
             waits = f"{', '.join(reload.awaiting_restart)}: changed, and takes effect when the agent is restarted"
@@ -106,12 +122,27 @@ class Configuration:
         self.problems = problems
         return reload
 
+    def _unheeded(self, settings: Settings) -> Iterator[str]:
+        """What somebody set of the listeners, and systemd has made otherwise, in sentences."""
+        if self._of_systemd is None:
+            return
+        for name, unit in _LISTENERS.items():
+            value = getattr(settings, name)
+            scheme = "unix:" if name == "socket" else "http://"
+            made = [address for address in self._of_systemd if address.startswith(scheme)]
+            is_so = f"{scheme}{value}" in made if value else not made
+            if not (is_so or value == _DEFAULTS[name]):
+                yield (
+                    f"api.{name} is {value or 'off'}, and systemd has made {', '.join(made) or 'no such socket'}: "
+                    f"the socket unit decides; systemctl edit, or disable --now, {unit}, and restart the agent"
+                )
+
     def _take(self, found: "_Access") -> tuple[str, ...]:
         """Have what was found decide from now on; what is wrong with it, in sentences."""
         self.user_ids = found.user_ids
         if found.bad is not None:
             return (f"the tokens were not reloaded: {found.bad}", *found.problems)
-        path, elsewhere = found.path, ", ".join(self.reached_from_elsewhere)
+        path, elsewhere = found.path, ", ".join(self._reached_from_elsewhere)
         if self.tokens and elsewhere and not found.is_there:
             gone = (
                 f"the tokens were not reloaded: {path} (api.tokens_path) is gone, and other hosts reach {elsewhere}; "

@@ -443,7 +443,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _text,
         "profile applied at the first start and when this value changes",
     ),
-    Setting("tcp", "api", "MAGI_TCP", "127.0.0.1:8000", _tcp, "TCP listener, or 'off'"),
+    Setting(
+        "tcp", "api", "MAGI_TCP", "127.0.0.1:8000", _tcp, "TCP listener, or 'off'; systemd's socket unit wins over it"
+    ),
     Setting(
         "tcp_access",
         "api",
@@ -452,7 +454,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _tcp_access,
         "what a caller on loopback TCP may do: none, read or full",
     ),
-    Setting("socket", "api", "MAGI_SOCKET", "/run/magi-agent/api.sock", _socket, "unix socket listener, or 'off'"),
+    Setting(
+        "socket",
+        "api",
+        "MAGI_SOCKET",
+        "/run/magi-agent/api.sock",
+        _socket,
+        "unix socket listener, or 'off'; systemd's socket unit wins over it",
+    ),
     Setting(
         "tokens_path",
         "api",

@@ -28,7 +28,7 @@ from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError
 from magi_agent.events import ConfigurationReloaded
 from magi_agent.servers.launcher import DirectLauncher
-from magi_agent.settings import SETTINGS, Settings, load_settings
+from magi_agent.settings import SETTINGS, Settings, TcpAddress, load_settings
 from magi_agent.vocabulary import Tier
 from tests.agent_process import AgentProcess, ended, remove_units, unit_property, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
@@ -514,6 +514,39 @@ class TestConfiguration:
 
         assert (reload.changed, reload.awaiting_restart, held.revision) == ((), (), 0)
         assert held.settings is before
+
+    async def test_where_systemd_hands_over_sockets_the_settings_for_them_wait_for_nothing(self) -> None:
+        before = load_settings({}, {})
+        found = before
+        held = Configuration(before, lambda: found)
+        held.note_listeners(
+            ("unix:/run/magi-agent/api.sock", "http://127.0.0.1:8000"), reached_from_elsewhere=(), are_systemds=True
+        )
+        assert held.problems == ()
+        found = replace(before, tcp=TcpAddress("0.0.0.0", 8000), socket=None)
+
+        reload = await held.reload()
+
+        assert reload.awaiting_restart == ()
+        made = ["http://127.0.0.1:8000: the socket unit decides", "unix:/run/magi-agent/api.sock: the socket unit"]
+        for problem, beginning, made_so in zip(
+            held.problems, ("api.tcp is 0.0.0.0", "api.socket is off"), made, strict=True
+        ):
+            assert problem.startswith(beginning)
+            assert f"and systemd has made {made_so}" in problem
+
+        found = before
+        await held.reload()
+
+        assert held.problems == ()
+
+    async def test_what_systemd_makes_as_it_was_set_or_where_nothing_was_set_is_right(self) -> None:
+        before = load_settings({}, {})
+        lan = replace(before, tcp=TcpAddress("192.0.2.1", 8000))
+        for settings, made in ((lan, ("http://127.0.0.1:8000", "http://192.0.2.1:8000")), (before, ("unix:/a",))):
+            held = Configuration(settings)
+            held.note_listeners(made, reached_from_elsewhere=(), are_systemds=True)
+            assert held.problems == ()
 
     def test_a_default_file_that_was_there_is_missed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tmp_path / "agent.toml"

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,8 @@ class Listeners:
         """Where the API answers, for the log."""
         self.reached_from_elsewhere: tuple[str, ...] = ()
         """Those of them that other hosts reach."""
+        self.are_systemds = False
+        """Whether systemd made them, and so none of the settings."""
 
     async def start(self) -> None:
         """Listen and answer. Raises ``ConfigurationError``; nothing is left open then."""
@@ -106,6 +108,7 @@ class Listeners:
             unused.pop_all()
         self.addresses = tuple(_name(channel) for channel in sockets)
         self.reached_from_elsewhere = tuple(_name(channel) for channel in elsewhere)
+        self.are_systemds = all(isinstance(channel, InheritedSocket) for channel in sockets) and bool(sockets)
 
     async def stop(self) -> None:
         """Take no new requests, let those under way end for a bounded time, and close."""
@@ -130,7 +133,6 @@ class Listeners:
             with ExitStack() as opened:
                 sockets = [_checked(name, opened.enter_context(channel)) for name, channel in handed_over]
                 opened.pop_all()
-            self._say_what_decides(sockets)
             return sockets
         with ExitStack() as opened:
             sockets = []
@@ -142,18 +144,6 @@ class Listeners:
                 sockets.append(opened.enter_context(_open_tcp(self._settings.tcp)))
             opened.pop_all()
         return sockets
-
-    def _say_what_decides(self, handed_over: Sequence[socket.socket]) -> None:
-        """Say so where the configuration wants another TCP listener than the one that systemd has made."""
-        wanted = str(self._settings.tcp) if self._settings.tcp else "off"
-        made = [
-            str(TcpAddress(*channel.getsockname()[:2])) for channel in handed_over if channel.family != socket.AF_UNIX
-        ]
-        if wanted not in (made or ["off"]):
-            _LOG.warning(
-                "api.tcp is %s, and what systemd has made is %s: its socket unit decides (systemctl edit, or disable, "
-                "magi-agent-tcp.socket, and restart the agent)", wanted, ", ".join(made) or "no TCP socket",
-            )  # fmt: skip
 
     def _open_unix(self, path: Path) -> socket.socket:
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

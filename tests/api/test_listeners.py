@@ -359,7 +359,10 @@ def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int]
                 refused = over_tcp(address.address, port, "GET", "/api/models/registry")
                 assert (refused.status, refused.body["error"]) == (401, "Unauthorized")
     assert not (agent.folder / "own.sock").exists(), "the settings are not listened on"
-    said = f"api.tcp is {agent.settings['MAGI_TCP']}, and what systemd has made is 0.0.0.0:{port}: "
+    said = f"api.tcp is {agent.settings['MAGI_TCP']}, and systemd has made http://0.0.0.0:{port}: "
+    problems = agent.ask("GET", "/health/ready").body["problems"]
+    assert any(problem.startswith(said) for problem in problems)
+    assert any(problem.startswith("api.socket is ") for problem in problems)
     command = ["journalctl", f"--directory={systemd_user.journal}", "--output=cat", "--no-pager", "--lines=500"]
     wait_until(lambda: said in subprocess.run(command, capture_output=True, text=True).stdout, "the journal says so")
     host, _, own = agent.settings["MAGI_TCP"].rpartition(":")
