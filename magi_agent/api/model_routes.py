@@ -156,7 +156,7 @@ class ModelRoutes:
     async def get_model(self, request: web.Request) -> web.Response:
         """GET /api/models/{modelId}."""
         model = self._services.registry.model(request.match_info["modelId"])
-        require_systemd(self._services.manager)
+        await require_systemd(self._services.manager)
         server = server_answer(await self._services.servers.server(model.model_id)).model_dump_json(by_alias=True)
         return answer(self._documents.model(model)[:-1] + b',"server":' + server.encode() + b"}")
 
@@ -204,7 +204,7 @@ class ModelRoutes:
         enabled = (await body_of(request, EnabledRequest)).enabled
         apply, wait = flag_of(request, "apply"), wait_of(request)
         # What runs now is part of the answer, so it has to be known before anything is changed.
-        require_systemd(self._services.manager)
+        await require_systemd(self._services.manager)
         if enabled and not model.is_usable:
             raise not_usable(model)
         if enabled and apply:

@@ -160,7 +160,7 @@ class ProfileRoutes:
         services, slug = self._services, request.match_info["name"]
         dry_run, wait = flag_of(request, "dryRun"), wait_of(request)
         # What starts and what stops is the answer, so what runs has to be known.
-        require_systemd(services.manager)
+        await require_systemd(services.manager)
         if dry_run:
             plan = await services.active_profile.plan(slug)
             return answer(self._plan_answer(plan, f"Profile '{slug}' would be activated", None))

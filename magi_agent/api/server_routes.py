@@ -144,7 +144,7 @@ class ServerRoutes:
 
     async def list_servers(self, request: web.Request) -> web.Response:
         """GET /api/models/servers."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         servers = [server_answer(server) for server in await self._servers.list()]
         content = ServersAnswer(
             total_servers=len(servers),
@@ -155,42 +155,42 @@ class ServerRoutes:
 
     async def get_server(self, request: web.Request) -> web.Response:
         """GET /api/models/servers/{modelId}."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         return answer(server_answer(await self._servers.server(request.match_info["modelId"])))
 
     async def start_server(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/{modelId}/start."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
         return _on_one(request, await self._servers.start(model_id, by=by, wait=wait))
 
     async def stop_server(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/{modelId}/stop."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
         return _on_one(request, await self._servers.stop(model_id, by=by, wait=wait))
 
     async def restart_server(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/{modelId}/restart."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
         return _on_one(request, await self._servers.restart(model_id, by=by, wait=wait))
 
     async def start_all_servers(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/start-all."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         wait = wait_of(request)
         return await self._on_several(request, self._servers.start_all(by=request[CALLER].name), wait)
 
     async def stop_all_servers(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/stop-all."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         wait = wait_of(request)
         return await self._on_several(request, self._servers.stop_all(by=request[CALLER].name), wait)
 
     async def restart_changed_servers(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/restart-changed."""
-        require_systemd(self._manager)
+        await require_systemd(self._manager)
         wait = wait_of(request)
         operation = await self._servers.restart_changed(by=request[CALLER].name)
         return await self._on_several(request, operation, wait)

@@ -113,7 +113,7 @@ class SettingsRoutes:
         settings = await runtime_settings_of(request)
         apply, wait = flag_of(request, "apply"), wait_of(request)
         # What runs now is part of the answer, so it has to be known before anything is changed.
-        require_systemd(services.manager)
+        await require_systemd(services.manager)
         if faults := await services.preparation.faults_of(settings):
             raise ValidationFailed([fault_on_wire(fault) for fault in faults])
         services.preparation.check_aliases(model.model_id, settings)
@@ -152,7 +152,7 @@ class SettingsRoutes:
     async def set_port(self, request: web.Request) -> web.Response:
         """PUT /api/models/{modelId}/port."""
         services = self._services
-        require_systemd(services.manager)
+        await require_systemd(services.manager)
         port = (await body_of(request, PortRequest)).port
         model_id = request.match_info["modelId"]
         runs = await services.servers.server(model_id) if model_id in services.registry.models else None

@@ -8,6 +8,7 @@ the session: pending work fails with a typed error, and a new session starts ove
 import asyncio
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,6 +82,7 @@ class SystemdManager:
         self._owner = ""
         self._version = 0
         self._connected = asyncio.Event()
+        self._lost_at = -math.inf
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -101,6 +103,11 @@ class SystemdManager:
     def connected(self) -> bool:
         """Whether ``units`` is whole and followed."""
         return self._connected.is_set()
+
+    @property
+    def lost_for(self) -> float:
+        """Seconds since a connection that was there ended; infinite where there never was one, 0 while there is one."""
+        return 0.0 if self.connected else asyncio.get_running_loop().time() - self._lost_at
 
     def start(self) -> None:
         """Start the supervising task. It connects in the background, and tries for ever."""
@@ -316,6 +323,7 @@ class SystemdManager:
             self._connected.set()
         else:
             self._connected.clear()
+            self._lost_at = asyncio.get_running_loop().time()
         if self._on_connection is not None:
             self._on_connection(connected)
 

@@ -249,3 +249,21 @@ async def _connected(api: Api) -> bool:
 async def run(*command: str) -> None:
     process = await asyncio.create_subprocess_exec(*command, env=os.environ)
     assert await process.wait() == 0
+
+
+async def test_systemd_that_executes_itself_anew_is_waited_for(serve: Serve) -> None:
+    """As each upgrade of systemd has it do."""
+    api = await serve("api-one")
+    manager = api.services.manager
+
+    async def lost_and_found() -> None:
+        while manager.connected:  # noqa: ASYNC110  # a moment that nobody tells of
+            await asyncio.sleep(0.001)
+        await manager.wait_connected(10)
+
+    executing = asyncio.create_task(run("systemctl", "--user", "daemon-reexec"))
+    watching = asyncio.create_task(lost_and_found())
+    async with asyncio.timeout(20):
+        while not watching.done():
+            (await api.ask("GET", "/api/models/servers")).success()
+    await asyncio.gather(watching, executing)
