@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -130,6 +131,30 @@ async def test_on_loopback_tcp_the_setting_decides(
         refused = await api.ask(*READ)
         assert refused.headers["WWW-Authenticate"].startswith("Bearer")
         assert "api.tcp_access" in refused.body["message"]
+
+
+@pytest.mark.parametrize(
+    ("proxies", "said"), [("root=none", "PUT .*: 403, refused"), ("198.51.100.1=none", "PUT .*: 200")]
+)
+@pytest.mark.parametrize("listener", ["tcp"], indirect=True)
+async def test_who_has_left_may_have_been_a_proxy(
+    serve: Serve, proxies: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that its client has closed is no user's; where none is named as a proxy's, nobody needs to know."""
+    caplog.set_level("INFO")
+    api = await serve("api-one", tcp_access="full", proxy_access=proxies)
+    tcp = api.agent.settings.tcp
+    assert tcp is not None
+    method, path, content = CHANGE
+    body = json.dumps(content)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+    # Nothing here gives way to the agent, so it sees the connection after its end.
+    with socket.create_connection((tcp.host, tcp.port)) as left:
+        left.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+    async with asyncio.timeout(5):
+        while not re.search(said, caplog.text):  # noqa: ASYNC110  # the log tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def outcome(api: Api, request: tuple[str, str, object], headers: dict[str, str] | None = None) -> tuple[int, str]:
