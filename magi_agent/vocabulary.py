@@ -8,6 +8,8 @@ from typing import Final
 
 RESERVED_IDS: Final = frozenset({"registry", "servers", "profiles", "tiers", "port-range", "rescan"})
 """Words that stand in the API's paths where a model's id does, and so are none."""
+MAX_ID_LENGTH: Final = 180
+"""The longest id whose model can be started: systemd makes a folder of the unit's name and 75 more bytes."""
 
 
 class Tier(StrEnum):

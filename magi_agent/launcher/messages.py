@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from magi_agent.errors import MagiError, ModelNotUsable, ProbeFailed, SettingsNotUsable
 from magi_agent.runtime_settings.known_options import MAX_HELP
 from magi_agent.systemd.errors import BusError, JobTimeout
-from magi_agent.vocabulary import RESERVED_IDS
+from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
 
 MAX_REQUEST: Final = 256 * 1024
 """Bytes. The longest thing in a request is a chat template."""
 MAX_ANSWER: Final = 2 * MAX_HELP
 """Bytes. The longest answer is what a llama-server says of its options."""
 
-ModelId = Annotated[str, StringConstraints(pattern=r"\A[a-z0-9]([a-z0-9._-]{0,198}[a-z0-9])?\z")]
+ModelId = Annotated[str, StringConstraints(pattern=r"\A[a-z0-9]([a-z0-9._-]*[a-z0-9])?\z", max_length=MAX_ID_LENGTH)]
 """As the registry makes them, so fit for a unit's name."""
 _MOST_SETTINGS: Final = 64
 _Line = Annotated[str, StringConstraints(max_length=512)]

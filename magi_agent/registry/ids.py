@@ -8,10 +8,8 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from magi_agent.discovery.names import stem_of
-from magi_agent.vocabulary import RESERVED_IDS
+from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
 
-MAX_ID_LENGTH: Final = 180
-"""The longest that can be started: systemd makes a folder that has the unit's name and 75 more bytes in its own."""
 _OUTSIDE_ALPHABET: Final = re.compile(r"[^a-z0-9._-]+")
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.registry.ids import MAX_ID_LENGTH, id_for, slug
+from magi_agent.registry.ids import id_for, slug
 from magi_agent.servers.launch import model_id_of, unit_name
 from magi_agent.systemd.transient import TransientService
-from magi_agent.vocabulary import RESERVED_IDS
+from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
 
 VALID = re.compile(r"[a-z0-9._-]{1,180}")
 TEXTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=260)

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from magi_agent.errors import ModelNotFound, ModelNotUsable, StartFailed
-from magi_agent.registry.ids import MAX_ID_LENGTH
 from magi_agent.registry.model import Choices
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.operations import OperationStatus
 from magi_agent.servers.plan import Step, Verb
 from magi_agent.systemd.jobs import JobResult
-from magi_agent.vocabulary import ServerState
+from magi_agent.vocabulary import MAX_ID_LENGTH, ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS

@@ -8,10 +8,9 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from magi_agent.registry.ids import MAX_ID_LENGTH
 from magi_agent.servers.reach import MAX_SOCKET_PATH, AtPort, AtSocket, runtime_root, short_name, socket_path
 from magi_agent.systemd.transient import TransientService
-from magi_agent.vocabulary import Scope
+from magi_agent.vocabulary import MAX_ID_LENGTH, Scope
 
 IDS = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,198}[a-z0-9])?", fullmatch=True)
 
