@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -419,6 +420,14 @@ class TestCommandLine:
             "magi-agent: --port-range: must be two ports from 1 to 65535, the lower first, such as '8080-8099', "
             "not '9010-9000'\n"
         )
+
+    def test_a_socket_unit_has_it_started_again_no_faster_than_each_second(self) -> None:
+        began = time.monotonic()
+
+        refused = self.run("--port-range", "no", LISTEN_FDS="1")
+
+        assert refused.returncode == 78
+        assert time.monotonic() - began > 1.0
 
     def test_an_unknown_key_is_named_with_its_place(self, tmp_path: Path) -> None:
         config = tmp_path / "agent.toml"

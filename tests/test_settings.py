@@ -381,6 +381,18 @@ def test_check_shows_the_defaults_of_runtime_settings_and_says_what_is_wrong_wit
     assert f"{file}:2: defaults.fast.parallel_slots: must be -1, or 1 or more" in capsys.readouterr().err
 
 
+def test_check_names_what_the_service_alone_would_be_told(config, capsys, tmp_path, monkeypatch):
+    file = tmp_path / "default"
+    monkeypatch.setattr("magi_agent.cli.agent._ENVIRONMENT_FILE", file)
+    monkeypatch.setenv("MAGI_TCP", "off")
+    named = ["--check", "--config", str(config(""))]
+    assert main(named) == 0
+    assert "not counted" not in capsys.readouterr().out
+    file.write_text("MAGI_TCP=off\nMODEL_SCAN_PATH=/elsewhere\nCUDA_VISIBLE_DEVICES=0\n")
+    assert main(named) == 0
+    assert f"not counted: MODEL_SCAN_PATH of {file}, for the service alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "place", "says"),
     [

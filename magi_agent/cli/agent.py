@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -20,9 +21,13 @@ import click
 from magi_agent import __version__
 from magi_agent.configuration import ConfigurationSources, needs_token
 from magi_agent.errors import AlreadyRunning, ConfigurationError
+from magi_agent.host.environment_file import read_environment_file
 from magi_agent.settings import DEFAULTS_SECTION, SETTINGS, Settings, shown
 from magi_agent.tokens import TokensUnreadable, read_tokens
 
+_ENVIRONMENT_FILE: Final = Path("/etc/default/magi-agent")
+"""What the package's unit has in its environment."""
+_PAUSE_BEFORE_THE_NEXT: Final = 1.0
 _LAST_WAIT: Final = 3.0
 """Seconds, once the agent has stopped, that calls under way in threads have to come back."""
 # Of mallopt(3).
@@ -69,18 +74,22 @@ def command_line(config: str | None, check: bool, **given: str | None) -> int:
     environment, and that over the file.
     """
     options = {name: value for name, value in given.items() if value is not None}
+    is_activated = "LISTEN_FDS" in os.environ
     try:
         sources = ConfigurationSources(options, os.environ, Path(config) if config else None)
         settings = sources.read()
         if check:
             tokens = _tokens_of(settings)
             _show(settings)
-            for line in tokens:
+            for line in (*tokens, *_set_for_the_service_alone()):
                 click.echo(line)
             return AgentExit.OK
         return asyncio.run(_serve(settings, sources))
     except ConfigurationError as error:
         click.echo(f"magi-agent: {error}", err=True)
+        if is_activated and not check:
+            # Who is waiting in the socket has systemd start the next one at once, and that as often as it can.
+            time.sleep(_PAUSE_BEFORE_THE_NEXT)
         return AgentExit.CONFIGURATION
     except AlreadyRunning as error:
         click.echo(f"magi-agent: {error}", err=True)
@@ -131,6 +140,19 @@ def _show(settings: Settings) -> None:
     for name, value in values.items():
         if name.startswith(f"{DEFAULTS_SECTION}."):
             click.echo(f"  {name:{_LONGEST_NAME}}  {value}")
+
+
+def _set_for_the_service_alone() -> list[str]:
+    """What the service would be told beside what this process was, where that may be read."""
+    try:
+        variables, _ = read_environment_file(_ENVIRONMENT_FILE)
+    except (OSError, ValueError):
+        return []
+    known = {setting.variable for setting in SETTINGS} | {"MAGI_CONFIG"}
+    more = [name for name in sorted(known & variables.keys()) if os.environ.get(name) != variables[name]]
+    if not more:
+        return []
+    return [f"not counted: {', '.join(more)} of {_ENVIRONMENT_FILE}, for the service alone; magictl doctor counts them"]
 
 
 def _tokens_of(settings: Settings) -> list[str]:
