@@ -28,7 +28,8 @@
     │   ├── ProfileSaveFailed
     │   ├── ProfileInvalid
     │   ├── ProbeFailed
-    │   └── StartFailed
+    │   ├── StartFailed
+    │   └── StopFailed
     └── ServiceUnavailable (503)
 
 ``error`` is the stable word on the wire, ``status`` the HTTP status that goes with it, the message one
@@ -236,6 +237,12 @@ class StartFailed(Failure):
     """A server did not become ready."""
 
     error = "StartFailed"
+
+
+class StopFailed(Failure):
+    """A server runs on, since nobody could have it stopped; that is tried again."""
+
+    error = "StopFailed"
 
 
 class ServiceUnavailable(MagiError):

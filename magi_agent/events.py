@@ -47,6 +47,14 @@ class ServerChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTroubled(Event):
+    """Something could not be done about a model's server, and is tried again."""
+
+    model_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilesChanged(Event):
     """A profile was made, replaced, deleted or activated."""
 

@@ -104,6 +104,7 @@ class HealthRoutes:
             problems.append("the agent is still starting: what should run is not known yet")
         if services.inventory.scanning:
             problems.append("the first scan is still under way")
+        problems += services.servers.problems
         problems += services.configuration.problems
         problems += services.registry.problems
         if services.active_profile.problem:

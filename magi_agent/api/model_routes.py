@@ -35,6 +35,7 @@ from magi_agent.errors import (
     ServiceUnavailable,
     SettingsNotUsable,
     StartFailed,
+    StopFailed,
 )
 from magi_agent.registry.model import Choices, Model
 from magi_agent.servers.preparation import not_usable
@@ -127,7 +128,7 @@ class ModelRoutes:
                 _TAG,
                 {200: EnabledAnswer, 202: EnabledAnswer},
                 body=EnabledRequest,
-                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed),
+                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed, StopFailed),
                 query=(APPLY, WAIT),
             ),
         )

@@ -22,13 +22,14 @@ from magi_agent.errors import (
     ServiceUnavailable,
     SettingsNotUsable,
     StartFailed,
+    StopFailed,
 )
 from magi_agent.servers.operations import Operation
 from magi_agent.servers.servers import Outcome
 
 _TAG: Final = "servers"
 _SAVING: Final = (ModelNotFound, RegistrySaveFailed, ServiceUnavailable)
-_STARTING: Final = (*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed)
+_STARTING: Final = (*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed, StopFailed)
 _ON_ONE: Final[dict[int, Any]] = {200: ServerActionAnswer, 202: ServerActionAnswer}
 _ON_SEVERAL: Final[dict[int, Any]] = {200: OperationAnswer, 202: OperationAnswer}
 
@@ -116,7 +117,7 @@ class ServerRoutes:
                 "Stop a model's server",
                 _TAG,
                 _ON_ONE,
-                errors=_SAVING,
+                errors=(*_SAVING, StopFailed),
                 query=(WAIT,),
             ),
             Route(

@@ -38,6 +38,7 @@ from magi_agent.errors import (
     ServiceUnavailable,
     SettingsNotUsable,
     StartFailed,
+    StopFailed,
     ValidationFailed,
 )
 from magi_agent.registry.model import Model
@@ -75,7 +76,7 @@ class SettingsRoutes:
                 _TAG,
                 {200: SettingsChangedAnswer, 202: SettingsChangedAnswer},
                 body=RuntimeSettings,
-                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed),
+                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed, StopFailed),
                 query=(APPLY, WAIT),
             ),
             Route(

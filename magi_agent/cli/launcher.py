@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Final
 
 from magi_agent.configuration import ConfigurationSources
-from magi_agent.errors import MagiError
+from magi_agent.errors import ConfigurationError, MagiError
 from magi_agent.launcher.service import LauncherService
 from magi_agent.log_output import set_up_logging
 from magi_agent.systemd.socket_activation import inherited_sockets
+from magi_agent.vocabulary import Scope
 
 IDENTIFIER: Final = "magi-launcher"
 AGENT_USER: Final = "magi-agent"
 _STATE_DIRECTORY: Final = Path("/var/lib/magi-launcher")
 _IDLE_SECONDS: Final = 300.0
+_LOG_LEVEL: Final = "info"
 _USAGE: Final = 64
 """EX_USAGE of sysexits.h."""
 _CONFIGURATION: Final = 78
@@ -36,10 +38,11 @@ def main() -> int:
             sys.stderr.write("magi-launcher is started by magi-launcher.socket, which hands it one unix socket\n")
             return _USAGE
         sources = ConfigurationSources({}, os.environ)
-        set_up_logging(sources.read().log_level, IDENTIFIER)
+        scope = _set_up(sources)
         service = LauncherService(
             handed_over[0][1],
             sources.read,
+            scope,
             _callers(),
             Path(os.environ.get("STATE_DIRECTORY") or _STATE_DIRECTORY),
             _IDLE_SECONDS,
@@ -49,6 +52,17 @@ def main() -> int:
         sys.stderr.write(f"magi-launcher: {error}\n")
         return _CONFIGURATION
     return 0
+
+
+def _set_up(sources: ConfigurationSources) -> Scope:
+    """Set up the log, and return whose systemd it is; where the configuration is bad, who asks is told so."""
+    try:
+        settings = sources.read()
+    except ConfigurationError:
+        set_up_logging(_LOG_LEVEL, IDENTIFIER)
+        return Scope.SYSTEM
+    set_up_logging(settings.log_level, IDENTIFIER)
+    return settings.systemd_scope
 
 
 async def _serve(service: LauncherService) -> None:

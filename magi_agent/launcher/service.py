@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
-from magi_agent.errors import MagiError
+from magi_agent.errors import ConfigurationError, MagiError
 from magi_agent.launcher.checks import check, check_binary
 from magi_agent.launcher.messages import (
     MAX_REQUEST,
@@ -29,6 +29,7 @@ from magi_agent.servers.launch import Wanted, specification_of
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
+from magi_agent.vocabulary import Scope
 
 _LOG: Final = logging.getLogger(__name__)
 _UCRED: Final = struct.Struct("=iII")  # of unix(7): process, user, group
@@ -37,6 +38,10 @@ _MOST: Final = 32
 _LONGEST_SENTENCE: Final = 1000
 _PATIENCE: Final = 5.0
 """Seconds for a caller to say what it wants, for it to take the answer, and for systemd to be reached."""
+_TURNS_TO_BE_KNOWN: Final = 6
+"""Turns of the loop, and some to spare, that asyncio takes to make a task of what it accepted."""
+_LINGER: Final = 1.0
+"""Seconds that one stays who cannot read its configuration: systemd gives a socket up that starts too many."""
 
 
 class LauncherService:
@@ -46,19 +51,19 @@ class LauncherService:
         self,
         listener: socket.socket,
         read_configuration: Callable[[], Settings],
+        scope: Scope,
         callers: Collection[int],
         state_directory: Path,
         idle_seconds: float,
     ) -> None:
         """``callers`` are the users (uids) that may ask; ``state_directory`` keeps what binaries said of themselves."""
-        settings = read_configuration()
         self._listener = listener
         self._read_configuration = read_configuration
         self._callers = callers
         self._idle_seconds = idle_seconds
         # None of the servers' units is followed: whoever asks does that.
-        self._manager = SystemdManager(settings.systemd_scope, pattern="magi-probe.service")
-        self._launcher = DirectLauncher(self._manager, state_directory, settings.llama_server_user or None)
+        self._manager = SystemdManager(scope, pattern="magi-probe.service")
+        self._launcher = DirectLauncher(self._manager, state_directory)
         self._binaries = Binaries(self._launcher, state_directory / "binaries.json")
         self._asking: set[asyncio.Task[None]] = set()
         self._rested = asyncio.Event()
@@ -74,6 +79,9 @@ class LauncherService:
             while not self.end.is_set() and await self._was_asked():
                 pass
             # The socket itself is systemd's: who comes now waits there, and has a new launcher started.
+            asyncio.get_running_loop().remove_reader(self._listener)
+            for _ in range(_TURNS_TO_BE_KNOWN):
+                await asyncio.sleep(0)
             server.close()
             while self._asking:
                 _ = await asyncio.wait(self._asking)
@@ -125,7 +133,12 @@ class LauncherService:
 
     async def _carry_out(self, request: Request) -> bytes:
         # As it is now: what the operator took out of it is not to be had any more.
-        settings = await asyncio.to_thread(self._read_configuration)
+        try:
+            settings = await asyncio.to_thread(self._read_configuration)
+        except ConfigurationError:
+            # What is wrong may be a variable, which only the next launcher has anew.
+            asyncio.get_running_loop().call_later(_LINGER, self.end.set)
+            raise
         self._launcher.reconfigure(settings.llama_server_user or None)
         await self._manager.wait_connected(_PATIENCE)
         match request:

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from magi_agent.errors import MagiError
-from magi_agent.events import EventStream, ServerChanged
+from magi_agent.events import EventStream, ServerChanged, ServerTroubled
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
 from magi_agent.servers.failure import Failure, ended_early, failure_of
@@ -51,7 +51,8 @@ _LOG_WAIT: Final = 2.0
 _BUS_PAUSE: Final = 0.05
 """Seconds in which the end of a connection becomes known to everybody."""
 _STEP_PAUSE: Final = 1.0
-"""Seconds before a step that could not be taken is planned again."""
+"""Seconds before a step that could not be taken is planned again, at first."""
+_LONGEST_STEP_PAUSE: Final = 8.0
 
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
@@ -61,6 +62,8 @@ _RESULTS: Final = {
     Verdict.FORBIDDEN: "not-reachable",
 }
 """In one word, why a server that runs was not ready."""
+
+_PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "cleared away"}
 
 OUTCOMES: Final = frozenset({ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN})
 """The states in which a start has ended, one way or the other."""
@@ -171,9 +174,19 @@ class Reconciler:
         return wish is not None and wish.run and wish is not self._record(model_id).let_go
 
     def failure(self, model_id: str) -> Failure | None:
-        """Why a model's server failed last, while that matters."""
+        """Why a model's server failed last, or could not be stopped, while that matters."""
         record = self._records.get(model_id)
-        return record.failure if record else None
+        return record.failure or self.trouble(model_id) if record else None
+
+    def trouble(self, model_id: str) -> Failure | None:
+        """Why what is wished for could not be done about a model's server; it is tried again."""
+        record = self._records.get(model_id)
+        return record.trouble if record and record.troubled is self._desired[model_id] else None
+
+    @property
+    def troubles(self) -> Mapping[str, Failure]:
+        """The ``trouble`` of every model that has some."""
+        return {model_id: trouble for model_id in self._records if (trouble := self.trouble(model_id))}
 
     def retry_in(self, model_id: str) -> float | None:
         """Seconds until a model that failed is tried again."""
@@ -555,17 +568,16 @@ class Reconciler:
                 case Verb.CLEAR:
                     await self._launcher.clear(step.model_id)
                     record.forget_failure()
-            record.trouble = None
+            record.forget_trouble()
         except BusDisconnected as error:
             # Whether it took effect is not known: with the connection comes the whole truth, and a new plan.
             _LOG.warning("%s of %s: %s", step.verb, step.model_id, error)
             await asyncio.sleep(_BUS_PAUSE)
         except MagiError as error:
             if step.verb is not Verb.START:
-                if record.trouble != str(error):
-                    _LOG.error("cannot %s %s, which is tried again: %s", step.verb, step.model_id, error)
-                record.trouble = str(error)
-                await asyncio.sleep(_STEP_PAUSE)  # the plan asks for the same again at once
+                self._trouble(step, record, error)
+                # The plan asks for the same again at once.
+                await asyncio.sleep(min(_STEP_PAUSE * 2 ** (record.tries - 1), _LONGEST_STEP_PAUSE))
             elif self.wants(step.model_id):
                 words = {
                     "PortInUse": "port-in-use",
@@ -583,6 +595,13 @@ class Reconciler:
             else:
                 await asyncio.sleep(_STEP_PAUSE)
             raise
+
+    def _trouble(self, step: Step, record: ServerRecord, error: MagiError) -> None:
+        """Tell that a step which is no start could not be taken; the same again is told to nobody but who waits."""
+        message = f"it cannot be {_PAST[step.verb]}, which is tried again: {error}"
+        if record.note_trouble(Failure(datetime.now(UTC), "stop-error", message), self._desired[step.model_id]):
+            _LOG.error("server of %s: %s", step.model_id, message, extra={"magi_model": step.model_id})
+        self._events.publish(ServerTroubled(model_id=step.model_id, message=message))
 
     def _step_ended(self, model_id: str, _: asyncio.Task[None]) -> None:
         self._announce(model_id)

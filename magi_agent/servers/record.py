@@ -49,8 +49,12 @@ class ServerRecord:
     """Whether it is being kept that it runs as wished."""
     let_go: Wish | None = None
     """The wish that somebody overruled by stopping it."""
-    trouble: str | None = None
-    """What it could not be stopped or cleared for; said once."""
+    trouble: Failure | None = None
+    """Why it could not be stopped or cleared when that was tried last."""
+    troubled: Wish | None = None
+    """What was wished for then; of another wish nobody knows yet whether it can be carried out."""
+    tries: int = 0
+    """How often in a row that could not be done."""
     step: asyncio.Task[None] | None = None
     verb: Verb | None = None
     """What the step does."""
@@ -83,3 +87,16 @@ class ServerRecord:
     def forget_failure(self) -> None:
         """Forget how it failed last."""
         self.failure = self.recording = self.retry_at = None
+
+    def note_trouble(self, trouble: Failure, wish: Wish | None) -> bool:
+        """Take note of why something could not be done about it; tells whether that is news."""
+        is_news = self.trouble is None or self.trouble.message != trouble.message or self.troubled is not wish
+        self.tries = 1 if self.troubled is not wish else self.tries + 1
+        if is_news:
+            self.trouble, self.troubled = trouble, wish
+        return is_news
+
+    def forget_trouble(self) -> None:
+        """Forget that something could not be done about it."""
+        self.trouble = self.troubled = None
+        self.tries = 0

@@ -16,7 +16,7 @@ from typing import Final
 
 import psutil
 
-from magi_agent.errors import Draining, MagiError, StartFailed
+from magi_agent.errors import Draining, MagiError, StartFailed, StopFailed
 from magi_agent.events import EventStream, OperationFinished
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
@@ -205,7 +205,7 @@ class Servers:
     async def stop(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
         """Want a model's server stopped; wait up to ``wait`` seconds until it is.
 
-        Raises ``ModelNotFound``, ``RegistrySaveFailed``.
+        Raises ``ModelNotFound``, ``RegistrySaveFailed`` and, if the wait saw that nobody could, ``StopFailed``.
         """
         model_id = self._registry.model(model_id).model_id
         if self._is_down(model_id) and not self._reconciler.wants(model_id):
@@ -213,7 +213,7 @@ class Servers:
         async with self._following(model_id) as settled:
             await self._desired.wish([model_id], run=False, by=by)
             self._reconciler.forgive(model_id)
-            await settled(lambda _: self._is_down(model_id) or self._reconciler.wants(model_id), wait)
+            await self._stopped(model_id, settled, wait)
         done = self._is_down(model_id) and not self._reconciler.wants(model_id)
         message = f"Model {model_id} is stopped" if done else f"Model {model_id} is stopping"
         if self._reconciler.wants(model_id):
@@ -234,9 +234,12 @@ class Servers:
                 lambda state: (
                     (state in OUTCOMES and not self._reconciler.restart_pending(model_id))
                     or not self._reconciler.wants(model_id)
+                    or self._reconciler.trouble(model_id) is not None
                 ),
                 wait,
             )
+        if wait and self._reconciler.restart_pending(model_id):
+            self._raise_trouble(model_id)
         if done and self._reconciler.state(model_id) not in UP:
             raise self._start_failed(model_id)
         message = f"Model {model_id} is ready again" if done else f"Model {model_id} is restarting"
@@ -312,7 +315,7 @@ class Servers:
                 if self._reconciler.state(model_id) not in UP:
                     raise self._start_failed(model_id)
                 return await self._outcome(model_id, f"Model {model_id} is ready", changed=True, settled=True)
-            await settled(lambda _: self._is_down(model_id) or self._reconciler.wants(model_id), wait)
+            await self._stopped(model_id, settled, wait)
         done = self._is_down(model_id)
         message = f"Model {model_id} is stopped" if done else f"Model {model_id} is stopping"
         return await self._outcome(model_id, message, changed=True, settled=done)
@@ -379,6 +382,29 @@ class Servers:
         else:
             part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
             part.message = outcome.message
+
+    async def _stopped(self, model_id: str, settled: Callable[[_Accept, float], Awaitable[bool]], wait: float) -> None:
+        """Wait for the end of a stop, and raise ``StopFailed`` where nobody can bring it about for now."""
+
+        def is_over(_: ServerState) -> bool:
+            return (
+                self._is_down(model_id)
+                or self._reconciler.wants(model_id)
+                or self._reconciler.trouble(model_id) is not None
+            )
+
+        await settled(is_over, wait)
+        if wait and not (self._is_down(model_id) or self._reconciler.wants(model_id)):
+            self._raise_trouble(model_id)
+
+    def _raise_trouble(self, model_id: str) -> None:
+        if trouble := self._reconciler.trouble(model_id):
+            raise StopFailed(f"model {model_id}: {trouble.message}", {"modelId": model_id})
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What cannot be done about servers for now, in sentences."""
+        return tuple(f"server of {model_id}: {each.message}" for model_id, each in self._reconciler.troubles.items())
 
     def _is_down(self, model_id: str) -> bool:
         unit = self._manager.units.get(unit_name(model_id))

@@ -17,6 +17,7 @@ from magi_agent.launcher.messages import MAX_ANSWER, read_answer, written_reques
 from magi_agent.launcher.service import LauncherService
 from magi_agent.settings import Settings, load_settings
 from magi_agent.systemd.socket_activation import InheritedSocket
+from magi_agent.vocabulary import Scope
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 
 PREFIX = "lau"
@@ -103,7 +104,7 @@ async def running(
     socket.socket.listen(listener, 512)  # as its unit has systemd do
     launcher.path.chmod(0o666)  # whoever may connect is to be refused by who they are
     launcher.service = LauncherService(
-        listener, launcher.settings, launcher.callers, tmp_path / "launcher-state", idle_seconds=60
+        listener, launcher.settings, Scope.USER, launcher.callers, tmp_path / "launcher-state", idle_seconds=60
     )
     run = asyncio.create_task(launcher.service.run())
     yield launcher

@@ -38,7 +38,7 @@ def agent(
         [
             "systemd-run", "--user", f"--unit={LAUNCHER}", f"--socket-property=ListenStream={path}",
             "--socket-property=SocketMode=0600", f"--property=Environment=STATE_DIRECTORY={tmp_path}/launcher",
-            f"--property=Environment=PYTHONPATH={Path.cwd()}",
+            f"--property=Environment=PYTHONPATH={Path.cwd()}", "--property=StartLimitIntervalSec=0",
             *(f"--property=Environment={name}={value}" for name, value in ours.items()),
             sys.executable, "-m", "magi_agent.cli.launcher",
         ],
@@ -82,3 +82,45 @@ def test_without_a_launcher_the_agent_says_what_to_look_at(agent: AgentProcess) 
     answer = agent.ask("POST", f"/api/models/servers/{PREFIX}-one/start?wait=10")
     shown = agent.must("GET", f"/api/models/{PREFIX}-one")["server"]
     assert "magi-launcher.socket" in f"{answer.body} {shown['failure']}"
+
+
+def test_a_stop_that_nobody_can_carry_out_is_said_and_tried_again(agent: AgentProcess) -> None:
+    model_id = f"{PREFIX}-one"
+    agent.start()
+    agent.wait_settled()
+    agent.must("POST", f"/api/models/servers/{model_id}/start?wait=60")
+    path = Path(agent.settings["MAGI_LAUNCHER_SOCKET"])
+    path.rename(path.with_suffix(".hidden"))
+
+    for verb in ("stop", "restart"):
+        answer = agent.ask("POST", f"/api/models/servers/{model_id}/{verb}?wait=30")
+        assert (answer.status, answer.body["error"]) == (500, "StopFailed")
+        assert "it cannot be stopped, which is tried again: the launcher cannot be reached" in answer.body["message"]
+        shown = agent.must("GET", f"/api/models/{model_id}")["server"]
+        assert shown["failure"]["result"] == "stop-error"
+        problems = agent.ask("GET", "/health/ready").body["problems"]
+        assert [problem for problem in problems if problem.startswith(f"server of {model_id}: it cannot be stopped")]
+
+    said = agent.log.read_text().count(f"server of {model_id}: it cannot be stopped")
+    assert said == 2, "once each time that somebody wished for it, however often it is tried"
+    path.with_suffix(".hidden").rename(path)
+    wait_until(lambda: agent.ask("GET", "/health/ready").body["problems"] == [], "what was asked last is done", 20)
+    after = agent.must("GET", f"/api/models/{model_id}")["server"]
+    assert after["pid"] != shown["pid"]
+
+
+def test_a_launcher_that_cannot_read_its_configuration_says_so_and_no_fault_stays(agent: AgentProcess) -> None:
+    model_id = f"{PREFIX}-one"
+    agent.start()
+    agent.wait_settled()
+    agent.must("POST", f"/api/models/servers/{model_id}/start?wait=60")
+    systemctl("stop", f"{LAUNCHER}.service")
+    systemctl("set-environment", "MAGI_LOG_LEVEL=loud")
+    try:
+        for _ in range(8):  # more often than systemd lets a unit fail by default
+            answer = agent.ask("POST", f"/api/models/servers/{model_id}/stop?wait=30")
+            assert answer.body["error"] == "StopFailed"
+            assert "MAGI_LOG_LEVEL" in answer.body["message"]
+    finally:
+        systemctl("unset-environment", "MAGI_LOG_LEVEL")
+    assert agent.must("POST", f"/api/models/servers/{model_id}/stop?wait=30")["server"]["state"] == "stopped"

@@ -595,4 +595,4 @@ async def test_what_cannot_be_stopped_is_tried_again_and_said_once(
         await agent.until_state("srv-kept", ServerState.STOPPED)
 
     said = [record.getMessage() for record in caplog.records if "there is no launcher" in record.getMessage()]
-    assert said == ["cannot stop srv-kept, which is tried again: there is no launcher for srv-kept"]
+    assert said == ["server of srv-kept: it cannot be stopped, which is tried again: there is no launcher for srv-kept"]

@@ -396,7 +396,9 @@ async def test_the_launcher_makes_it_so_by_its_own_configuration(
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        service = LauncherService(listener, lambda: agent.settings, {os.geteuid()}, tmp_path / "launcher", 60)
+        service = LauncherService(
+            listener, lambda: agent.settings, Scope.USER, {os.geteuid()}, tmp_path / "launcher", 60
+        )
         serving = asyncio.create_task(service.run())
         async with agent:
             await agent.ready("srv-remote")
