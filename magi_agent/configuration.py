@@ -110,7 +110,7 @@ class Configuration:
         problems = (*self._unheeded(found), *self._take(access))
         if self._of_systemd is not None:
             awaiting = [name for name in awaiting if name not in _LISTENERS]
-        reload = Reload((*_keys(changed), *(("the tokens",) if self.tokens != held else ())), _keys(awaiting))
+        reload = Reload((*_keys(changed), *_news_of_tokens(held, self.tokens)), _keys(awaiting))
         if awaiting:
             waits = f"{', '.join(reload.awaiting_restart)}: changed, and takes effect when the agent is restarted"
             problems = (waits, *problems)
@@ -161,6 +161,16 @@ def needs_token(address: str, path: Path) -> str:
         f"{address} can be reached from other hosts, which needs a token, and {path} (api.tokens_path) holds none; "
         "make one with 'magictl token add NAME --scope read', or listen on a loopback address, such as 127.0.0.1:8000"
     )
+
+
+def _news_of_tokens(before: Tokens, after: Tokens) -> tuple[str, ...]:
+    """Which tokens came and went, in a word or two; empty where none did."""
+    if before == after:
+        return ()
+    held, hold = set(before), set(after)
+    news = [f"{token.name} added" for token in after if token not in held]
+    news += [f"{token.name} taken back" for token in before if token not in hold]
+    return (f"the tokens ({', '.join(news)})" if news else "the tokens",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 from magi_agent.api.access import SAFE_METHODS, AccessDenied, Caller, Identify, require
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.error_answers import crash_answer, error_answer, http_error_answer
-from magi_agent.api.exchange import CALLER
+from magi_agent.api.exchange import ASKED, CALLER
 from magi_agent.api.routes import Access
 from magi_agent.errors import MagiError
 from magi_agent.log_output import CHANGES
@@ -96,7 +96,9 @@ class _RequestLog:
             path = request.rel_url.raw_path
             took = seconds * 1000
             extra = _marked(request_id, caller)
-            log.log(level, "%s %s: %d in %.1f ms, for %s", request.method, path, status, took, caller.name, extra=extra)
+            asked = f" {request[ASKED]}" if ASKED in request else ""
+            line = "%s %s%s: %d in %.1f ms, for %s"
+            log.log(level, line, request.method, path, asked, status, took, caller.name, extra=extra)
 
     def broken_off(self, request: web.Request, caller: Caller, request_id: str) -> None:
         """Log a change that nobody was told the outcome of: it may have been made."""

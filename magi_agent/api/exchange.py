@@ -20,8 +20,12 @@ from magi_agent.runtime_settings.settings import Fault, RuntimeSettings, wire_na
 JSON: Final = "application/json"
 CALLER: Final = web.RequestKey("caller", Caller)
 """Who makes the request; set for every handler."""
+ASKED: Final = web.RequestKey("asked", str)
+"""What the body asked for, as the log has it; there once the body was read."""
 MOST_ERRORS: Final = 100
 """Errors that are told of one body."""
+_MOST_SHOWN: Final = 200
+"""Bytes of a body in the log."""
 _BODY_SECONDS: Final = 30.0
 _Body = TypeVar("_Body", bound=BaseModel)
 _JSON_TYPE: Final = re.compile(r"application/(?:[\w.+-]+\+)?json")
@@ -106,7 +110,15 @@ async def _json_object(request: web.Request) -> bytes:
     except ValueError as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
     _ = object_in(document)
+    request[ASKED] = asked(raw)
     return raw
+
+
+def asked(body: bytes) -> str:
+    """What a body says, as one short line for the log."""
+    text = " ".join(body[:_MOST_SHOWN].decode(errors="replace").split())
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return f"{shown}…" if len(body) > _MOST_SHOWN else shown
 
 
 def object_in(document: object) -> dict[str, Any]:

@@ -34,9 +34,9 @@ Check = Callable[[Patient], Iterator[Finding]]
 def doctor(session: Session) -> int:
     """Check this host, and say how to mend what is wrong.
 
-    Configuration, tokens, service, launcher, users, llama-server with its libraries and devices, GPUs, model folders,
-    ports, systemd, control groups and memory. It works with the agent down, and without root, who sees more. Nothing
-    is changed; llama-server is run only as the servers are. Exit status 0: nothing is wrong; 1: something is.
+    Configuration, tokens, service, sockets, launcher, users, llama-server with its libraries and devices, GPUs, model
+    folders, ports, systemd, control groups and memory. It works with the agent down, and without root, who sees more.
+    Nothing is changed; llama-server is run only as the servers are. Exit status 0: nothing is wrong; 1: something is.
 
     With --json: an object with the findings (check, result, found, mend), and how many there are of each result.
     """
@@ -75,13 +75,23 @@ def doctor(session: Session) -> int:
 
 
 def _checks() -> tuple[tuple[str, Check], ...]:
-    from magi_agent.cli import doctor_agent, doctor_folders, doctor_host, doctor_ports, doctor_programs
+    from magi_agent.cli import (
+        doctor_agent,
+        doctor_control_groups,
+        doctor_folders,
+        doctor_host,
+        doctor_ports,
+        doctor_programs,
+        doctor_reach,
+        doctor_sockets,
+    )
 
     return (
         ("configuration", doctor_agent.configuration),
         ("tokens", doctor_agent.tokens),
         ("systemd", doctor_host.systemd),
         ("service", doctor_agent.service),
+        ("sockets", doctor_sockets.sockets),
         ("agent", doctor_agent.agent),
         ("launcher", doctor_agent.launcher),
         ("users", doctor_host.users),
@@ -90,7 +100,8 @@ def _checks() -> tuple[tuple[str, Check], ...]:
         ("devices", doctor_programs.devices),
         ("model folders", doctor_folders.folders),
         ("ports", doctor_ports.ports),
-        ("control groups", doctor_host.control_groups),
+        ("server address", doctor_reach.reach),
+        ("control groups", doctor_control_groups.control_groups),
         ("memory", doctor_host.memory),
     )
 

@@ -1,6 +1,7 @@
 """What ``magictl doctor`` looks at of the agent: configuration, service, answers, launcher."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ _KNOWN: Final = frozenset({"MAGI_CONFIG", *(setting.variable for setting in SETT
 _OURS: Final = "MAGI_"
 _LAUNCHER: Final = "magi-launcher.service"
 _FOR_TOKENS: Final = "sudo chown root:{user} {path} && sudo chmod 0640 {path}"
+_OF_VARIABLE: Final = re.compile(r"environment variable (\w+): ")
+"""How the error begins that is about a variable."""
 
 
 def configuration(patient: Patient) -> Iterator[Finding]:
@@ -36,15 +39,15 @@ def configuration(patient: Patient) -> Iterator[Finding]:
             hidden = not patient.is_root and not os.access(file.path, os.R_OK)
             yield unknown(f"{file.path} {file.problem}", AS_ROOT) if hidden else failed(f"{file.path} {file.problem}")
         for line in file.left_out:
-            yield warning(f"{file.path}: {line!r} sets nothing; it should be NAME=VALUE", f"sudoedit {file.path}")
+            yield warning(f"{file.path}: {line!r} sets nothing; it should be NAME=VALUE", _editing(file.path, patient))
         for name in sorted(name for name in file.variables if name.startswith(_OURS) and name not in _KNOWN):
-            yield warning(f"{file.path}: no setting is called {name}", f"sudoedit {file.path}")
+            yield warning(f"{file.path}: no setting is called {name}", _editing(file.path, patient))
     is_there = os.path.lexists(patient.config)
     if is_there and not patient.is_root and not os.access(patient.config, os.R_OK):
         yield unknown(f"{patient.config} may not be read by you", AS_ROOT)
         return
     if isinstance(patient.configured, ConfigurationError):
-        yield failed(f"the configuration is not valid: {patient.configured}", f"sudoedit {patient.config}")
+        yield failed(f"the configuration is not valid: {patient.configured}", _mending(patient.configured, patient))
         return
     if is_there:
         yield from _may_be_read(patient.config, patient.agents_account)
@@ -53,6 +56,24 @@ def configuration(patient: Patient) -> Iterator[Finding]:
     yield ok(
         f"{patient.config} is valid{also}" if is_there else f"there is no {patient.config}: the defaults hold{also}"
     )
+
+
+def _mending(error: ConfigurationError, patient: Patient) -> str:
+    """Where what is not valid can be put right."""
+    found = _OF_VARIABLE.match(str(error))
+    if not found:
+        return _editing(patient.config, patient)
+    file = patient.file_of_variable(found[1])
+    if file:
+        return _editing(file, patient)
+    if not patient.unit_or_none:
+        return f"unset {found[1]}, or give it another value"
+    edit = f"{patient.control} edit {UNIT} (below [Service] Environment={found[1]}=VALUE)"
+    return f"{edit}; then: {patient.control} restart {UNIT}"
+
+
+def _editing(path: Path, patient: Patient) -> str:
+    return f"sudoedit {path}{patient.taking_up(path)}"
 
 
 def _may_be_read(path: Path, account: Account | None, mend: str | None = None) -> Iterator[Finding]:
@@ -75,7 +96,7 @@ def tokens(patient: Patient) -> Iterator[Finding]:
     """Whether the file of tokens is readable by the service, by nobody else, and well formed."""
     settings = patient.settings
     if settings is None:
-        yield unknown("where the tokens are is not known while the configuration is not valid")
+        yield unknown("where the tokens are is not known without the configuration")
         return
     path, account = settings.tokens_path, patient.agents_account
     try:
@@ -86,20 +107,27 @@ def tokens(patient: Patient) -> Iterator[Finding]:
     except OSError as error:
         yield unknown(f"{path}: {error.strerror}", AS_ROOT)
         return
-    trouble = [*_may_be_read(path, account, _FOR_TOKENS), *_read(path)]
+    trouble = [*_may_be_read(path, account, _FOR_TOKENS + patient.taking_up(path)), *_read(path, patient)]
     yield from trouble or [ok(f"{path} is well")]
 
 
-def _read(path: Path) -> Iterator[Finding]:
+def _read(path: Path, patient: Patient) -> Iterator[Finding]:
+    closing = f"sudo chmod 0640 {path}{patient.taking_up(path)}"
     try:
         found = read_tokens(path)
-    except TokensUnreadable as error:
-        yield unknown(str(error), AS_ROOT)
+    except TokensUnreadable:
+        yield unknown(f"{path} may not be read by you", AS_ROOT)
     except ConfigurationError as error:
-        yield failed(str(error), "magictl token list")
+        if not path.is_file():
+            mend = f"sudo mv {path} {path}.old{patient.taking_up(path)}"
+        elif path.stat().st_mode & stat.S_IWOTH:
+            mend = f"sudoedit {path}; then: {closing}"
+        else:
+            mend = _editing(path, patient)
+        yield failed(str(error), mend)
     else:
         for problem in found.problems:
-            yield warning(problem)
+            yield warning(problem, closing)
 
 
 def service(patient: Patient) -> Iterator[Finding]:
@@ -109,7 +137,6 @@ def service(patient: Patient) -> Iterator[Finding]:
     except SystemctlFailed as error:
         yield unknown(f"systemd does not say how {UNIT} is: {error}")
         return
-    control = "systemctl --user" if patient.scope is Scope.USER else "sudo systemctl"
     journal = f"journalctl {'--user-unit' if patient.scope is Scope.USER else '-u'} magi-agent -e"
     if not unit:
         if patient.answers:
@@ -121,15 +148,24 @@ def service(patient: Patient) -> Iterator[Finding]:
     if state == "active":
         yield ok(f"{UNIT} is active ({detail}), process {unit.get('MainPID')}")
     elif state == "failed":
-        yield failed(f"{UNIT} has failed ({unit.get('Result')})", f"{journal}; then: {control} restart magi-agent")
-    elif detail == "auto-restart" or unit.get("NRestarts", "0") != "0":
-        yield failed(f"{UNIT} is restarted again and again ({unit.get('NRestarts')} times so far)", journal)
+        yield failed(
+            f"{UNIT} has failed ({unit.get('Result')})", f"{journal}; then: {patient.control} restart magi-agent"
+        )
+    elif detail == "auto-restart" or (state == "activating" and unit.get("NRestarts", "0") != "0"):
+        yield failed(f"{UNIT} ended and is started again ({unit.get('NRestarts')} times so far)", journal)
     elif state in {"activating", "reloading"}:
         yield warning(f"{UNIT} is {state} ({detail})")
+    elif state == "deactivating" and unit.get("Result") != "success":
+        yield failed(
+            f"{UNIT} fails whenever it is started ({unit.get('Result')})",
+            f"{journal}; then: {patient.control} restart magi-agent",
+        )
+    elif state == "deactivating":
+        yield warning(f"{UNIT} is being stopped")
     else:
-        yield failed(f"{UNIT} is {state or 'not there'}", f"{control} start magi-agent")
+        yield failed(f"{UNIT} is {state or 'not there'}", f"{patient.control} start magi-agent")
     if unit.get("UnitFileState") == "disabled":
-        yield warning(f"{UNIT} is not enabled: it is down after the next boot", f"{control} enable magi-agent")
+        yield warning(f"{UNIT} is not enabled: it is down after the next boot", f"{patient.control} enable magi-agent")
 
 
 def agent(patient: Patient) -> Iterator[Finding]:
@@ -137,7 +173,9 @@ def agent(patient: Patient) -> Iterator[Finding]:
     try:
         about = patient.about
     except CommandError as error:
-        if record(error.details).get("reason") == "permission":
+        if error.kind == "AgentDown":
+            yield unknown(f"what the agent says: {error.message}")
+        elif record(error.details).get("reason") == "permission":
             yield unknown(f"whether the agent answers: {error.message}", AS_ROOT)
         else:
             yield failed(error.message)
@@ -155,7 +193,8 @@ def agent(patient: Patient) -> Iterator[Finding]:
     missing = record(health.get("missing"))
     if missing:
         names = ", ".join(sorted(missing)[:_MOST_PROBLEMS])
-        yield warning(f"{counted(len(missing), 'server')} should be ready and are not: {names}", "magictl status")
+        are = "is" if len(missing) == 1 else "are"
+        yield warning(f"{counted(len(missing), 'server')} should be ready and {are} not: {names}", "magictl status")
     problems = texts(health.get("problems"))
     for problem in problems[:_MOST_PROBLEMS]:
         yield warning(f"the agent says: {problem}")
@@ -166,8 +205,11 @@ def agent(patient: Patient) -> Iterator[Finding]:
 def launcher(patient: Patient) -> Iterator[Finding]:
     """Whether the agent can have units started."""
     settings, account = patient.settings, patient.agents_account
-    if settings is None or account is None:
-        yield unknown("whom the agent runs as and where its launcher is, is not known")
+    if settings is None:
+        yield unknown("where the launcher is is not known without the configuration")
+        return
+    if account is None:
+        yield unknown("whom the agent runs as is not known")
         return
     if settings.systemd_scope is Scope.USER:
         yield ok("the agent starts units with its user's own manager; no launcher is needed")

@@ -52,7 +52,7 @@ def folders(patient: Patient) -> Iterator[Finding]:
     """Whether service and servers may read the model folders and what is in them."""
     settings = patient.settings
     if settings is None:
-        yield unknown("the model folders are not known while the configuration is not valid")
+        yield unknown("the model folders are not known without the configuration")
         return
     readers = []
     if patient.agents_account is not None:
@@ -60,13 +60,16 @@ def folders(patient: Patient) -> Iterator[Finding]:
     if patient.servers_account is not None and patient.servers_account != patient.agents_account:
         readers.append(_Reader(patient.servers_account, view_of_servers(settings).mounted))
     is_packaged = bool(patient.unit_or_none) and settings.systemd_scope is Scope.SYSTEM
+    other = patient.changing("discovery.model_scan_path")
     for folder in settings.model_scan_path:
         if not readers:
             yield unknown(f"{folder}: whom agent and servers run as is not known")
         elif is_packaged and any(folder.is_relative_to(own) for own in OF_EACH_UNIT):
-            yield failed(f"{folder}: the service has folders /tmp and /var/tmp of its own, and sees nothing of these")
+            yield failed(
+                f"{folder}: the service has folders /tmp and /var/tmp of its own, and sees nothing of these", other
+            )
         else:
-            yield from _folder(folder, readers, f"name another: discovery.model_scan_path in {patient.config}")
+            yield from _folder(folder, readers, other)
 
 
 def _folder(folder: Path, readers: Sequence[_Reader], other: str) -> Iterator[Finding]:

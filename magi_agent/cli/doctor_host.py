@@ -1,4 +1,4 @@
-"""What ``magictl doctor`` looks at of the host: systemd, control groups, users, GPUs, memory."""
+"""What ``magictl doctor`` looks at of the host: systemd, users, GPUs, memory."""
 
 import os
 import stat
@@ -13,13 +13,13 @@ from magi_agent.cli.doctor_patient import Patient
 from magi_agent.cli.phrasing import counted, number, size
 from magi_agent.discovery.access import READERS, find_obstacle
 from magi_agent.host.accounts import Account, group_id, group_name
-from magi_agent.host.control_groups import controllers
 from magi_agent.host.gpu_devices import Gpus, Tree, Vendor, gpus, nvidia_driver_version, version_in_name
 from magi_agent.host.libraries import installed_library
 from magi_agent.host.systemctl import SystemctlFailed, properties
 from magi_agent.vocabulary import Scope
 
 _FIRST_SYSTEMD: Final = 252
+_USER_KEY: Final = "servers.llama_server_user"
 _FOR_GPUS: Final = ("render", "video")
 _LITTLE: Final = 512 * 1024 * 1024
 """Bytes of free memory below which nothing should be started."""
@@ -30,7 +30,7 @@ _CUDA: Final = "libcuda.so.1"
 def systemd(patient: Patient) -> Iterator[Finding]:
     """Whether systemd runs this host, and is new enough."""
     try:
-        version = properties(_scope(patient), None, "Version").get("Version", "")
+        version = properties(patient.servers_scope, None, "Version").get("Version", "")
     except SystemctlFailed as error:
         yield failed(f"systemd cannot be asked: {error}")
         return
@@ -43,55 +43,28 @@ def systemd(patient: Patient) -> Iterator[Finding]:
         yield ok(f"systemd {version}")
 
 
-def control_groups(patient: Patient) -> Iterator[Finding]:
-    """Whether the servers' limits can be carried out."""
-    scope = _scope(patient)
-    try:
-        group = properties(scope, None, "ControlGroup").get("ControlGroup", "")
-    except SystemctlFailed as error:
-        yield unknown(f"systemd does not name its control group: {error}")
-        return
-    found = controllers(group)
-    if found is None:
-        yield unknown("the kernel does not show its control groups here")
-        return
-    if not found.is_unified:
-        boot = "boot with systemd.unified_cgroup_hierarchy=1"
-        if scope is Scope.USER:
-            yield warning("this host has version 1 of control groups: no limit of a user's servers holds", boot)
-        else:
-            yield warning("this host has version 1 of control groups: memory_high and io_weight do not hold", boot)
-        return
-    if found.missing:
-        names, verb = ", ".join(found.missing), "is" if len(found.missing) == 1 else "are"
-        mend = (
-            f"Delegate={' '.join((*found.available, *found.missing))} in a drop-in: sudo systemctl edit user@.service"
-            if scope is Scope.USER
-            else "look for cgroup_disable= in /proc/cmdline"
-        )
-        yield warning(f"{names} {verb} not available to the servers, so these limits do not hold", mend)
-    else:
-        yield ok(f"{', '.join(found.available)} are available to the servers")
-
-
 def users(patient: Patient) -> Iterator[Finding]:
     """Whom the servers run as, and in which groups that user and the service are."""
     settings = patient.settings
     if settings is None:
-        yield unknown("whom the servers run as is not known while the configuration is not valid")
+        yield unknown("whom the servers run as is not known without the configuration")
         return
     servers, service = patient.servers_account, patient.agents_account
     if settings.systemd_scope is Scope.USER:
         yield ok(f"agent and servers run as {service.name if service else 'the same user'}")
         return
     if servers is None:
-        yield failed(f"there is no user {settings.llama_server_user} for the servers", "sudo systemd-sysusers")
+        yield failed(
+            f"there is no user {settings.llama_server_user} for the servers",
+            # The package's own user, and no other, is what that makes.
+            "sudo systemd-sysusers" if settings.llama_server_user == READERS else patient.changing(_USER_KEY),
+        )
         return
     if servers.uid is None:
         yield ok("each server runs as a user of its own that systemd makes for the moment")
         return
     if servers.uid == 0:
-        yield warning("the servers run as root; give them a user: llama_server_user below [servers]")
+        yield warning("the servers run as root", patient.changing(_USER_KEY))
         return
     lacking = [name for name in _FOR_GPUS if (gid := group_id(name)) is not None and gid not in servers.gids]
     if lacking:
@@ -160,13 +133,12 @@ def _nvidia(tree: Tree, cuda: Path | None) -> Iterator[Finding]:
 
 
 def _missing(node: Path) -> Finding:
-    if node.name == "nvidia-uvm":
+    if node.name.startswith("nvidia"):
+        lost = "that GPU" if node.name[-1].isdecimal() else "any GPU"
         return warning(
-            f"there is no {node}, without which CUDA finds no GPU; it is made before a server starts",
+            f"there is no {node}, without which CUDA does not find {lost}; it is made before a server starts",
             "sudo systemctl start magi-nvidia-uvm.service",
         )
-    if node.name.startswith("nvidia"):
-        return failed(f"there is no {node}", "sudo nvidia-modprobe -c 0")
     if node.name == "kfd":
         return warning(f"there is no {node}: ROCm finds no GPU, Vulkan does", "sudo modprobe amdgpu")
     return warning(f"there is no {node}: nothing can compute on it")
@@ -230,7 +202,3 @@ def memory(patient: Patient) -> Iterator[Finding]:
         )
         return
     yield ok(said)
-
-
-def _scope(patient: Patient) -> Scope:
-    return patient.settings.systemd_scope if patient.settings else patient.scope

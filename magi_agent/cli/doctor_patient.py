@@ -28,8 +28,13 @@ from magi_agent.vocabulary import Scope
 UNIT: Final = "magi-agent.service"
 _UNIT_PROPERTIES: Final = (
     "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NRestarts", "MainPID", "User",
-    "Environment", "EnvironmentFiles",
+    "Environment", "EnvironmentFiles", "TriggeredBy", "Slice", "IPAddressAllow", "IPAddressDeny",
 )  # fmt: skip
+_SOCKETS: Final = ("magi-agent.socket", "magi-agent-tcp.socket")
+_SOCKET_PROPERTIES: Final = ("LoadState", "ActiveState", "Result", "UnitFileState", "Listen")
+_NOT_WANTED: Final = frozenset({"not-found", "masked"})
+UP: Final = frozenset({"active", "activating", "reloading"})
+"""Words of systemd's for a unit that works, or will in a moment."""
 _NOT_READY: Final = frozenset({503})
 _SECONDS: Final = 10.0
 _FILE_OF_LIST: Final = re.compile(r"^(.*) \(ignore_errors=(?:yes|no)\)$")
@@ -44,6 +49,25 @@ class EnvironmentFile:
     left_out: tuple[str, ...]
     """Lines that set nothing, shortened."""
     problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SocketUnit:
+    """One of the units that make the agent's sockets."""
+
+    properties: dict[str, str]
+
+    @property
+    def state(self) -> str:
+        """Its ``ActiveState``."""
+        return self.properties.get("ActiveState", "")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What it listens on: paths, and addresses with a port."""
+        # Shown as "127.0.0.1:8000 (Stream)".
+        lines = self.properties.get("Listen", "").splitlines()
+        return tuple(line.rpartition(" (")[0] for line in lines)
 
 
 class Patient:
@@ -74,6 +98,15 @@ class Patient:
             return {}
 
     @cached_property
+    def socket_units(self) -> dict[str, SocketUnit]:
+        """The units that make the agent's sockets, those that are installed. Raises ``SystemctlFailed``."""
+        if not self.unit:
+            return {}
+        names = dict.fromkeys((*_SOCKETS, *self.unit.get("TriggeredBy", "").split()))
+        asked = {name: properties(self.scope, name, *_SOCKET_PROPERTIES) for name in names if name.endswith(".socket")}
+        return {name: SocketUnit(each) for name, each in asked.items() if each.get("LoadState") not in _NOT_WANTED}
+
+    @cached_property
     def environment_files(self) -> tuple[EnvironmentFile, ...]:
         """The files that the service's unit takes variables from, those that are there."""
         lines = self.unit_or_none.get("EnvironmentFiles", "").splitlines()
@@ -101,6 +134,31 @@ class Patient:
         """The configuration file that counts."""
         return Path(self.environment.get("MAGI_CONFIG") or DEFAULT_CONFIG)
 
+    @property
+    def control(self) -> str:
+        """The command that changes the state of the agent's units."""
+        return "systemctl --user" if self.scope is Scope.USER else "sudo systemctl"
+
+    def changing(self, key: str) -> str:
+        """How another value is given to a key of the configuration, such as ``servers.port_range``."""
+        variable = next(setting.variable for setting in SETTINGS if f"{setting.section}.{setting.name}" == key)
+        file = self.file_of_variable(variable)
+        where = f"{variable} in {file}" if file else f"{key} in {self.config}"
+        return f"name another: {where}{self.taking_up(file or self.config)}"
+
+    def file_of_variable(self, variable: str) -> Path | None:
+        """The file of the service's environment that sets a variable, which wins over the configuration file."""
+        files = [file.path for file in self.environment_files if variable in file.variables]
+        return files[-1] if files else None
+
+    def taking_up(self, path: Path) -> str:
+        """What is to be done once a file of the service's was changed, as the end of a sentence."""
+        if not self.unit_or_none:
+            return ""
+        # What an environment file says is taken up by a start alone.
+        is_variable = any(path == file.path for file in self.environment_files)
+        return f"; then: {self.control} {'restart' if is_variable else 'reload-or-restart'} magi-agent"
+
     @cached_property
     def configured(self) -> Settings | ConfigurationError:
         """The settings, or why there are none."""
@@ -114,6 +172,11 @@ class Patient:
     def settings(self) -> Settings | None:
         """The settings, where they are valid."""
         return self.configured if isinstance(self.configured, Settings) else None
+
+    @property
+    def servers_scope(self) -> Scope:
+        """Whose manager the servers' units belong to."""
+        return self.settings.systemd_scope if self.settings else self.scope
 
     @cached_property
     def servers_account(self) -> Account | None:
@@ -140,22 +203,45 @@ class Patient:
         pid = self.unit_or_none.get("MainPID", "0")
         if pid.isdecimal() and pid != "0":
             return account_of_process(int(pid))
-        # A socket that systemd made tells of systemd.
+        if self.unit_or_none:
+            # A socket that systemd made tells of systemd, and a connection to it has the agent started.
+            return None
         peer = _listener(self.client)
-        return account_of_process(peer) if peer > 1 and not self.unit_or_none else None
+        return account_of_process(peer) if peer > 1 else None
 
-    @cached_property
+    @property
     def about(self) -> dict[str, object]:
         """The agent's name and version. Raises ``CommandError`` where it does not answer."""
-        return self.client.get("/", "name", "version", timeout=_SECONDS)
+        if isinstance(self._about, CommandError):
+            raise self._about
+        return self._about
 
     @cached_property
+    def _about(self) -> dict[str, object] | CommandError:
+        if self._would_be_started:
+            return CommandError("AgentDown", f"{UNIT} does not run; it is not asked, as that would start it")
+        try:
+            return self.client.get("/", "name", "version", timeout=_SECONDS)
+        except CommandError as error:
+            return error
+
+    @cached_property
+    def _would_be_started(self) -> bool:
+        """Whether a connection to the agent makes systemd start it."""
+        if not self.unit_or_none or self.unit_or_none.get("ActiveState") in UP:
+            return False
+        address = self.client.address
+        asked = address.path if isinstance(address, SocketAddress) else f"{address.host}:{address.port}"
+        try:
+            units = self.socket_units.values()
+        except SystemctlFailed:
+            return False
+        return any(unit.state in UP and asked in unit.addresses for unit in units)
+
+    @property
     def answers(self) -> bool:
         """Whether the agent answers."""
-        try:
-            return bool(self.about)
-        except CommandError:
-            return False
+        return not isinstance(self._about, CommandError)
 
     @cached_property
     def health(self) -> dict[str, object]:

@@ -15,7 +15,6 @@ from magi_agent.vocabulary import ServerAccess
 
 _MOST_PORTS: Final = 512
 _MOST_HOLDERS: Final = 5
-_TCP_SOCKET: Final = "magi-agent-tcp.socket"
 
 
 def ports(patient: Patient) -> Iterator[Finding]:
@@ -28,7 +27,7 @@ def ports(patient: Patient) -> Iterator[Finding]:
     pair = [int(port) for port in map(number, told) if port is not None] if isinstance(told, list) else []
     if len(pair) != 2:
         if settings is None:
-            yield unknown("the range of ports is not known while the configuration is not valid")
+            yield unknown("the range of ports is not known without the configuration")
             return
         pair = list(settings.port_range)
     low, high = pair
@@ -43,7 +42,8 @@ def ports(patient: Patient) -> Iterator[Finding]:
                 f"port {port} of {model_id} is held by {holder}", f"stop that, or: magictl port {model_id} auto"
             )
         else:
-            yield warning(f"port {port} is held by {holder}, and given to no model")
+            also = ", and given to no model" if patient.registry else ""
+            yield warning(f"port {port} is held by {holder}{also}")
     if len(strangers) > _MOST_HOLDERS:
         yield warning(f"{len(strangers) - _MOST_HOLDERS} more ports are held by others")
     free = len(looked_at) - len(ours) - len(strangers)
@@ -58,11 +58,11 @@ def ports(patient: Patient) -> Iterator[Finding]:
 
 
 def _own_port(patient: Patient) -> Iterator[Finding]:
-    """Whether somebody else has the agent's port, while neither the agent nor its socket unit can."""
+    """Whether somebody else has the agent's port, which an agent without socket units makes its own socket at."""
     settings = patient.settings
     if settings is None or settings.tcp is None or patient.answers or not listeners(settings.tcp.port):
         return
-    if patient.unit_or_none.get("ActiveState") == "active" or _is_active(_TCP_SOCKET, patient):
+    if patient.unit_or_none.get("ActiveState") == "active" or _has_socket_units(patient):
         return
     yield failed(
         f"port {settings.tcp.port}, the agent's own, is held by {holder_of(settings.tcp.port)}",
@@ -70,18 +70,17 @@ def _own_port(patient: Patient) -> Iterator[Finding]:
     )
 
 
-def _is_active(unit: str, patient: Patient) -> bool:
+def _has_socket_units(patient: Patient) -> bool:
     try:
-        return properties(patient.scope, unit, "ActiveState").get("ActiveState") == "active"
+        return bool(patient.socket_units)
     except SystemctlFailed:
         return False
 
 
 def _held(looked_at: range, patient: Patient) -> tuple[list[int], list[int]]:
     """The ports that servers of ours listen on, and those that others do."""
-    scope = patient.settings.systemd_scope if patient.settings else patient.scope
     try:
-        group = properties(scope, SLICE, "ControlGroup").get("ControlGroup", "")
+        group = properties(patient.servers_scope, SLICE, "ControlGroup").get("ControlGroup", "")
     except SystemctlFailed:
         group = ""
     running = {number(server.get("port")) for server in patient.servers if text(server.get("state")) != "stopped"}

@@ -40,19 +40,19 @@ def binaries(patient: Patient) -> Iterator[Finding]:
     """Whether each llama-server can be executed by the servers' user, and finds its libraries."""
     settings = patient.settings
     if settings is None:
-        yield unknown("which llama-server is used is not known while the configuration is not valid")
+        yield unknown("which llama-server is used is not known without the configuration")
         return
     keys = {settings.llama_server_path: "servers.llama_server_path"}
     keys.update({path: "servers.llama_server_alternatives" for _, path in settings.llama_server_alternatives})
     view = view_of_servers(settings)
     for path, key in keys.items():
-        yield from _binary(path, key, patient.servers_account or DYNAMIC, view, patient.config)
+        yield from _binary(path, patient.changing(key), patient.servers_account or DYNAMIC, view)
 
 
-def _binary(path: Path, key: str, account: Account, view: View, config: Path) -> Iterator[Finding]:
+def _binary(path: Path, other: str, account: Account, view: View) -> Iterator[Finding]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            yield failed(f"{path} is no program", f"name another: {key} in {config}")
+            yield failed(f"{path} is no program", other)
             return
         obstacle = find_obstacle(str(path), account, needed=_READ_EXECUTE, shown_folders=view.mounted)
         if obstacle:
@@ -61,7 +61,7 @@ def _binary(path: Path, key: str, account: Account, view: View, config: Path) ->
         program = read_executable(path)
         libraries = libraries_of(path)
     except FileNotFoundError:
-        yield failed(f"there is no {path}", f"install llama-server there, or name it: {key} in {config}")
+        yield failed(f"there is no {path}", f"install llama-server there, or {other}")
         return
     except PermissionError as error:
         yield unknown(f"{path}: {error.strerror}", AS_ROOT)
@@ -141,10 +141,13 @@ def devices(patient: Patient) -> Iterator[Finding]:
     """What each llama-server says of itself and of the devices, run as the servers are."""
     settings = patient.settings
     if settings is None:
-        yield unknown("which llama-server is used is not known while the configuration is not valid")
+        yield unknown("which llama-server is used is not known without the configuration")
         return
     if settings.systemd_scope is Scope.SYSTEM and not patient.is_root:
         yield unknown("llama-server's version and devices: only root may run it as the servers' user", AS_ROOT)
+        return
+    if patient.servers_account is None:
+        yield unknown("llama-server's version and devices: there is no user whom it would run as")
         return
     from magi_agent.cli.doctor_probe import ask_binaries
 

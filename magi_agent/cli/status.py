@@ -1,6 +1,6 @@
 """``magictl status``: the agent, its health, and what runs, on one screen."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from magi_agent.cli.answers import models_of, record, records, text, texts
 from magi_agent.cli.command import command
@@ -14,6 +14,7 @@ from magi_agent.cli.tables import servers_grid
 _NOT_READY = frozenset({503})
 """The status of a health that is not well, and of a part that cannot answer now: both are what one wants to see."""
 _LABEL_WIDTH = 9
+_MOST_NAMED = 8
 _NAMING_KEYS = ("modelId", "name", "profileName", "path", "service", "id")
 _EXPLAINING_KEYS = ("state", "error", "reason", "problem", "message")
 
@@ -40,7 +41,7 @@ def status(session: Session) -> None:
     if "error" in registry:
         _row(screen, "models", Cell(text(registry.get("message")), "yellow"))
     else:
-        _show_models(screen, [model for _, model in models_of(registry)])
+        _show_models(screen, registry, {text(server.get("modelId")) for server in records(servers.get("servers"))})
         _show_folders(screen, registry, scanning=health.get("scanning") is True)
     if profile := text(health.get("activeProfile")):
         _row(screen, "profile", profile)
@@ -96,13 +97,24 @@ def _spaced(key: str) -> str:
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in key)
 
 
-def _show_models(screen: Screen, models: list[Mapping[str, object]]) -> None:
+def _show_models(screen: Screen, registry: Mapping[str, object], with_server: Collection[str]) -> None:
+    models = [model for _, model in models_of(registry)]
     enabled = sum(model.get("enabled") is True for model in models)
     unusable = sum(text(model.get("status")) not in {"", "ok"} for model in models)
     said = [f"{len(models)} found, {enabled} enabled"]
     if unusable:
         said.append(f"{unusable} not usable (see: magictl models)")
     _row(screen, "models", ", ".join(said))
+    stopped = [
+        model_id
+        for model_id, model in models_of(registry)
+        if model.get("enabled") is True and text(model.get("startPolicy")) == "alwaysOn" and model_id not in with_server
+    ]
+    if stopped:
+        # Somebody stopped it, or has not started it yet: nothing is wrong, but they may be looking for the way.
+        line = f"enabled, and not wanted now; to start: magictl start {' '.join(stopped[:_MOST_NAMED])}"
+        more = len(stopped) - _MOST_NAMED
+        screen.line(" " * _LABEL_WIDTH, Cell(f"{line} (and {more} more)" if more > 0 else line, "dim"))
 
 
 def _show_folders(screen: Screen, registry: Mapping[str, object], *, scanning: bool) -> None:

@@ -12,6 +12,7 @@ import click
 from magi_agent.cli.command import command
 from magi_agent.cli.exits import CommandError
 from magi_agent.cli.grid import Cell, Column, Grid
+from magi_agent.cli.journal_note import note_in_journal
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import NOTHING
 from magi_agent.errors import ConfigurationError, MagiError
@@ -63,6 +64,7 @@ def add(session: Session, name: str, scope: str, until: str | None, tokens_path:
         where, scope_of_units = _configured(tokens_path)
         file = TokenFile(where)
         file.add(token)
+    note_in_journal(f"token {token} was added to {file.path}")
     screen = session.screen
     if screen.as_json:
         screen.json({**_described(token), "token": secret, "path": str(file.path)})
@@ -105,6 +107,7 @@ def revoke(session: Session, name: str, tokens_path: str | None) -> None:
         where, scope_of_units = _configured(tokens_path)
         file = TokenFile(where)
         token = file.remove(name)
+    note_in_journal(f"token {token} was taken out of {file.path}")
     screen = session.screen
     if screen.as_json:
         screen.json({**_described(token), "path": str(file.path)})

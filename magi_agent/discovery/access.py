@@ -119,17 +119,21 @@ def granting(obstacle: Obstacle, account: Account, group: str | None) -> str:
     if group is None and (not has_list or account.uid is None):
         who = "g" if status.st_gid in account.gids else "o"
         return f"sudo chmod {who}+{letters} {quoted}"
-    if has_list or (takes_access_lists(component) and shutil.which("setfacl")):
-        whom = f"g:{group}" if group else f"u:{_bare(account)}"
-        if obstacle.is_folder and obstacle.is_last:
-            # What lies in it, now and later, is to be read too; X is for folders alone.
-            return f"sudo setfacl -R -m {whom}:rX,d:{whom}:rX {quoted}"
-        return f"sudo setfacl -m {whom}:{letters} {quoted}"
+    takes_list = has_list or takes_access_lists(component)
+    whom = f"g:{group}" if group else f"u:{_bare(account)}"
+    if obstacle.is_folder and obstacle.is_last:
+        # What lies in it, now and later, is to be read too; X is for folders alone.
+        with_list = f"sudo setfacl -R -m {whom}:rX,d:{whom}:rX {quoted}"
+    else:
+        with_list = f"sudo setfacl -m {whom}:{letters} {quoted}"
+    if takes_list and shutil.which("setfacl"):
+        return with_list
     if status.st_gid in account.gids:
         return f"sudo chmod g+{letters} {quoted}"
     if group is not None and _nobody_loses(status):
         return f"sudo chgrp {group} {quoted} && sudo chmod g+{letters} {quoted}"
-    return f"sudo chmod o+{letters} {quoted}"
+    # Where no list can be, it is to be read by everybody, or not at all.
+    return f"sudo apt install acl && {with_list}" if takes_list else f"sudo chmod o+{letters} {quoted}"
 
 
 def shown(path: str) -> str:

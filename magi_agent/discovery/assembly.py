@@ -178,6 +178,9 @@ def _sort_out(records: Iterable[FileRecord]) -> _SortedOut:
             else:
                 out.problems.append(Problem(record.path, f"the projector cannot be used: {record.problem}"))
             continue
+        if record.identity is None and record.link_target is None and record.problem:
+            # Nobody's damaged file: somebody has to grant it, or to look at the disk.
+            out.problems.append(Problem(record.path, record.problem))
         split = split_of(record.filename)
         if split is None or split.count == 1:
             out.sets[record.filename] = [record]

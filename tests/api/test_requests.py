@@ -100,7 +100,7 @@ async def test_the_log_carries_the_id_and_who_changed_what(serve: Serve, caplog:
     )
     assert (change.levelno, read.levelno) == (logging.INFO, logging.DEBUG)
     who = r"uid 0 \(pid \d+\)" if api.base == "http://localhost" else r"127\.0\.0\.1 \(uid 0\)"
-    assert re.fullmatch(rf"PUT {TIER}: 200 in \d+\.\d ms, for {who}", change.getMessage())
+    assert re.fullmatch(rf'PUT {TIER} \{{"tier": "fast"\}}: 200 in \d+\.\d ms, for {who}', change.getMessage())
     assert re.fullmatch(rf"GET /health/live: 200 in \d+\.\d ms, for {who}", read.getMessage())
 
 
@@ -395,3 +395,24 @@ async def test_an_active_profile_that_is_not_there_is_a_problem_and_no_failure(s
     await until(told, "the problem is told")
     (problem,) = (await api.get("/health/ready"))["problems"]
     assert "absent" in problem
+
+
+async def test_the_log_says_what_was_asked_for_in_one_short_line(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    api = await serve("api-one")
+    long = "x" * 5000
+
+    (
+        await api.ask(
+            "PUT", "/api/models/api-one/tier", data=b'{\n"tier":\t"fast"}', headers={"Content-Type": "application/json"}
+        )
+    ).success()
+    (await api.ask("POST", "/api/models/profiles", {"name": "noted", "description": long})).success(201)
+
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith('PUT /api/models/api-one/tier { "tier": "fast"}: 200 in ') for line in said)
+    [profile] = [line for line in said if line.startswith("POST /api/models/profiles ")]
+    assert len(profile) < 350
+    assert "xxx…: 201 in" in profile

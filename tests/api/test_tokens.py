@@ -283,7 +283,7 @@ async def test_refused_requests_are_logged_but_leave_room_for_others(
     refused = [line for line in lines if ": 401, refused to " in line]
     assert len(refused) == 30
     assert refused[0].endswith(", who brought a token that does not hold")
-    assert any(line.startswith(f"PUT {TIER}: 200 in ") for line in lines)
+    assert any(line.startswith(f'PUT {TIER} {{"tier": "fast"}}: 200 in ') for line in lines)
     monkeypatch.setattr(answering, "_MINUTE", 0.0)
     await api.ask("GET", REGISTRY, headers=headers)
     assert "10 more requests were refused in that minute" in [record.getMessage() for record in caplog.records]
@@ -473,11 +473,12 @@ def test_a_reload_takes_new_tokens_and_lets_go_of_old_ones(elsewhere: TokenAgent
     assert elsewhere.reload() == []
     assert (elsewhere.status(SECRET), elsewhere.status(OTHER)) == (200, 200)
     assert elsewhere.over_tcp("POST", RESCAN, OTHER).status == 200
-    assert "the configuration was reloaded; changed: the tokens" in elsewhere.log.read_text()
+    assert "the configuration was reloaded; changed: the tokens (two added)" in elsewhere.log.read_text()
 
     keep(elsewhere.folder, token("two", TokenScope.READ, OTHER))
     assert elsewhere.reload() == []
     assert (elsewhere.status(SECRET), elsewhere.status(OTHER)) == (401, 200)
+    assert "changed: the tokens (two added, one taken back, two taken back)" in elsewhere.log.read_text()
     assert elsewhere.over_tcp("POST", RESCAN, OTHER).status == 403
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from magi_agent.cli import doctor as doctor_module
-from magi_agent.cli import doctor_agent, doctor_folders, doctor_host, doctor_programs
+from magi_agent.cli import doctor_agent, doctor_folders, doctor_host, doctor_ports, doctor_programs
 from magi_agent.cli.address import SocketAddress
 from magi_agent.cli.client import Client
 from magi_agent.cli.doctor_findings import Finding, Result
@@ -218,13 +218,10 @@ def test_the_service_s_unit_is_read_as_systemd_has_it_up_or_failed(service: Unpr
     with service.variables.open("a") as file:
         file.write("MAGI_PORT_RNGE=1-2\nno assignment\n")
     told = service.examined()
+    mend = f"sudoedit {service.variables}; then: systemctl --user restart magi-agent"
     assert told.of("configuration")[:2] == [
-        (
-            "warning",
-            f"{service.variables}: 'no assignment' sets nothing; it should be NAME=VALUE",
-            f"sudoedit {service.variables}",
-        ),
-        ("warning", f"{service.variables}: no setting is called MAGI_PORT_RNGE", f"sudoedit {service.variables}"),
+        ("warning", f"{service.variables}: 'no assignment' sets nothing; it should be NAME=VALUE", mend),
+        ("warning", f"{service.variables}: no setting is called MAGI_PORT_RNGE", mend),
     ]
     with service.variables.open("a") as file:
         file.write("MAGI_PORT_RANGE=nine\n")
@@ -358,7 +355,7 @@ def test_a_llama_server_of_another_machine_or_a_newer_release_is_told(agent: Age
     assert examined(agent.environment()).one("llama-server") == (
         "failed",
         f"there is no {binary}",
-        f"install llama-server there, or name it: servers.llama_server_path in {agent.folder}/agent.toml",
+        f"install llama-server there, or name another: servers.llama_server_path in {agent.folder}/agent.toml",
     )
 
 
@@ -376,6 +373,17 @@ def test_a_port_held_by_another_program_is_named_with_the_program(agent: AgentPr
     assert re.match(rf"port {low} of {MODEL} is held by python\S* \(process {os.getpid()}", given[1])
     assert spare[0] == "warning"
     assert rest == ("ok", f"ports {low} to {high}: 2 free, 0 held by servers of ours", None)
+
+
+def test_who_is_not_told_of_the_models_is_not_told_that_a_port_is_no_models(
+    open_folder: Path, unused_ports: PortRanges
+) -> None:
+    port = unused_ports()[0]
+    patient = patient_of(open_folder, MAGI_PORT_RANGE=f"{port}-{port}")
+    with socket.create_server(("127.0.0.1", port)):
+        told = findings(doctor_ports.ports(patient))[0]
+
+    assert re.fullmatch(rf"port {port} is held by python\S* \(process {os.getpid()}.*\)", told[1])
 
 
 def test_the_agents_own_port_held_by_another_program_is_told(agent: AgentProcess, unused_ports: PortRanges) -> None:
@@ -444,7 +452,7 @@ def patient_of(
     config = folder / "agent.toml"
     config.touch()
     patient.__dict__.update(
-        unit={}, unit_or_none={}, config=config, answers=False, environment={},
+        unit={}, unit_or_none={}, config=config, environment={},
         configured=load_settings({}, {"MODEL_SCAN_PATH": str(folder / "models"), **variables}, config),
         agents_account=agents or Account("user magi-agent", SERVICE, frozenset({SERVICE, READERS})),
         servers_account=servers or Account("user magi-llama", SERVERS, frozenset({READERS})),
@@ -567,11 +575,20 @@ def test_the_file_of_tokens_is_for_the_service_alone(open_folder: Path) -> None:
     os.chown(path, 0, SERVICE)
     assert findings(doctor_agent.tokens(patient)) == [(Result.OK, f"{path} is well", None)]
     path.chmod(0o644)
-    [(result, said, _)] = findings(doctor_agent.tokens(patient))
-    assert result is Result.WARNING
+    [(result, said, mend)] = findings(doctor_agent.tokens(patient))
+    assert (result, mend) == (Result.WARNING, f"sudo chmod 0640 {path}")
     assert "every user of this host may read it" in said
+    path.chmod(0o666)
+    [(result, _, mend)] = findings(doctor_agent.tokens(patient))
+    assert (result, mend) == (Result.FAILED, f"sudoedit {path}; then: sudo chmod 0640 {path}")
+    path.chmod(0o640)
     path.write_text("one two\n")
-    assert Result.FAILED in [result for result, _, _ in findings(doctor_agent.tokens(patient))]
+    [(result, _, mend)] = findings(doctor_agent.tokens(patient))
+    assert (result, mend) == (Result.FAILED, f"sudoedit {path}")
+    path.unlink()
+    path.mkdir(mode=0o755)
+    [(result, _, mend)] = findings(doctor_agent.tokens(patient))
+    assert (result, mend) == (Result.FAILED, f"sudo mv {path} {path}.old")
 
 
 def test_groups_that_the_users_are_not_in_are_named(open_folder: Path) -> None:
@@ -598,8 +615,19 @@ def test_a_user_of_the_configuration_that_is_not_there_is_told(open_folder: Path
 
     [(result, said, mend)] = findings(doctor_host.users(patient))
 
-    assert (result, mend) == (Result.FAILED, "sudo systemd-sysusers")
+    # The package's list of users makes no such one.
+    assert (result, mend) == (
+        Result.FAILED,
+        f"name another: servers.llama_server_user in {open_folder}/agent.toml",
+    )
     assert "nobody-is-called-so" in said
+    if os.geteuid() == 0:
+        [(_, said, _)] = findings(doctor_programs.devices(patient))
+        assert said == "llama-server's version and devices: there is no user whom it would run as"
+    patient = patient_of(open_folder, MAGI_LLAMA_SERVER_USER="magi-llama")
+    patient.__dict__["servers_account"] = None
+    [(_, _, mend)] = findings(doctor_host.users(patient))
+    assert mend == "sudo systemd-sysusers"
 
 
 @pytest.mark.parametrize(("free", "result"), [(100_000, Result.WARNING), (8_000_000, Result.OK)])

@@ -138,10 +138,25 @@ def test_without_access_lists_no_group_loses_what_it_has(place: Path, tmp_path: 
     folder.chmod(0o750)
     assert said_to("bob", folder, tmp_path) is None
 
-    commands = grant_all(folder, tmp_path, WITHOUT_SETFACL)
+    sentence = said_to("magi-agent", folder, tmp_path, WITHOUT_SETFACL)
 
-    assert commands == [f"chmod o+rx {folder}"]
-    assert said_to("bob", folder, tmp_path) is None
+    assert sentence is not None
+    grants = f"sudo setfacl -R -m g:magi-llama:rX,d:g:magi-llama:rX {folder}"
+    assert sentence.endswith(f"; to allow it: sudo apt install acl && {grants}")
+
+
+def test_where_no_access_list_can_be_everybody_is_let_in(place: Path, tmp_path: Path) -> None:
+    folder = place / "shared"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", folder], check=True)
+    try:
+        os.chown(folder, 0, STAFF)
+        folder.chmod(0o750)
+        commands = grant_all(folder, tmp_path)
+        assert commands == [f"chmod o+rx {folder}"]
+        assert said_to("bob", folder, tmp_path) is None
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_folder_of_the_readers_group_is_opened_to_that_group(place: Path, tmp_path: Path) -> None:

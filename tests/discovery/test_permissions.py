@@ -82,6 +82,7 @@ def test_unreadable_files_and_folders_are_listed_and_the_command_that_is_named_h
     )
     assert f"the folder {models}/no-entry does not let user nobody through" in problems["linked.gguf"]
     assert any(f"{models}/closed: the folder cannot be read" in problem for problem in answer["problems"])
+    assert f"{denied}: {problems['denied $x.gguf']}" in answer["problems"]
 
     for _ in range(4):
         sentences = [model["problem"] for model in answer["models"].values() if model["problem"]] + answer["problems"]

@@ -300,3 +300,15 @@ def test_the_unit_of_a_launch() -> None:
     for user in (None, "llama"):
         assert (service_of(replace(FULL, user=user), Scope.USER).user, service.dynamic_user) == (None, True)
         assert not service_of(replace(FULL, user=user), Scope.USER).dynamic_user
+
+
+def test_the_mount_that_a_link_in_the_path_leads_to_is_required_too(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "models").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk")
+    launch = replace(FULL, model_path=str(tmp_path / "link" / "models" / "x.gguf"))
+    real = tmp_path.resolve()
+
+    required = service_of(launch, Scope.SYSTEM).requires_mounts_for
+
+    assert {str(folder) for folder in required} == {f"{tmp_path}/link/models", f"{real}/disk/models"}
+    assert service_of(launch, Scope.USER).requires_mounts_for == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import NamedTuple
 
@@ -115,4 +116,9 @@ def test_each_change_is_in_the_journal_with_who_made_it(serving: Host) -> None:
     said = serving.journal("--unit=magi-agent.service", f"--since={before}")
     assert f"uid {serving.output('id', '-u', MEMBER)}" in said or MEMBER in said
     assert "front-end" in said
-    assert token not in serving.journal("--boot")
+    journal = serving.journal("--boot")
+    assert token not in journal
+    assert "token front-end (admin) was added to /etc/magi-agent/tokens, by root" in journal
+    assert "changed: the tokens (front-end added)" in journal
+    method, path, body = _CHANGE
+    assert f"{method} {path} {json.dumps(body)}: 200 in " in journal
