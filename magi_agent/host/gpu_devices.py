@@ -1,7 +1,7 @@
 """GPUs as the kernel shows them, the device nodes a program needs to use them, and NVIDIA's two halves of a driver.
 
-PCI classes and vendors: pci.ids. ``/proc/driver/nvidia/version`` and the nodes: the README of NVIDIA's driver, on its
-proc interface and its device files. AMD's nodes: ROCm's installation notes; ``/dev/dri``: the kernel's DRM pages.
+PCI classes and vendors: pci.ids. ``/proc/driver/nvidia/version``: the README of NVIDIA's driver, on its proc interface;
+NVIDIA's nodes: ``nvidia_nodes``. AMD's nodes: ROCm's installation notes; ``/dev/dri``: the kernel's DRM pages.
 """
 
 import re
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
+
+from magi_agent.host.nvidia_nodes import gpu_minors, nvidia_nodes
 
 _DISPLAY: Final = "0x03"
 """The PCI class of everything that draws or computes as a GPU, in its first byte."""
@@ -86,9 +88,11 @@ def _of_vendor(vendor: Vendor, cards: list[Path], tree: Tree) -> Gpus:
     driver = next((name for card in cards if (name := _driver(card))), None)
     if vendor is Vendor.NVIDIA:
         driver = "nvidia" if nvidia_driver_version(tree) is not None else driver
-        wanted = [tree.dev / "nvidiactl", tree.dev / "nvidia-uvm"]
-        numbered = sorted(path for path in _nodes(tree.dev) if _NVIDIA_CARD.fullmatch(path.name))
-        wanted += numbered or [tree.dev / "nvidia0"]
+        wanted = [Path(node) for node in nvidia_nodes(str(tree.proc), str(tree.dev))]
+        if wanted and not gpu_minors(str(tree.proc)):
+            # As on WSL or in some containers: the driver lists no GPUs.
+            numbered = sorted(path for path in _nodes(tree.dev) if _NVIDIA_CARD.fullmatch(path.name))
+            wanted += numbered or [tree.dev / "nvidia0"]
     else:
         wanted = [tree.dev / "dri" / name for card in cards if (name := _render_node(card))]
         if not wanted:

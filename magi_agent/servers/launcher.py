@@ -17,6 +17,7 @@ from typing import Final, Protocol, TypedDict
 from magi_agent.daemon_thread import in_daemon_thread
 from magi_agent.errors import ModelNotUsable, ProbeFailed
 from magi_agent.runtime_settings.known_options import MAX_HELP
+from magi_agent.servers.driver_caches import cache_directories, cache_environment, cache_root
 from magi_agent.servers.hidden_folders import hidden_folders
 from magi_agent.servers.launch import SLICE, LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import KEY_SOURCE, argv_of, environment_of
@@ -78,11 +79,12 @@ def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None 
         # Links in a model folder may name the place that the folder itself is a link to.
         folders.update(folder.resolve() for folder in launch.readable_folders)
     shown = tuple(PurePosixPath(path) for path in sorted(folders))
+    caches = cache_environment(cache_root(scope, dynamic_user=launch.user is None), launch.model_id)
     return TransientService(
         name=unit_name(launch.model_id),
         description=f"llama-server for {launch.display_name}",
         argv=argv_of(launch),
-        environment=environment_of(launch) | ({KEY_SOURCE: str(key_file)} if key_file else {}),
+        environment=environment_of(launch) | caches | ({KEY_SOURCE: str(key_file)} if key_file else {}),
         load_credentials={CREDENTIAL: PurePosixPath(key_file)} if key_file else {},
         slice=SLICE,
         syslog_identifier=unit_name(launch.model_id).removesuffix(".service"),
@@ -96,9 +98,13 @@ def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None 
         # A user's manager runs everything as that user.
         user=launch.user if is_systems else None,
         dynamic_user=launch.user is None and is_systems,
-        requires_mounts_for=(PurePosixPath(model_folder),) if is_systems else (),
+        # systemd looks at the path as it is written, and a link in it leads to another mount.
+        requires_mounts_for=tuple(sorted({PurePosixPath(model_folder), PurePosixPath(model_folder.resolve())}))
+        if is_systems
+        else (),
         read_only_paths=shown,
         hidden_folders=hidden_folders(shown) if is_systems else (),
+        cache_directories=cache_directories(launch.model_id),
         **_folder_of_socket(launch, scope),
         **unit_limits(launch.runtime_settings, launch.model_path),
     )

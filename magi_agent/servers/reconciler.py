@@ -54,6 +54,8 @@ _STEP_PAUSE: Final = 1.0
 """Seconds before a step that could not be taken is planned again, at first."""
 _LONGEST_STEP_PAUSE: Final = 8.0
 
+_STAYS: Final = "it stays stopped until somebody starts it (magictl start %s; systemctl cannot, as the unit is gone)"
+
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
 _RESULTS: Final = {
@@ -294,7 +296,7 @@ class Reconciler:
             and condition_of(self._manager.get(unit_name(model_id))) is UnitCondition.ABSENT
         ]
         for model_id in ended:
-            _LOG.info("server of %s was stopped from outside while nobody looked; it stays stopped", model_id)
+            _LOG.info("server of %s was stopped from outside while nobody looked; %s", model_id, _STAYS % model_id)
         if ended:
             try:
                 await self._desired.wish(ended, run=False, by="systemctl")
@@ -376,7 +378,7 @@ class Reconciler:
             self._record_failure(model_id, record, ended_early(change.after or unit), unit)
             return
         record.let_go = wish
-        _LOG.info("server of %s was stopped from outside; it stays stopped", model_id)
+        _LOG.info("server of %s was stopped from outside; %s", model_id, _STAYS % model_id)
         self._background(partial(self._respect_stop, model_id, wish), f"stop of {model_id}")
 
     async def _respect_stop(self, model_id: str, overruled: Wish) -> None:

@@ -17,6 +17,8 @@ from magi_agent.vocabulary import Scope
 _RECURSIVE: Final = 0x4000
 """``MS_REC`` of mount(2): a bind mount takes the mounts below it along."""
 
+_PRIVATE: Final = 0o700
+
 HIDDEN: Final[Mapping[Scope, frozenset[PurePosixPath]]] = {
     Scope.SYSTEM: frozenset(map(PurePosixPath, ("/tmp", "/var/tmp", "/home", "/root", "/run/user"))),  # noqa: S108
     Scope.USER: frozenset(map(PurePosixPath, ("/tmp", "/var/tmp"))),  # noqa: S108
@@ -33,6 +35,8 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "CPUAffinity": "ay",
     "CPUQuotaPerSecUSec": "t",
     "CPUWeight": "t",
+    "CacheDirectory": "as",
+    "CacheDirectoryMode": "u",
     "CapabilityBoundingSet": "t",
     "CollectMode": "s",
     "Description": "s",
@@ -148,6 +152,9 @@ def _program(unit: TransientService) -> Iterator[tuple[str, object]]:
     if unit.runtime_directory is not None:
         yield "RuntimeDirectory", [unit.runtime_directory]
         yield "RuntimeDirectoryMode", unit.runtime_directory_mode
+    if unit.cache_directories:
+        yield "CacheDirectory", list(unit.cache_directories)
+        yield "CacheDirectoryMode", _PRIVATE
     if unit.working_directory is not None:
         yield "WorkingDirectory", str(unit.working_directory)
     if unit.requires_mounts_for:

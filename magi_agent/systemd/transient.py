@@ -14,7 +14,7 @@ _UNIT_NAME: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
 _SLICE_NAME: Final = re.compile(r"[A-Za-z0-9:_.\\-]+\.slice")
 _ENVIRONMENT_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CREDENTIAL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,255}")
-_RUNTIME_DIRECTORY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_DIRECTORY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 _NOT_CREDENTIAL_PATH: Final = re.compile(r"[\s:'\"\\$%]")
 """What systemd up to 253 would not read in a credential's path as it wrote it."""
 _LOG_FIELD_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
@@ -113,6 +113,9 @@ class TransientService:
     runtime_directory: str | None = None
     """Folder below the manager's own (/run, ``XDG_RUNTIME_DIR``), for the unit's user while the unit runs."""
     runtime_directory_mode: int = 0o755
+    cache_directories: tuple[str, ...] = ()
+    """Folders below the manager's own (/var/cache, ``XDG_CACHE_HOME``), for the unit's user alone. They outlive the
+    unit, and a sandbox hides none of them from it."""
     umask: int = 0o077
     """Of a unit in a sandbox."""
     requires_mounts_for: tuple[PurePosixPath, ...] = ()
@@ -154,8 +157,10 @@ class TransientService:
             _check_line(f"the journal field {key}", value)
         for key, path in self.load_credentials.items():
             _check_credential(key, path)
-        if self.runtime_directory is not None and not _RUNTIME_DIRECTORY.fullmatch(self.runtime_directory):
-            raise ValueError(f"{self.runtime_directory!r} is no name for a runtime directory")
+        if self.runtime_directory is not None:
+            _check_directory("runtime", self.runtime_directory)
+        for name in self.cache_directories:
+            _check_directory("cache", name)
         _check_line("the description", self.description)
         _check_line("the syslog identifier", self.syslog_identifier or "")
         folders = (
@@ -180,6 +185,11 @@ def _check_argv(argv: tuple[str, ...]) -> None:
         _check_line("an argument", argument)
         if "$" in argument or ";" in argument:
             raise ValueError(f"{argument!r}: systemd may change '$' and ';' in arguments; use the environment")
+
+
+def _check_directory(kind: str, name: str) -> None:
+    if not _DIRECTORY.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a {kind} directory")
 
 
 def _check_credential(name: str, path: PurePosixPath) -> None:

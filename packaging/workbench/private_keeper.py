@@ -34,6 +34,9 @@ _OUTPUT = Path("/run/systemd/workbench.log")
 _READY_SECONDS = 20.0
 _BUS_ANSWERS_SECONDS = 5.0
 
+# Where units have their CacheDirectory=: in memory, as nothing of them is to stay.
+_CACHES = {"XDG_CACHE_HOME": str(_RUNTIME / "cache")}
+
 # What a service manager above may have told the caller is not true of what runs here.
 _NOT_PASSED_ON = frozenset(
     {"NOTIFY_SOCKET", "INVOCATION_ID", "JOURNAL_STREAM", "MANAGERPID", "SYSTEMD_EXEC_PID"}
@@ -82,7 +85,7 @@ def keep(command: list[str], group: cgroups.Group) -> int:
     kernel.mount("proc", Path("/proc"), "proc", kernel.NO_SUID | kernel.NO_DEVICES)
     _make_private_run()
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
-    environment |= environment_of_manager(_RUNTIME)
+    environment |= environment_of_manager(_RUNTIME) | _CACHES
     manager = _start_manager(environment, group.child("user.slice/user-0.slice/user@0.service"))
     environment |= {"MAGI_JOURNAL_DIRECTORY": str(_JOURNAL), "MAGI_PRIVATE_SYSTEMD_PID": outer_pid}
     return _wait_for(_spawn(command, environment, group.child("command")), manager)
@@ -136,7 +139,7 @@ def _make_private_run() -> None:
 def _start_manager(environment: Mapping[str, str], group: cgroups.Group) -> int:
     """Start journald and the manager, each until it says that it is ready; return the manager's process id."""
     few = {name: environment[name] for name in _FOR_MANAGER if name in environment}
-    few |= {"HOME": "/root", "USER": "root", "LOGNAME": "root"} | few | environment_of_manager(_RUNTIME)
+    few |= {"HOME": "/root", "USER": "root", "LOGNAME": "root"} | few | environment_of_manager(_RUNTIME) | _CACHES
     del few["MAGI_SYSTEMD_SCOPE"]
     notices = _RUNTIME / "workbench-ready"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as ready:

@@ -13,6 +13,7 @@ As root, on any Linux machine, whatever its PID 1 is. Three processes work toget
 The command finds in its environment:
 
 * `XDG_RUNTIME_DIR`, `DBUS_SESSION_BUS_ADDRESS`: the manager's own; `systemctl --user` and `systemd-run --user` work;
+* `XDG_CACHE_HOME`: a folder in memory, where units have their `CacheDirectory=`;
 * `MAGI_SYSTEMD_SCOPE=user`;
 * `MAGI_JOURNAL_DIRECTORY`: what to give to `journalctl -D`; the units' logs are there (plain `journalctl` works too);
 * `MAGI_PRIVATE_SYSTEMD_PID`: the keeper's process id as the outside sees it, for `nsenter -t PID -m -p`.

@@ -102,7 +102,7 @@ def test_libraries_have_theirs_in_their_names() -> None:
 
 def test_a_whole_nvidia_gpu_is_well(hardware: Hardware) -> None:
     hardware.nvidia()
-    nodes = [hardware.node(name) for name in ("nvidiactl", "nvidia-uvm", "nvidia0", "nvidia1")]
+    nodes = [hardware.node(name) for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia0", "nvidia1")]
     hardware.node("nvidia-modeset")
 
     [found] = gpus(hardware.tree)
@@ -114,7 +114,7 @@ def test_a_whole_nvidia_gpu_is_well(hardware: Hardware) -> None:
 
 def test_a_library_of_another_version_than_the_driver_is_wrong(hardware: Hardware) -> None:
     hardware.nvidia()
-    for name in ("nvidiactl", "nvidia-uvm", "nvidia0"):
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia0"):
         hardware.node(name)
 
     [(result, said, mend)] = hardware.findings(cuda="535.216.01")
@@ -131,10 +131,23 @@ def test_nodes_that_are_not_there_are_named_with_what_makes_them(hardware: Hardw
     told = hardware.findings(cuda="535.183.01")
 
     assert [(result, mend) for result, _, mend in told] == [
-        (Result.WARNING, "sudo systemctl start magi-nvidia-uvm.service"),
-        (Result.FAILED, "sudo nvidia-modprobe -c 0"),
-    ]
-    assert "/dev/nvidia-uvm" in told[0][1]
+        (Result.WARNING, "sudo systemctl start magi-nvidia-uvm.service")
+    ] * 3
+    assert f"{hardware.tree.dev}/nvidia-uvm, without which CUDA does not find any GPU" in told[0][1]
+    assert f"{hardware.tree.dev}/nvidia0, without which CUDA does not find that GPU" in told[2][1]
+
+
+def test_each_of_several_gpus_needs_a_node_of_its_own(hardware: Hardware) -> None:
+    hardware.nvidia()
+    for slot, minor in (("0000:01:00.0", 1), ("0000:41:00.0", 0)):
+        folder = hardware.tree.proc / "driver" / "nvidia" / "gpus" / slot
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t NVIDIA L40S\nDevice Minor: \t {minor}\n")
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia0"):
+        hardware.node(name)
+
+    [found] = gpus(hardware.tree)
+    assert found.missing == (hardware.tree.dev / "nvidia1",)
 
 
 def test_a_card_without_a_driver_is_told(hardware: Hardware) -> None:

@@ -75,6 +75,23 @@ def test_every_part_of_the_drop_in_says_what_it_is_for() -> None:
     assert [text for text in paragraphs if not re.match(r"(\[\w+\]\n)?(Documentation=.*\n)?#", text)] == []
 
 
+def test_a_server_waits_for_nvidias_nodes_and_does_not_depend_on_them() -> None:
+    unit = settings_of(DROP_IN, "Unit")
+    nodes = UNITS / "magi-nvidia-uvm.service"
+
+    assert unit["Wants"] == unit["After"] == [nodes.name]
+    assert unit.keys() == {"Documentation", "Wants", "After"}
+    # A host without NVIDIA's driver pays nothing. Whether a node is missing the program itself finds out.
+    conditions = {name: values for name, values in settings_of(nodes, "Unit").items() if name.startswith("Condition")}
+    assert conditions == {"ConditionPathExists": ["/proc/driver/nvidia/version"]}
+    # Each server starts it: as many as there are.
+    assert settings_of(nodes, "Unit")["StartLimitIntervalSec"] == ["0"]
+    service = settings_of(nodes, "Service")
+    assert float(service["TimeoutStartSec"][0]) + float(service["TimeoutStopSec"][0]) < 35
+    # Not by a shell, here or there.
+    assert service["ExecStart"] == ["/usr/libexec/magi-agent/magi-nvidia-nodes"]
+
+
 def test_only_models_are_caught_by_the_drop_in() -> None:
     assert [unit.name for unit in UNITS.glob("magi-llama-*.*") if unit != DROP_IN.parent] == []
 
@@ -112,7 +129,7 @@ class TestExposure:
 
     def test_of_what_makes_nvidias_device_nodes(self) -> None:
         # It has capabilities by its nature.
-        assert exposure(UNITS / "magi-nvidia-uvm.service") <= 4.5
+        assert exposure(UNITS / "magi-nvidia-uvm.service") <= 2.6
 
     def test_is_measured_with_the_drop_in(self, tmp_path: Path) -> None:
         unit = tmp_path / "magi-llama-toy.service"

@@ -255,9 +255,11 @@ def test_folders_are_absolute_and_go_nowhere_else(path: str, place: str) -> None
 
 
 @pytest.mark.parametrize("name", ["", "/run/x", "a//b", "a/", "../a", "a/../b", ".a", "a b", "a:b", "a%t", "a\n"])
-def test_runtime_directories_are_names_below_the_managers(name: str) -> None:
+def test_directories_are_names_below_the_managers(name: str) -> None:
     with pytest.raises(ValueError, match="runtime directory"):
         service(runtime_directory=name)
+    with pytest.raises(ValueError, match="cache directory"):
+        service(cache_directories=("magi-llama/x", name))
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:b", "a b", "a\n", "x" * 256])
