@@ -47,7 +47,7 @@ deb: ## Build the package for Debian 12 into dist
 deb-13: ## Build the package for Debian 13 into dist
 	@packaging/deb/build 13
 
-deb-proof: ## Build both packages twice, differently, compare the bytes, and run lintian on them
+deb-proof: ## Build both packages into dist, each twice and differently; compare the bytes, run lintian on them
 	@packaging/deb/prove-reproducible 12 13
 
 clean: ## Remove what builds and runs leave; .venv and the fetched parts stay

@@ -107,6 +107,8 @@ class Container:
             "systemd-nspawn", "--quiet", f"--directory={self._disk.root}", f"--machine={self._name}", "--boot",
             "--register=no", "--keep-unit", "--private-network", "--console=pipe", "--link-journal=no",
             "--resolv-conf=off", "--timezone=off",
+            # Without these its systemd would pass over IPAddressDeny= and DeviceAllow=, and not say so.
+            "--capability=CAP_BPF", "--system-call-filter=bpf",
             *(f"--bind-ro={outside}:{inside}" for inside, outside in self._shown.items()),
         ]  # fmt: skip
         environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}

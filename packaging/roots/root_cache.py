@@ -27,7 +27,7 @@ from releases import Release, release_named
 ROOTS = locations.CACHE / "roots"
 """Where they are kept; `make clean` leaves it alone."""
 
-_PACKAGES = ("apt", "curl", "dbus", "libgomp1", "passwd", "polkitd", "procps", "python3", "systemd-sysv")
+_PACKAGES = ("apt", "curl", "dbus", "iproute2", "libgomp1", "passwd", "polkitd", "procps", "python3", "systemd-sysv")
 """What a plain host with a llama-server has, and a client to ask the API with."""
 
 _RECIPE = 1

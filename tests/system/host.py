@@ -159,13 +159,17 @@ class Host:
         token: str | None = None,
         headers: tuple[str, ...] = (),
         within: float = 10.0,
+        inside: tuple[str, ...] = (),
     ) -> Answer:
-        """Ask the API as a user, by the path of a socket or by the URL of a host."""
+        """Ask the API as a user, by the path of a socket or by the URL of a host.
+
+        ``inside`` is what a command begins with that is to run in another network, say.
+        """
         place = [f"http://magi{path}", "--unix-socket", by] if by.startswith("/") else [by + path]
         given = [f"Authorization: Bearer {token}"] if token else []
         given += ["Content-Type: application/json"] if body is not None else []
         ran = self.run(
-            "curl", "--silent", "--show-error", "--max-time", f"{within:g}", "--request", method, *place,
+            *inside, "curl", "--silent", "--show-error", "--max-time", f"{within:g}", "--request", method, *place,
             *(word for header in (*given, *headers) for word in ("--header", header)),
             *(["--data-binary", json.dumps(body)] if body is not None else []),
             "--write-out", _STATUS + "%{http_code}",

@@ -134,6 +134,7 @@ class ThisMachineHosts:
             host.run("userdel", "--remove", user, check=False)
         host.run("sh", "-c", "rm -rf /models /etc/systemd/system/magi-*.d /etc/default/magi-agent")
         host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "reset-failed")
         furnish(host)
         yield host
 

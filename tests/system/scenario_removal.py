@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.system.host import TCP, Host, unit_of
 
 _STATE = "/var/lib/magi-agent"
@@ -30,7 +32,7 @@ def test_removing_the_package_stops_the_models_and_keeps_what_people_chose(servi
 
     serving.apt("remove", "magi-agent", within=60)
 
-    assert {unit: state for unit, state in serving.units().items() if state not in {"inactive", "failed"}} == {}
+    assert {unit: state for unit, state in serving.units().items() if state != "inactive"} == {}
     assert serving.ask("GET", "/health", by=url).status == 0
     assert serving.ask("GET", "/", by=TCP).status == 0
     assert serving.run("pgrep", "--list-full", "llama-server|magi", check=False).stdout == ""
@@ -73,3 +75,27 @@ def test_models_below_the_agents_own_state_outlive_a_purge(serving: Host) -> Non
         f"{_STATE}/models/other.gguf",
     ]
     assert unit_of("toy") not in serving.units()
+
+
+def _fail_for_good(host: Host, unit: str) -> None:
+    """End a server again and again, until systemd no longer starts it."""
+
+    def failed() -> bool:
+        # Between two attempts there is nothing to kill.
+        host.run("systemctl", "kill", "--signal=KILL", unit, check=False)
+        return host.property(unit, "ActiveState") == "failed"
+
+    host.until(failed, "systemd has given up", 30)
+
+
+@pytest.mark.parametrize("how", ["remove", "purge"])
+def test_a_model_that_has_failed_leaves_no_unit_behind(serving: Host, how: str) -> None:
+    unit = unit_of("toy")
+    _fail_for_good(serving, unit)
+
+    serving.apt(how, "magi-agent", within=60)
+
+    assert serving.units("magi-llama-*") == {}
+    assert serving.property(unit, "LoadState") == "not-found"
+    assert serving.run("systemctl", "cat", unit, check=False).returncode != 0
+    assert serving.output("systemctl", "--failed", "--plain", "--no-legend") == ""
