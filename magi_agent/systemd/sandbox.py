@@ -6,6 +6,7 @@ or is left out without a word, and neither may happen. What a table promises is 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from magi_agent.systemd.transient import Sandbox
@@ -31,10 +32,10 @@ GPU_DEVICES: Final = (
     # AMD, Intel, and everything with a DRM driver.
     "char-drm",
     "char-kfd",
-    # WSL
-    "/dev/dxg",
 )
 """What a unit with GPU access may open. Classes that the kernel does not know are dropped without a word."""
+_WSL: Final = Path("/dev/dxg")
+"""The GPU of a Windows host. It has no class of its own, and of a path that is not there systemd complains."""
 
 _EVERYWHERE: Final = (
     Entry("NoNewPrivileges", True),
@@ -96,4 +97,7 @@ _TABLES: Final[Mapping[Scope, Mapping[Sandbox, tuple[Entry, ...]]]] = {
 
 def sandbox_entries(sandbox: Sandbox, scope: Scope, systemd_version: int) -> tuple[Entry, ...]:
     """Return the properties of a sandbox that a systemd of this version understands in this scope."""
-    return tuple(entry for entry in _TABLES[scope][sandbox] if entry.since <= systemd_version)
+    entries = tuple(entry for entry in _TABLES[scope][sandbox] if entry.since <= systemd_version)
+    if (scope, sandbox) == (Scope.SYSTEM, Sandbox.GPU) and _WSL.exists():
+        entries += (Entry("DeviceAllow", [(str(_WSL), "rw")]),)
+    return entries

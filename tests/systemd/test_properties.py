@@ -206,6 +206,21 @@ def test_the_sandboxes_of_the_system_scope() -> None:
     }
 
 
+def test_the_gpu_of_a_windows_host_is_allowed_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "dxg"
+    monkeypatch.setattr("magi_agent.systemd.sandbox._WSL", node)
+    allowed = ("DeviceAllow", str([(str(node), "rw")]))
+    assert allowed not in sandbox_of(Sandbox.GPU, Scope.SYSTEM)
+
+    node.touch()
+
+    assert allowed in sandbox_of(Sandbox.GPU, Scope.SYSTEM)
+    for sandbox, scope in ((Sandbox.CPU, Scope.SYSTEM), (Sandbox.GPU, Scope.USER)):
+        assert allowed not in sandbox_of(sandbox, scope)
+
+
 def test_the_sandboxes_of_the_user_scope() -> None:
     assert sandbox_of(Sandbox.GPU, Scope.USER) == SANDBOX_USER
     assert sandbox_of(Sandbox.CPU, Scope.USER) == SANDBOX_USER | {("MemoryDenyWriteExecute", True)}
