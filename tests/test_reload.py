@@ -522,7 +522,7 @@ class TestConfiguration:
         held.note_listeners(
             ("unix:/run/magi-agent/api.sock", "http://127.0.0.1:8000"), reached_from_elsewhere=(), are_systemds=True
         )
-        assert held.problems == ()
+        assert list(held.problems) == []
         found = replace(before, tcp=TcpAddress("0.0.0.0", 8000), socket=None)
 
         reload = await held.reload()
