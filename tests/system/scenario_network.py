@@ -65,7 +65,7 @@ def _recipe() -> tuple[str, list[str]]:
     lines = section.partition("```console\n")[2].partition("```")[0].splitlines()
     token, *rest = [line.removeprefix("# ") for line in lines]
     assert token.startswith("magictl token add front-end --scope read"), section
-    assert [line.split()[1] for line in rest] == ["edit", "stop", "start"], section
+    assert [line.split()[1] for line in rest] == ["edit", "restart"], section
     return token, rest
 
 

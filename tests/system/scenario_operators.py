@@ -35,7 +35,7 @@ def test_stopping_the_slice_stops_every_model_and_nobody_fights_it(serving: Host
     serving.until_api_answers(within=15)
     assert serving.units("magi-llama-*.service") == {}
 
-    assert "enabled, and not wanted now; to start: magictl start other toy" in serving.output("magictl", "status")
+    assert "enabled, and not wanted now; to start: magictl start toy" in serving.output("magictl", "status")
     assert "until somebody starts it (magictl start toy;" in serving.journal(f"--unit={_AGENT}", "--boot")
     serving.run("magictl", "start", "toy", "other", within=60)
     for model in ("toy", "other"):
