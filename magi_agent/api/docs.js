@@ -5,6 +5,8 @@
     made.append(...content);
     return made;
   };
+  // Characters of an answer that goes on.
+  const MOST_SHOWN = 20000;
   const byId = (id) => document.getElementById(id);
   const base = location.pathname.replace(/\/api\/docs\/?$/, "");
 
@@ -25,7 +27,8 @@
       return [element("a", { href: `#schema-${name}` }, name)];
     }
     if (schema.allOf) return typeOf(schema.allOf[0]);
-    if (schema.anyOf) return schema.anyOf.flatMap((one, index) => (index ? [" or ", ...typeOf(one)] : typeOf(one)));
+    const either = schema.anyOf || schema.oneOf;
+    if (either) return either.flatMap((one, index) => (index ? [" or ", ...typeOf(one)] : typeOf(one)));
     if (schema.enum) return [schema.enum.map((one) => JSON.stringify(one)).join(" | ")];
     if (schema.const !== undefined) return [JSON.stringify(schema.const)];
     if (schema.prefixItems) {
@@ -67,25 +70,46 @@
       form.append(element("label", {}, "body", body));
     }
     const shown = element("pre", { hidden: true });
+    let going = null;
     form.append(element("button", { textContent: "Send" }), shown);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       let target = base + path;
       const query = new URLSearchParams();
+      const headers = {};
       for (const [parameter, input] of fields) {
         if (parameter.in === "path") {
           target = target.replace(`{${parameter.name}}`, encodeURIComponent(input.value));
+        } else if (input.value !== "" && parameter.in === "header") {
+          headers[parameter.name] = input.value;
         } else if (input.value !== "") {
           query.set(parameter.name, input.value);
         }
       }
       if (query.size) target += `?${query}`;
-      const options = { method: method.toUpperCase() };
-      if (body) Object.assign(options, { body: body.value, headers: { "Content-Type": "application/json" } });
+      // What goes on and on ends when it is asked for again.
+      if (going) going.abort();
+      going = new AbortController();
+      const options = { method: method.toUpperCase(), headers, signal: going.signal };
+      if (body) {
+        options.body = body.value;
+        headers["Content-Type"] = "application/json";
+      }
       shown.hidden = false;
       shown.textContent = "…";
       try {
         const reply = await fetch(target, options);
+        const took = reply.headers.get("X-Response-Time");
+        const heading = `${reply.status} ${reply.statusText}  ${took ?? ""}\n\n`;
+        if (/event-stream|ndjson/.test(reply.headers.get("Content-Type"))) {
+          const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+          let said = "";
+          for (let piece = await reader.read(); !piece.done; piece = await reader.read()) {
+            said = (said + piece.value).slice(-MOST_SHOWN);
+            shown.textContent = heading + said;
+          }
+          return;
+        }
         const text = await reply.text();
         let content = text;
         try {
@@ -93,10 +117,9 @@
         } catch {
           // It is shown as it came.
         }
-        const took = reply.headers.get("X-Response-Time");
-        shown.textContent = `${reply.status} ${reply.statusText}  ${took ?? ""}\n\n${content}`;
+        shown.textContent = heading + content;
       } catch (error) {
-        shown.textContent = String(error);
+        if (error.name !== "AbortError") shown.textContent = String(error);
       }
     });
     return form;
@@ -107,7 +130,7 @@
     for (const [method, operation] of Object.entries(methods)) {
       const responses = Object.entries(operation.responses).map(([status, response]) => {
         const content = Object.values(response.content || {})[0];
-        return row(element("code", {}, status), response.description, typeOf(content && content.schema));
+        return row(element("code", {}, status), response.description, typeOf(content && (content["x-itemSchema"] || content.schema)));
       });
       sections.get(operation.tags[0]).push(
         element(
@@ -138,7 +161,7 @@
         "details",
         { id: `schema-${name}` },
         element("summary", {}, element("code", {}, name)),
-        element("div", {}, schema.description || "", rows.length ? element("table", {}, ...rows) : typeOf(schema)[0]),
+        element("div", {}, schema.description || "", ...(rows.length ? [element("table", {}, ...rows)] : typeOf(schema))),
       ),
     );
   }

@@ -16,9 +16,11 @@ import aiohttp
 import pytest
 
 from magi_agent import events
-from magi_agent.api import event_routes
+from magi_agent.api import event_routes, streaming
 from magi_agent.api.event_documents import TYPES
 from magi_agent.events import ChoicesChanged, Event, ModelsChanged, ServerProgress
+from magi_agent.tokens import Token, digest_of, line_of, new_secret
+from magi_agent.vocabulary import EventType, TokenScope
 from tests.api.client import Api
 from tests.api.conftest import Serve
 from tests.conftest import MakeToyModel
@@ -368,6 +370,44 @@ async def test_who_may_not_read_hears_nothing(serve: Serve) -> None:
     api = await serve(tcp_access="none")
     reply = await api.ask("GET", "/api/events", headers={"X-Forwarded-For": "10.0.0.1"})
     reply.failure(401, "Unauthorized")
+
+
+async def test_who_may_not_read_any_more_hears_no_more(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that is revoked ends what it has opened."""
+    monkeypatch.setattr(streaming, "_KEEP_ALIVE", 0.1)
+    secret = new_secret()
+    written = f"{line_of(Token('page', TokenScope.READ, digest_of(secret)))}\n"
+    (tmp_path / "tokens").write_text(written)
+    api = await serve("api-one")
+    async with listening(api, Authorization=f"Bearer {secret}") as heard:
+        await choose(api, "api-one", "fast")
+        await heard.until("choicesChanged")
+        (tmp_path / "tokens").write_text("")
+        await api.agent.reload()
+        async with asyncio.timeout(30):
+            await heard.answer.content.read()
+    refused = await api.ask("GET", "/api/events", headers={"Authorization": f"Bearer {secret}"})
+    refused.failure(401, "Unauthorized")
+
+
+async def test_the_document_says_what_is_streamed(serve: Serve) -> None:
+    api = await serve()
+    document = await api.get("/api/openapi.json")
+    operation = document["paths"]["/api/events"]["get"]
+    content = operation["responses"]["200"]["content"]
+    assert set(content) == {"text/event-stream", "application/x-ndjson"}
+    for form in content.values():
+        assert form["x-itemSchema"] == {"$ref": "#/components/schemas/EventAnswer"}
+    kinds = document["components"]["schemas"]["EventAnswer"]["discriminator"]["mapping"]
+    assert set(kinds) == {*EventType, "gap"}
+    assert [parameter["name"] for parameter in operation["parameters"]] == [
+        "types",
+        "modelId",
+        "lastEventId",
+        "Last-Event-ID",
+    ]
 
 
 async def test_the_agent_stops_at_once_whoever_listens(serve: Serve) -> None:

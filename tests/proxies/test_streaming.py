@@ -165,6 +165,17 @@ def test_the_agents_events_arrive_when_they_happen(proxy: Proxy, agent: AgentPro
         connection.close()
 
 
+def test_listeners_that_leave_leave_no_stream_behind(proxy: Proxy, bearer: Bearer) -> None:
+    """There are 256 places: were one kept for each that has left, there would soon be none."""
+    for _ in range(270):
+        connection = proxy.connect()
+        connection.request("GET", "/magi/api/events", None, {"Host": NAME, **bearer()})
+        response = connection.getresponse()
+        assert response.status == 200
+        assert response.readline() == b"retry: 2000\n"
+        connection.close()
+
+
 def test_an_answer_that_takes_its_time_arrives(proxy: Proxy, bearer: Bearer) -> None:
     """The agent says nothing until the server is up, or is down."""
     for verb, state in (("restart", "ready"), ("stop", "stopped"), ("start", "ready")):
