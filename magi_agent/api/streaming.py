@@ -147,8 +147,9 @@ class StreamAnswer(web.StreamResponse):
         finally:
             connection.when_lost(None)
             pump.cancel()
-            outcome = (await asyncio.gather(pump, return_exceptions=True))[0]
-            self._why = self._why or _reason(outcome)
+            # What broke is logged also where nobody listens any more.
+            reason = _reason((await asyncio.gather(pump, return_exceptions=True))[0])
+            self._why = self._why or reason
         is_whole = self._why not in (StreamEnd.LEFT, StreamEnd.UNREAD, StreamEnd.FAILED)
         if is_whole and not connection.writing_paused:
             with suppress(TimeoutError):

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import locations
@@ -87,13 +88,40 @@ def page(agent: AgentProcess, token: str = "") -> Iterator[queue.Queue[list[str]
             listener.join()
 
 
+class Unavailable(BaseHTTPRequestHandler):
+    """What a proxy says while the agent is away."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self.server.answered.set()  # type: ignore[attr-defined]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def be_unavailable(port: int) -> None:
+    """Answer in the place of the agent until somebody was told that it is away."""
+    with HTTPServer(("127.0.0.1", port), Unavailable) as server:
+        answered = server.answered = threading.Event()  # type: ignore[attr-defined]
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        assert answered.wait(40), "the page does not ask"
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize("meanwhile", ["nobody", "a proxy"])
 @pytest.mark.parametrize("token", ["", TOKEN])
-def test_a_page_keeps_up(agent: AgentProcess, token: str) -> None:
+def test_a_page_keeps_up(agent: AgentProcess, token: str, meanwhile: str) -> None:
     with page(agent, token) as said:
         assert said.get(timeout=40) == ["reload"], "it listens, and asks for what it shows"
         agent.must("PUT", f"/api/models/{MODEL}/tier", {"tier": "fast"})
         assert said.get(timeout=40) == ["show", "choicesChanged", MODEL]
         agent.stop()
+        if meanwhile == "a proxy":
+            be_unavailable(int(agent.settings["MAGI_TCP"].rpartition(":")[2]))
         agent.start()
         assert said.get(timeout=40) == ["reload"], "something may be missing"
         agent.must("PUT", f"/api/models/{MODEL}/tier", {"tier": "balanced"})

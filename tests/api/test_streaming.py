@@ -53,6 +53,16 @@ class Source:
         finally:
             self.closed += 1
 
+    async def stubborn(self) -> AsyncIterator[Item]:
+        """Breaks when it is ended."""
+        self.begun += 1
+        try:
+            await self.given.get()
+            yield Item(b"1")
+        finally:
+            self.closed += 1
+            raise RuntimeError("a bug in the end")
+
     async def flood(self, data: bytes) -> AsyncIterator[Item]:
         """Never ends, and never waits."""
         self.begun += 1
@@ -147,6 +157,9 @@ async def served(tmp_path, unused_ports: PortRanges, listener: str) -> AsyncIter
     async def flood(request: web.Request) -> web.StreamResponse:
         return await stream(request, source.flood(b"1" if request.query_string else LARGE), StreamForm.NDJSON)
 
+    async def stubborn(request: web.Request) -> web.StreamResponse:
+        return await stream(request, source.stubborn(), StreamForm.SSE)
+
     access: dict[object, Access] = {items: Access.READ, flood: Access.READ}
     application = web.Application(
         middlewares=[answering(lambda _: made.caller, access, CrossOrigin(Configuration(settings, None)))]
@@ -154,6 +167,7 @@ async def served(tmp_path, unused_ports: PortRanges, listener: str) -> AsyncIter
     add_streams(application)
     application.router.add_get("/items", items)
     application.router.add_get("/flood", flood)
+    application.router.add_get("/stubborn", stubborn)
     caller = Caller("a test", Access.ADMIN)
     made = Served(source, Listeners(application, settings, {}), settings, listener, caller)
     await made.listeners.start()
@@ -396,6 +410,14 @@ async def test_a_defect_cuts_the_answer_off_and_is_logged_whole(
             await answer.rest()
     [record] = [record for record in caplog.records if record.exc_info]
     assert "a stream met a defect" in record.getMessage()
+    caplog.clear()
+
+
+async def test_a_defect_in_the_clearing_away_is_logged_too(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    async with served.asked("/stubborn") as answer:
+        await answer.chunk()
+        await until(lambda: served.source.begun == 1, "it has begun")
+    await until(lambda: "a stream met a defect" in caplog.text, "it is logged")
     caplog.clear()
 
 
