@@ -251,5 +251,7 @@ class ServiceUnavailable(MagiError):
     error = "ServiceUnavailable"
     status = 503
 
-    def __init__(self, service: str, message: str) -> None:
+    def __init__(self, service: str, message: str, retry_after: int | None = None) -> None:
+        """``retry_after`` is the number of seconds after which asking again makes sense, where that is known."""
         super().__init__(message, {"service": service})
+        self.retry_after = retry_after

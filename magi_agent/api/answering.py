@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.error_answers import crash_answer, error_answer, http_error_answer
 from magi_agent.api.exchange import ASKED, CALLER
 from magi_agent.api.routes import Access
+from magi_agent.api.streaming import StreamAnswer, StreamReport
 from magi_agent.errors import MagiError
 from magi_agent.log_output import CHANGES
 from magi_agent.request_id import REQUEST_ID, request_id_from
@@ -65,7 +67,11 @@ def answering(identify: Identify, access: Mapping[object, Access], cross_origin:
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"
         cross_origin.mark(request, headers)
-        if refused:
+        if isinstance(response, StreamAnswer):
+            asks = access.get(request.match_info.handler, Access.KNOWN)
+            response.may_go_on = lambda: asks in identify(request).access
+            response.when_ended = partial(log.streamed, request, response.status, caller, request_id)
+        elif refused:
             log.refused(request, response.status, caller, request_id)
         else:
             log.answered(request, response.status, seconds, caller, request_id)
@@ -99,6 +105,15 @@ class _RequestLog:
             asked = f" {request[ASKED]}" if ASKED in request else ""
             line = "%s %s%s: %d in %.1f ms, for %s"
             log.log(level, line, request.method, path, asked, status, took, caller.name, extra=extra)
+
+    def streamed(
+        self, request: web.Request, status: int, caller: Caller, request_id: str, report: StreamReport
+    ) -> None:
+        """Log an answer that went on for a while, at its end."""
+        if _LOG.isEnabledFor(logging.DEBUG):
+            told = f"{report.items} items, {report.bytes_sent} bytes in {report.seconds:.1f} s, until {report.why}"
+            what = request.method, request.rel_url.raw_path, status, told, caller.name
+            _LOG.debug("%s %s: %d, streamed %s, for %s", *what, extra=_marked(request_id, caller))
 
     def broken_off(self, request: web.Request, caller: Caller, request_id: str) -> None:
         """Log a change that nobody was told the outcome of: it may have been made."""

@@ -16,6 +16,7 @@ from magi_agent.api.routes import Access, Route
 from magi_agent.api.server_routes import ServerRoutes
 from magi_agent.api.services import Services
 from magi_agent.api.settings_routes import SettingsRoutes
+from magi_agent.api.streaming import add_streams
 from magi_agent.api.transfer_routes import TransferRoutes
 from magi_agent.vocabulary import RESERVED_IDS
 
@@ -46,6 +47,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         middlewares=[answering(identify, access, CrossOrigin(services.configuration))],
         client_max_size=MAX_BODY,
     )
+    add_streams(application)
     for route in routes:
         path = _router_path(route.path)
         if route.method == "GET":

@@ -2,7 +2,8 @@
 
 import logging
 import re
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -18,7 +19,28 @@ _QUOTED: Final = re.compile(r":?\s*\bb['\"].*", re.DOTALL)
 class Connection(web.RequestHandler):
     """aiohttp's own, but for what it would answer without asking the application."""
 
-    __slots__ = ()
+    __slots__ = ("_at_its_end",)
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._at_its_end: Callable[[], None] | None = None
+
+    def when_lost(self, called: Callable[[], None] | None) -> None:
+        """Have ``called`` when the connection is gone; aiohttp tells no handler, and requests are answered one by one.
+
+        It is called at once where the connection is gone already.
+        """
+        if called is not None and not self.connected:
+            called()
+        else:
+            self._at_its_end = called
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell whoever wants to know."""
+        super().connection_lost(exc)
+        called, self._at_its_end = self._at_its_end, None
+        if called is not None:
+            called()
 
     @property
     def is_new(self) -> bool:

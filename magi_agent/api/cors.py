@@ -8,8 +8,8 @@ from multidict import CIMultiDict
 from magi_agent.configuration import Configuration
 
 _METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
-_REQUEST_HEADERS: Final = "Authorization, Content-Type, If-None-Match, X-Request-ID"
-_RESPONSE_HEADERS: Final = "ETag, Location, X-Request-ID, X-Response-Time"
+_REQUEST_HEADERS: Final = "Authorization, Content-Type, If-None-Match, Last-Event-ID, X-Request-ID"
+_RESPONSE_HEADERS: Final = "ETag, Location, Retry-After, X-Request-ID, X-Response-Time"
 _PREFLIGHT_SECONDS: Final = "600"
 
 

@@ -191,7 +191,7 @@ def _connection(runner: web.AppRunner) -> asyncio.Protocol:
     return Connection(
         runner.server,
         loop=asyncio.get_running_loop(),
-        access_log=None,  # type: ignore[arg-type]  # its own word for "none", missing from its types
+        access_log=None,
         keepalive_timeout=_KEEP_ALIVE,
         lingering_time=_LINGER,
         auto_decompress=False,
