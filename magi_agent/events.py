@@ -1,17 +1,22 @@
 """The one stream of events: every change of state that anybody may wait for.
 
 Whoever changes something publishes one typed event; waiting API calls, metrics and event streams all subscribe here.
-A subscriber that falls behind loses the oldest events and is told so, it never holds up the publisher.
+Events are numbered, and the last of them are kept: a listener is a place in what is kept. One that falls behind loses
+the oldest events and is told so, it never holds up the publisher, and costs no memory of its own.
 """
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
 from magi_agent.vocabulary import ServerState
+
+_KEPT: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,23 @@ class ServerChanged(Event):
     model_id: str
     before: ServerState
     after: ServerState
+    result: str | None = None
+    """Where it failed, in one word: why."""
+    message: str | None = None
+    """The same in one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerProgress(Event):
+    """A server that is not ready yet gets on, as far as can be seen; ``None`` is what cannot be."""
+
+    model_id: str
+    elapsed_seconds: float
+    cpu_seconds: float | None = None
+    memory_bytes: int | None = None
+    """Of its control group, what is read of the model's file included."""
+    read_bytes: int | None = None
+    """From the disk; what the kernel has in memory already is not read again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +78,26 @@ class ServerTroubled(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilesChanged(Event):
-    """A profile was made, replaced, deleted or activated."""
+    """A profile was made, replaced or deleted."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileActivated(Event):
+    """A profile is the active one from now on."""
+
+    name: str
+    by: str
+    """Who said so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainChanged(Event):
+    """Nothing is started any more, or that was taken back."""
+
+    draining: bool
+    by: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,30 +113,52 @@ class OperationFinished(Event):
     """An action on several models came to its end."""
 
     operation_id: str
+    kind: str = ""
+    succeeded: bool = True
+    model_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """An event and its place in the stream: each number is one more than the one before."""
+
+    number: int
+    event: Event
 
 
 class Subscription:
-    """One listener's bounded view of the stream."""
+    """One listener's place in the stream."""
 
-    def __init__(self, limit: int) -> None:
-        self._events: deque[Event] = deque(maxlen=limit)
-        self._limit = limit
+    def __init__(self, stream: "EventStream", heard: int) -> None:
+        self._stream = stream
+        self._heard = heard
         self._wake = asyncio.Event()
         self.lost = 0
+        """Events that were not kept long enough for this listener."""
 
-    def deliver(self, event: Event) -> None:
-        """Take in one event; the oldest gives way when there is no room."""
-        if len(self._events) == self._limit:
-            self.lost += 1
-        self._events.append(event)
+    @property
+    def waiting(self) -> int:
+        """Events that are there and were not heard yet."""
+        return self._stream.last - self._heard
+
+    def wake(self) -> None:
+        """There is news."""
         self._wake.set()
 
     async def next(self) -> Event:
         """The next event, in order."""
-        while not self._events:
+        return (await self.next_numbered()).event
+
+    async def next_numbered(self) -> Numbered:
+        """The next event, in order, with its number; ``lost`` has grown where some between are gone."""
+        while not self.waiting:
             self._wake.clear()
             await self._wake.wait()
-        return self._events.popleft()
+        if self._heard + 1 < self._stream.first:
+            self.lost += self._stream.first - 1 - self._heard
+            self._heard = self._stream.first - 1
+        self._heard += 1
+        return self._stream.kept(self._heard)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
@@ -107,18 +168,35 @@ class Subscription:
 class EventStream:
     """Publishers on one side, subscribers on the other, all on one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = _KEPT) -> None:
+        """``kept`` is the number of events that are kept."""
+        self._kept: deque[Numbered] = deque(maxlen=kept)
         self._subscriptions: set[Subscription] = set()
+        self.life = secrets.token_hex(4)
+        """Tells this stream's numbers from those of another life of the agent."""
+        self.last = 0
+        """The number of the event that was published last."""
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest event that is kept; that of the next one where there is none."""
+        return self.last + 1 - len(self._kept)
+
+    def kept(self, number: int) -> Numbered:
+        """The event of a number from ``first`` to ``last``."""
+        return self._kept[number - self.first]
 
     def publish(self, event: Event) -> None:
-        """Hand an event to everybody who listens now."""
+        """Number an event, keep it, and wake everybody who listens."""
+        self.last += 1
+        self._kept.append(Numbered(self.last, event))
         for subscription in self._subscriptions:
-            subscription.deliver(event)
+            subscription.wake()
 
     @contextmanager
-    def subscribe(self, limit: int = 1024) -> Iterator[Subscription]:
-        """Listen for as long as the context lasts; at most ``limit`` events wait."""
-        subscription = Subscription(limit)
+    def subscribe(self, after: int | None = None) -> Iterator[Subscription]:
+        """Listen for as long as the context lasts, to what comes from now on, or after the event of this number."""
+        subscription = Subscription(self, self.last if after is None else min(after, self.last))
         self._subscriptions.add(subscription)
         try:
             yield subscription

@@ -55,14 +55,41 @@ async def test_a_listener_that_waits_is_woken():
 
 
 async def test_the_oldest_give_way_and_are_counted():
-    stream = EventStream()
+    stream = EventStream(kept=3)
     events = [choices(number) for number in range(10)]
-    with stream.subscribe(limit=3) as slow, stream.subscribe(limit=10) as quick:
+    with stream.subscribe() as slow, stream.subscribe() as quick:
         for event in events:
             stream.publish(event)
+            assert await take(quick, 1) == [event]
         assert await take(slow, 3) == events[-3:]
         assert (slow.lost, quick.lost) == (7, 0)
-        assert await take(quick, 10) == events
+        stream.publish(choices(10))
+        assert (await slow.next_numbered()).number == 11
+        assert slow.lost == 7
+
+
+async def test_who_comes_back_hears_what_came_meanwhile():
+    stream = EventStream(kept=3)
+    for number in range(1, 6):
+        stream.publish(choices(number))
+    assert (stream.first, stream.last) == (3, 5)
+    for after, numbers, lost in ((2, [3, 4, 5], 0), (4, [5], 0), (0, [3, 4, 5], 2)):
+        with stream.subscribe(after) as subscription:
+            assert subscription.waiting == 5 - after
+            assert [(await subscription.next_numbered()).number for _ in numbers] == numbers
+            assert subscription.lost == lost
+            assert not subscription.waiting
+
+
+async def test_who_names_a_number_that_is_still_to_come_hears_it():
+    stream = EventStream()
+    with stream.subscribe(after=7) as subscription:
+        stream.publish(choices(1))
+        assert (await subscription.next_numbered()).number == 1
+
+
+async def test_two_streams_are_told_from_each_other():
+    assert EventStream().life != EventStream().life
 
 
 async def test_a_subscription_can_be_iterated():

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from magi_agent.errors import MagiError
-from magi_agent.events import EventStream, ProfilesChanged
+from magi_agent.events import EventStream, ProfileActivated
 from magi_agent.profiles.profile import Profile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.model import Model
@@ -154,7 +154,7 @@ class ActiveProfile:
             _LOG.warning("profile %s names %s, and no model has this id", slug, name)
         if plan.absent:
             _LOG.info("profile %s names models that are not there now: %s", slug, ", ".join(plan.absent))
-        self._events.publish(ProfilesChanged(name=slug))
+        self._events.publish(ProfileActivated(name=slug, by=by))
         _LOG.info("profile %s is active (%s): %d models enabled", slug, by, len(chosen))
         return plan
 

@@ -10,6 +10,7 @@ from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
 from magi_agent.servers.failure import LOG_LINES
 from magi_agent.servers.port_holder import holder_of, holder_of_socket
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
+from magi_agent.servers.readiness import LoadProgress
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
@@ -47,15 +48,17 @@ class UnitEvidence:
             case AtSocket(path):
                 return await asyncio.to_thread(holder_of_socket, path)
 
-    async def progress(self, unit: UnitStatus) -> object:
-        """CPU time and bytes read so far: what loading a model costs, fast or slow."""
-        process = _process_figures(unit.main_pid) if unit.main_pid else None
+    async def progress(self, unit: UnitStatus) -> LoadProgress:
+        """CPU time, memory, and bytes read so far: what loading a model costs, fast or slow."""
+        cpu, read = _process_figures(unit.main_pid) if unit.main_pid else (None, None)
         try:
             async with asyncio.timeout(_ANSWER_WAIT):
                 accounting = await self._manager.read_accounting(unit.name)
         except (BusError, TimeoutError):
-            return None, process
-        return accounting.cpu_usage_nsec, process
+            return LoadProgress(cpu, read)
+        if accounting.cpu_usage_nsec is not None:
+            cpu = accounting.cpu_usage_nsec / 1e9
+        return LoadProgress(cpu, read, accounting.memory_current)
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines of the unit's last run."""
@@ -70,7 +73,7 @@ class UnitEvidence:
         return ()
 
 
-def _process_figures(pid: int) -> tuple[float, int | None] | None:
+def _process_figures(pid: int) -> tuple[float | None, int | None]:
     """CPU seconds and bytes read of one process, as far as this user may know them."""
     try:
         process = psutil.Process(pid)
@@ -80,5 +83,5 @@ def _process_figures(pid: int) -> tuple[float, int | None] | None:
         except psutil.AccessDenied:
             read = None
     except psutil.Error:
-        return None
+        return None, None
     return times.user + times.system, read

@@ -7,7 +7,7 @@ shown a server's key before that is settled; llama-server tells its health witho
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Final
 
@@ -45,6 +45,17 @@ class Patience:
     """Without any sign of progress."""
     longest_pause: float
     """Between two checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """What a server has used so far; as long as that changes, it gets on. ``None`` is what nobody can tell."""
+
+    cpu_seconds: float | None = None
+    read_bytes: int | None = None
+    """From the disk."""
+    memory_bytes: int | None = field(default=None, compare=False)
+    """The kernel takes some of it back, and gives it again, without anybody's doing."""
 
 
 class _Health(Enum):

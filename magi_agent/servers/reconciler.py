@@ -19,6 +19,7 @@ there, or while the bus was gone. So nothing is started after such a time until 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from magi_agent.errors import MagiError
-from magi_agent.events import EventStream, ServerChanged, ServerTroubled
+from magi_agent.events import EventStream, ServerChanged, ServerProgress, ServerTroubled
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
 from magi_agent.servers.failure import Failure, ended_early, failure_of
@@ -35,7 +36,7 @@ from magi_agent.servers.launcher import Launcher
 from magi_agent.servers.llama_server import reach_of
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
 from magi_agent.servers.reach import AtPort, Reach
-from magi_agent.servers.readiness import Patience, Verdict, wait_until_ready
+from magi_agent.servers.readiness import LoadProgress, Patience, Verdict, wait_until_ready
 from magi_agent.servers.record import ServerRecord
 from magi_agent.servers.states import state_of
 from magi_agent.systemd.errors import BusDisconnected
@@ -90,7 +91,7 @@ class Evidence(Protocol):
     async def holder_of(self, reach: Reach) -> str:
         """Who listens there, in words."""
 
-    async def progress(self, unit: UnitStatus) -> object:
+    async def progress(self, unit: UnitStatus) -> LoadProgress:
         """A value that changes while the unit's processes get on."""
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
@@ -464,7 +465,7 @@ class Reconciler:
             self._connections,
             reach,
             is_its_own=lambda: self._evidence.is_its_own(self._manager.units.get(unit.name, unit), reach),
-            progress=lambda: self._evidence.progress(unit),
+            progress=lambda: self._progress(model_id, unit),
             patience=self._patience,
         )
         if verdict is Verdict.READY:
@@ -492,6 +493,21 @@ class Reconciler:
                 log_lines=lines,
             ),
         )
+
+    async def _progress(self, model_id: str, unit: UnitStatus) -> LoadProgress:
+        """How far a server has come that is not ready yet; everybody is told."""
+        progress = await self._evidence.progress(unit)
+        began = unit.exec_main_start_timestamp or time.time()
+        self._events.publish(
+            ServerProgress(
+                model_id=model_id,
+                elapsed_seconds=round(max(0.0, time.time() - began), 3),
+                cpu_seconds=progress.cpu_seconds,
+                memory_bytes=progress.memory_bytes,
+                read_bytes=progress.read_bytes,
+            )
+        )
+        return progress
 
     async def _why_not_ready(self, verdict: Verdict, reach: Reach) -> str:
         if verdict is Verdict.STRANGER:
@@ -640,15 +656,34 @@ class Reconciler:
         record = self._record(model_id)
         run = self.wants(model_id)
         known = self._preparation.knows(model_id) if run else True
+        unit = self._manager.get(unit_name(model_id))
         state = state_of(
             record,
-            self._manager.get(unit_name(model_id)),
+            unit,
             wanted=run if self._desired[model_id] and known else None,
             startable=not self._halted and not self._unsure and not self._desired.drain,
         )
         if state is not None and state is not record.state:
             before, record.state = record.state, state
-            self._events.publish(ServerChanged(model_id=model_id, before=before, after=state))
+            failure = self._failure_behind(state, record, unit)
+            self._events.publish(
+                ServerChanged(
+                    model_id=model_id,
+                    before=before,
+                    after=state,
+                    result=failure.result if failure else None,
+                    message=failure.message if failure else None,
+                )
+            )
+
+    @staticmethod
+    def _failure_behind(state: ServerState, record: ServerRecord, unit: UnitStatus | None) -> Failure | None:
+        """Why a server is in a state, where a failure is behind it."""
+        if state in (ServerState.FAILED, ServerState.COOLDOWN):
+            return record.failure
+        if state is ServerState.STARTING and unit and unit.sub_state == "auto-restart":
+            return failure_of(unit)
+        return None
 
     def _record(self, model_id: str) -> ServerRecord:
         return self._records.setdefault(model_id, ServerRecord())

@@ -17,7 +17,7 @@ from typing import Final
 import psutil
 
 from magi_agent.errors import Draining, MagiError, StartFailed, StopFailed
-from magi_agent.events import EventStream, OperationFinished
+from magi_agent.events import DrainChanged, EventStream, OperationFinished
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.desired import Desired, Drain
@@ -164,7 +164,10 @@ class Servers:
 
         Raises ``RegistrySaveFailed``, ``ServiceUnavailable``.
         """
+        before = self._desired.drain
         await self._desired.set_drain(draining, by=by)
+        if (before is None) is draining:
+            self._events.publish(DrainChanged(draining=draining, by=by))
         _LOG.info("%s by %s", "the host is being drained" if draining else "the drain is taken back", by)
 
     def operation(self, operation_id: str) -> Operation:
@@ -352,7 +355,14 @@ class Servers:
     def _operation_ended(self, operation: Operation, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         operation.finished_at = datetime.now(UTC)
-        self._events.publish(OperationFinished(operation_id=operation.operation_id))
+        self._events.publish(
+            OperationFinished(
+                operation_id=operation.operation_id,
+                kind=operation.kind,
+                succeeded=operation.status is OperationStatus.SUCCEEDED,
+                model_ids=tuple(operation.parts),
+            )
+        )
 
     async def _all_at_once(self, operation: Operation, act: _Act) -> None:
         await asyncio.gather(

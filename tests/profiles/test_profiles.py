@@ -82,7 +82,7 @@ async def test_a_profile_is_made_read_replaced_and_deleted(kept):
         assert in_folder(kept.own) == []
         events = [await heard.next() for _ in range(3)]
         assert [event.name for event in events if isinstance(event, ProfilesChanged)] == [slug] * 3
-        assert not heard._events
+        assert not heard.waiting
 
 
 async def test_names_are_sorted_and_other_files_are_left_alone(kept):
@@ -263,7 +263,7 @@ async def test_a_full_disk_changes_nothing(tmp_path, systemd_user: SystemdUser):
                 await kept.profiles.replace("night-shift", large)
             assert (disk / "profiles" / "night-shift.yaml").read_bytes() == before
             assert in_folder(disk / "profiles") == ["night-shift.yaml"]
-            assert not heard._events
+            assert not heard.waiting
         await kept.profiles.create(replace(large, name="large"))
         assert await kept.profiles.names() == ["large", "night-shift"]
 

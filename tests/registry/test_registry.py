@@ -98,7 +98,7 @@ async def test_a_choice_is_on_disk_when_it_is_answered_and_is_one_event(path):
         await registry.choose("a", on_port(8081))
         await registry.choose_for_all(lambda model: model.choices)
         assert (path.stat().st_ino, registry.revision) == (before, revision)  # nothing new, nothing written
-        assert not heard._events
+        assert not heard.waiting
 
 
 async def test_a_choice_for_all_is_one_for_those_that_went_too(path):
@@ -126,7 +126,7 @@ async def test_a_scan_is_one_event_that_names_what_is_new(path):
         assert isinstance(first, ModelsChanged)
         assert isinstance(second, ModelsChanged)
         assert (first.added, second.changed, second.removed) == (("a", "b"), ("a",), ("b",))
-        assert not heard._events
+        assert not heard.waiting
 
 
 async def test_an_unknown_model_is_refused_and_so_is_one_that_went(path):
@@ -201,7 +201,7 @@ async def test_a_full_disk_changes_nothing_and_says_so(tmp_path, systemd_user: S
             assert "nothing was changed" in failed.value.message
             assert (dict(registry.models), registry.revision, registry.active_profile) == (models, revision, None)
             assert path.read_bytes() == content
-            assert not heard._events
+            assert not heard.waiting
             assert beside(path) == ["filler"]
         await registry.choose("a", on_port(8083))
         assert (await opened(path)).model("a").choices.port == 8083
