@@ -145,6 +145,10 @@ class Subscription:
         """There is news."""
         self._wake.set()
 
+    def skip(self) -> None:
+        """Pass over all that was published so far."""
+        self._heard = self._stream.last
+
     async def next(self) -> Event:
         """The next event, in order."""
         return (await self.next_numbered()).event

@@ -9,6 +9,7 @@ from magi_agent.api.access import Admission, Identify, group_id
 from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.drain_routes import DrainRoutes
+from magi_agent.api.event_routes import EventRoutes
 from magi_agent.api.health_routes import HealthRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
@@ -39,6 +40,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         SettingsRoutes(services),
         DrainRoutes(services),
         TransferRoutes(services),
+        EventRoutes(services),
     ):
         routes += group.routes()
     identify = identify or Admission(services.configuration, group_id()).identify

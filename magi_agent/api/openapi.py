@@ -23,6 +23,7 @@ from magi_agent.api.exchange import (
 )
 from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.schemas import ErrorAnswer
+from magi_agent.api.streaming import StreamForm
 from magi_agent.errors import MagiError, ValidationFailed
 from magi_agent.vocabulary import Tier
 
@@ -62,6 +63,12 @@ _IF_NONE_MATCH: Final[_Json] = {
     "name": "If-None-Match",
     "in": "header",
     "description": "the `ETag` of a body that the caller has, or several; where it still holds, the answer is 304",
+    "schema": {"type": "string"},
+}
+_LAST_EVENT_ID: Final[_Json] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "the id of the last item that the caller has: what is streamed goes on after it",
     "schema": {"type": "string"},
 }
 _SCHEMAS: Final = "#/components/schemas/{model}"
@@ -124,7 +131,7 @@ def _schemas_of(routes: Iterable[Route]) -> tuple[dict[str, _Json], _Json]:
     for route in routes:
         if route.body is not None:
             inputs[_key(route.body)] = (_key(route.body), "validation", TypeAdapter(route.body))
-        for shape in route.answers.values():
+        for shape in (*route.answers.values(), route.streamed):
             if shape is not None and not isinstance(shape, str):
                 inputs[_key(shape)] = (_key(shape), "serialization", TypeAdapter(shape))
     inputs[_key(ErrorAnswer)] = (_key(ErrorAnswer), "serialization", TypeAdapter(ErrorAnswer))
@@ -167,6 +174,11 @@ def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
             "description": "The body is one that `If-None-Match` names",
             "headers": _headers([*_EVERYWHERE, *_CONDITIONAL]),
         }
+    if route.streamed is not None:
+        # OpenAPI 3.1 has no word for the shape of each item; 3.2 calls it itemSchema.
+        one = {"schema": {"type": "string"}, "x-itemSchema": schemas[_key(route.streamed)]}
+        operation["responses"]["200"]["content"] |= {form.value: one for form in StreamForm}
+        operation["parameters"].append(_LAST_EVENT_ID)
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[_key(route.body)]}}}
     return operation

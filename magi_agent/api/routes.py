@@ -54,6 +54,8 @@ class Route:
     """A pydantic model, or a dataclass that pydantic validates."""
     errors: tuple[type[MagiError], ...] = ()
     query: tuple[QueryParameter, ...] = ()
+    streamed: type[Any] | None = None
+    """Of an answer that may go on: a pydantic model of each document in it."""
     conditional: bool = False
     """Whether its success has an ``ETag``, and is 304 without a body for who has it already."""
 

@@ -681,7 +681,8 @@ class Reconciler:
         """Why a server is in a state, where a failure is behind it."""
         if state in (ServerState.FAILED, ServerState.COOLDOWN):
             return record.failure
-        if state is ServerState.STARTING and unit and unit.sub_state == "auto-restart":
+        if state is ServerState.STARTING and unit and unit.main_pid is None and unit.result not in ("", "success"):
+            # It died, and systemd starts it anew.
             return failure_of(unit)
         return None
 
