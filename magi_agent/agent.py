@@ -43,6 +43,7 @@ from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
 from magi_agent.servers.servers import DOWN, UP, Servers
+from magi_agent.servers.usage import ServersUsage
 from magi_agent.settings import Settings
 from magi_agent.state_lock import StateLock
 from magi_agent.systemd.errors import BusError
@@ -133,6 +134,7 @@ class Agent:
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
+            usage=ServersUsage(self._connections, self._servers.reaches),
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(

@@ -19,6 +19,7 @@ from magi_agent.api.services import Services
 from magi_agent.api.settings_routes import SettingsRoutes
 from magi_agent.api.streaming import add_streams
 from magi_agent.api.transfer_routes import TransferRoutes
+from magi_agent.api.usage_routes import UsageRoutes
 from magi_agent.vocabulary import RESERVED_IDS
 
 MAX_BODY: Final = 1 << 20
@@ -41,6 +42,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         DrainRoutes(services),
         TransferRoutes(services),
         EventRoutes(services),
+        UsageRoutes(services),
     ):
         routes += group.routes()
     identify = identify or Admission(services.configuration, group_id()).identify

@@ -12,6 +12,7 @@ from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.servers import Servers
+from magi_agent.servers.usage import ServersUsage
 from magi_agent.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.transfer import Transfer
@@ -32,6 +33,7 @@ class Services:
     manager: SystemdManager
     transfer: Transfer
     events: EventStream
+    usage: ServersUsage
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

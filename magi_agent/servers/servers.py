@@ -28,6 +28,7 @@ from magi_agent.servers.llama_server import differences, port_of, reach_of
 from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
 from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.reach import Reach
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
@@ -137,6 +138,15 @@ class Servers:
     def state(self, model_id: str) -> ServerState:
         """The state a model's server is in; that of a model nobody knows is ``stopped``."""
         return self._reconciler.state(model_id)
+
+    def reaches(self) -> dict[str, Reach]:
+        """Where each server is that is ready, by its model's id."""
+        units = ((model_id_of(name), unit) for name, unit in self._manager.units.items())
+        return {
+            model_id: reach
+            for model_id, unit in units
+            if self._reconciler.state(model_id) in UP and (reach := reach_of(unit.argv, unit.environment))
+        }
 
     def is_wanted(self, model_id: str) -> bool:
         """Whether a model's server should run."""
