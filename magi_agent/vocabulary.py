@@ -67,6 +67,20 @@ class ServerState(StrEnum):
     """It outlived SIGKILL."""
 
 
+class EventType(StrEnum):
+    """What kind of thing an event of the API's stream tells."""
+
+    MODELS_CHANGED = "modelsChanged"
+    CHOICES_CHANGED = "choicesChanged"
+    SERVER_CHANGED = "serverChanged"
+    SERVER_PROGRESS = "serverProgress"
+    PROFILES_CHANGED = "profilesChanged"
+    PROFILE_ACTIVATED = "profileActivated"
+    CONFIGURATION_RELOADED = "configurationReloaded"
+    OPERATION_FINISHED = "operationFinished"
+    DRAIN_CHANGED = "drainChanged"
+
+
 class Scope(StrEnum):
     """Which systemd manager owns the servers' units."""
 

@@ -1,7 +1,7 @@
 """From the agent's events to what goes over the wire, and which of them a listener asked for."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,17 +33,18 @@ from magi_agent.events import (
     ServerChanged,
     ServerProgress,
 )
+from magi_agent.vocabulary import EventType
 
-TYPES: Final[dict[type[Event], str]] = {
-    ModelsChanged: "modelsChanged",
-    ChoicesChanged: "choicesChanged",
-    ServerChanged: "serverChanged",
-    ServerProgress: "serverProgress",
-    ProfilesChanged: "profilesChanged",
-    ProfileActivated: "profileActivated",
-    ConfigurationReloaded: "configurationReloaded",
-    OperationFinished: "operationFinished",
-    DrainChanged: "drainChanged",
+TYPES: Final[dict[type[Event], EventType]] = {
+    ModelsChanged: EventType.MODELS_CHANGED,
+    ChoicesChanged: EventType.CHOICES_CHANGED,
+    ServerChanged: EventType.SERVER_CHANGED,
+    ServerProgress: EventType.SERVER_PROGRESS,
+    ProfilesChanged: EventType.PROFILES_CHANGED,
+    ProfileActivated: EventType.PROFILE_ACTIVATED,
+    ConfigurationReloaded: EventType.CONFIGURATION_RELOADED,
+    OperationFinished: EventType.OPERATION_FINISHED,
+    DrainChanged: EventType.DRAIN_CHANGED,
 }
 """What each kind of event is called on the wire; others stay inside the agent."""
 _MOST_IDS: Final = 500
@@ -56,8 +57,8 @@ _KEPT: Final = 64
 class Selection:
     """Which events a listener wants."""
 
-    types: frozenset[str] = frozenset()
-    """By their names on the wire; empty for all."""
+    types: frozenset[EventType] = frozenset()
+    """Empty for all."""
     model_ids: frozenset[str] = frozenset()
     """Only those that are about one of these models; empty for all."""
 
@@ -156,8 +157,3 @@ def _failure(result: str | None, message: str | None) -> EventFailure | None:
 def item_of(event: OneEvent) -> Item:
     """One event on the wire as it is streamed."""
     return Item(event.model_dump_json(by_alias=True).encode(), event.type, event.id)
-
-
-def unknown_types(types: Iterable[str]) -> list[str]:
-    """Those of some names that no kind of event has."""
-    return sorted(set(types) - set(TYPES.values()))

@@ -7,13 +7,14 @@ from typing import Final
 
 from aiohttp import web
 
-from magi_agent.api.event_documents import TYPES, EventDocuments, Selection, item_of, unknown_types
+from magi_agent.api.event_documents import EventDocuments, Selection, item_of
 from magi_agent.api.event_schemas import EventAnswer, GapEvent, GapReason
 from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.services import Services
 from magi_agent.api.streaming import Item, StreamForm, form_of, stream
 from magi_agent.errors import ServiceUnavailable, ValidationFailed
 from magi_agent.events import ServerProgress
+from magi_agent.vocabulary import EventType
 
 _ID: Final = re.compile(r"([0-9a-f]{8})-([0-9]{1,15})")
 _MOST_MODELS: Final = 100
@@ -27,7 +28,7 @@ _GAPS: Final[dict[GapReason, str]] = {
     "tooSlow": "more happened than was read in time",
 }
 _TYPES: Final = QueryParameter(
-    "types", "string", f"only events of these kinds, comma-separated: {', '.join(TYPES.values())}"
+    "types", "string", f"only events of these kinds, comma-separated: {', '.join(EventType)}"
 )
 _MODEL_ID: Final = QueryParameter("modelId", "string", "only events that are about this model; may be given repeatedly")
 _LAST_EVENT_ID: Final = QueryParameter(
@@ -117,16 +118,13 @@ class EventRoutes:
 
 def _selection(request: web.Request) -> Selection:
     """Which events a request asks for. Raises ``ValidationFailed``."""
-    types = {name for text in request.query.getall("types", []) for name in text.split(",") if name}
-    if unknown := unknown_types(types):
-        raise ValidationFailed(
-            [
-                {
-                    "field": "types",
-                    "message": f"{unknown[0]!r} is no kind of event; there are {', '.join(TYPES.values())}",
-                }
-            ]
-        )
+    types = set()
+    for name in (name for text in request.query.getall("types", []) for name in text.split(",") if name):
+        try:
+            types.add(EventType(name))
+        except ValueError:
+            message = f"{name!r} is no kind of event; there are {', '.join(EventType)}"
+            raise ValidationFailed([{"field": "types", "message": message}]) from None
     model_ids = {model_id for model_id in request.query.getall("modelId", []) if model_id}
     if len(model_ids) > _MOST_MODELS:
         raise ValidationFailed(

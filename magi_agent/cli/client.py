@@ -27,6 +27,9 @@ CONNECT_SECONDS = 5.0
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes of one answer: some 40,000 models; what is larger is no answer of the agent's."""
 
+EVENT_STREAM = "text/event-stream"
+_LONGEST_LINE = 4 * 1024 * 1024
+"""Bytes of one line of a stream."""
 _CHUNK = 64 * 1024
 _IS_IT_UP = "is the agent up? systemctl status magi-agent"
 _NOT_FOUND = frozenset({"ModelNotFound", "ProfileNotFound"})
@@ -89,6 +92,24 @@ class Client:
         return Reply(response.status, headers, self._decode(content, response.status))
 
     @contextmanager
+    def follow(self, path: str, last_id: str, *, silence: float) -> Iterator[Iterator[str]]:
+        """Have the lines of a stream of server-sent events, after the event ``last_id`` where that is not empty.
+
+        The lines end where the stream does; ``silence`` seconds without a byte are an error.
+        """
+        headers = {"Accept": EVENT_STREAM, **({"Last-Event-ID": last_id} if last_id else {})}
+        with (
+            self._connected(silence) as connection,
+            closing(self._send(connection, "GET", path, None, headers)) as response,
+        ):
+            kind = response.headers.get_content_type()
+            if response.status != http.client.OK or kind != EVENT_STREAM:
+                content = self._read(connection, response, time.monotonic() + REQUEST_SECONDS)
+                told = {name.lower(): value for name, value in response.getheaders()}
+                raise refusal(self.address, Reply(response.status, told, self._decode(content, response.status)))
+            yield _lines(response)
+
+    @contextmanager
     def _connected(self, timeout: float) -> Iterator[http.client.HTTPConnection]:
         seconds = min(timeout, CONNECT_SECONDS)
         connection = _connection(self.address, seconds)
@@ -109,9 +130,14 @@ class Client:
             connection.close()
 
     def _send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Json
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Json,
+        more_headers: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
-        headers = {"Accept": "application/json", "Connection": "close", "User-Agent": "magictl"}
+        headers = {"Accept": "application/json", "Connection": "close", "User-Agent": "magictl", **(more_headers or {})}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         content: bytes | None = None
@@ -156,6 +182,14 @@ class Client:
         except (ValueError, RecursionError):
             raise _stranger(self.address, status) from None
         return decoded
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[str]:
+    while line := response.readline(_LONGEST_LINE):
+        if not line.endswith(b"\n"):
+            # The end, in the midst of a line, or no end at all.
+            return
+        yield line.decode(errors="replace").rstrip("\r\n")
 
 
 def segment(name: str) -> str:

@@ -10,6 +10,14 @@ from magi_agent.cli.phrasing import safe
 
 def draw(grid: Grid, console: Console, width: int) -> None:
     """Draw ``grid`` within ``width`` characters; columns left out for want of room are named below it."""
+    table, left_out = table_of(grid, width)
+    console.print(table, width=width)
+    if left_out:
+        console.print(Text(f"no room for: {', '.join(left_out)} (a wider terminal, or --json, shows them)", "dim"))
+
+
+def table_of(grid: Grid, width: int) -> tuple[Table, tuple[str, ...]]:
+    """Return ``grid`` as rich draws it within ``width`` characters, and the titles of columns left out."""
     kept, left_out = grid.fitted(width)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", width=None)
     for index in kept:
@@ -23,9 +31,7 @@ def draw(grid: Grid, console: Console, width: int) -> None:
         )
     for row in grid.rows:
         table.add_row(*(Text(safe(row[index].text), row[index].style) for index in kept))
-    console.print(table, width=width)
-    if left_out:
-        console.print(Text(f"no room for: {', '.join(left_out)} (a wider terminal, or --json, shows them)", "dim"))
+    return table, left_out
 
 
 def _room_for_name(grid: Grid, kept: tuple[int, ...], width: int) -> int:

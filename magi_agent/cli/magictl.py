@@ -36,6 +36,8 @@ _COMMANDS = {
     "rescan": "rescan.rescan",
     "scan": "scan.scan",
     "logs": "logs.logs",
+    "events": "events.events",
+    "top": "top.top",
     "drain": "drain.drain",
     "export": "transfer.export",
     "import": "transfer.import_file",
