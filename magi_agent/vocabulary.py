@@ -74,6 +74,7 @@ class EventType(StrEnum):
     CHOICES_CHANGED = "choicesChanged"
     SERVER_CHANGED = "serverChanged"
     SERVER_PROGRESS = "serverProgress"
+    SERVER_TROUBLED = "serverTroubled"
     PROFILES_CHANGED = "profilesChanged"
     PROFILE_ACTIVATED = "profileActivated"
     CONFIGURATION_RELOADED = "configurationReloaded"

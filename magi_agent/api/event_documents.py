@@ -17,6 +17,7 @@ from magi_agent.api.event_schemas import (
     ProfilesChangedEvent,
     ServerChangedEvent,
     ServerProgressEvent,
+    ServerTroubledEvent,
 )
 from magi_agent.api.representations import readable
 from magi_agent.api.streaming import Item
@@ -32,6 +33,7 @@ from magi_agent.events import (
     ProfilesChanged,
     ServerChanged,
     ServerProgress,
+    ServerTroubled,
 )
 from magi_agent.vocabulary import EventType
 
@@ -40,6 +42,7 @@ TYPES: Final[dict[type[Event], EventType]] = {
     ChoicesChanged: EventType.CHOICES_CHANGED,
     ServerChanged: EventType.SERVER_CHANGED,
     ServerProgress: EventType.SERVER_PROGRESS,
+    ServerTroubled: EventType.SERVER_TROUBLED,
     ProfilesChanged: EventType.PROFILES_CHANGED,
     ProfileActivated: EventType.PROFILE_ACTIVATED,
     ConfigurationReloaded: EventType.CONFIGURATION_RELOADED,
@@ -73,7 +76,7 @@ class Selection:
 def _models_of(event: Event) -> Collection[str]:
     """The models that an event is about."""
     match event:
-        case ChoicesChanged() | ServerChanged() | ServerProgress():
+        case ChoicesChanged() | ServerChanged() | ServerProgress() | ServerTroubled():
             return (event.model_id,)
         case ModelsChanged():
             return (*event.added, *event.changed, *event.removed)
@@ -132,6 +135,8 @@ class EventDocuments:
                     read_bytes=event.read_bytes,
                     model_bytes=self._model_bytes(model_id),
                 )
+            case ServerTroubled(model_id=model_id, message=message):
+                return ServerTroubledEvent(id=name, at=at, model_id=model_id, message=readable(message))
             case ProfilesChanged():
                 return ProfilesChangedEvent(id=name, at=at, name=event.name)
             case ProfileActivated(by=by):

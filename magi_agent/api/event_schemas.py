@@ -68,6 +68,14 @@ class ServerProgressEvent(OneEvent):
     model_bytes: int | None = Field(description="the size of the model's files")
 
 
+class ServerTroubledEvent(OneEvent):
+    """Something could not be done about a model's server, and is tried again."""
+
+    type: Literal["serverTroubled"] = "serverTroubled"
+    model_id: str
+    message: str
+
+
 class ProfilesChangedEvent(OneEvent):
     """A profile was made, replaced or deleted."""
 
@@ -126,6 +134,7 @@ class EventAnswer(
             | ChoicesChangedEvent
             | ServerChangedEvent
             | ServerProgressEvent
+            | ServerTroubledEvent
             | ProfilesChangedEvent
             | ProfileActivatedEvent
             | ConfigurationReloadedEvent

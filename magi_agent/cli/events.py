@@ -95,6 +95,8 @@ def _words(event: Mapping[str, object]) -> _Line:
             return [model, "  ", state_cell(event.get("before")), " -> ", *_state_after(event)]
         case EventType.SERVER_PROGRESS:
             return [model, Cell(f"  {_progress(event)}", "dim")]
+        case EventType.SERVER_TROUBLED:
+            return [model, "  ", Cell(text(event.get("message")), "yellow")]
         case EventType.CHOICES_CHANGED:
             return [model, "  what is chosen for it has changed"]
         case EventType.MODELS_CHANGED:

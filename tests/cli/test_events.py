@@ -163,6 +163,7 @@ def test_no_agent_and_no_such_kind(agent: AgentProcess) -> None:
          "m  not ready yet, 1.0 s"),
         ({"type": "modelsChanged", "added": ["a", "b"], "changed": [], "removed": ["c"], "unlisted": 7},
          "models  new: a, b; gone: c; and 7 more"),
+        ({"type": "serverTroubled", "modelId": "m", "message": "it cannot be stopped"}, "m  it cannot be stopped"),
         ({"type": "choicesChanged", "modelId": "m"}, "m  what is chosen for it has changed"),
         ({"type": "profilesChanged", "name": "day"}, "profile day  was made, replaced or deleted"),
         ({"type": "profileActivated", "name": "day", "by": "uid 0"}, "profile day  is active (by uid 0)"),
