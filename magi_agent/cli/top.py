@@ -46,9 +46,10 @@ class _EndedError(Exception):
     help="How often to look.",
 )
 def top(session: Session, seconds: float) -> int:
-    """Show how busy each server is: state, memory, processor, tokens in a second, slots. q ends it.
+    """Show how busy each server is, until q.
 
-    Where standard output is no terminal, one table is printed, of what the servers did in a moment.
+    That is its state, memory, processor, tokens in a second, and slots; 100 % is one processor. Where standard output
+    is no terminal, one table is printed, of what the servers did in a moment.
 
     With --json: the answer of GET /api/usage, once; its counts grow, so two of them give a rate.
     """

@@ -24,6 +24,8 @@ COMMANDS += [
     "rescan",
     "scan",
     "logs",
+    "events",
+    "top",
     "drain",
     "export",
     "import",
