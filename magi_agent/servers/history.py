@@ -149,6 +149,7 @@ def events_of(records: Iterable[JournalEntry]) -> list[HistoryEvent]:
         if (event := _by_agent(record)) and event.invocation_id and event.event is not Happened.READY
     }
     exits: dict[str, JournalEntry] = {}
+    ready: set[str | None] = set()
     events: list[HistoryEvent] = []
     for record in ordered:
         if record.fields.get("MESSAGE_ID") == _PROCESS_ENDED:
@@ -162,8 +163,10 @@ def events_of(records: Iterable[JournalEntry]) -> list[HistoryEvent]:
         elif event.event is Happened.STOPPED and event.invocation_id is None and _is_unclaimed_end(events):
             # What an agent that was away found out when it came back: systemd knows when it was.
             events[-1] = replace(events[-1], by=event.by)
-        else:
+        elif event.event is not Happened.READY or event.invocation_id not in ready:
             events.append(event)
+            # The next agent finds it ready too.
+            ready |= {event.invocation_id} if event.event is Happened.READY else set()
     return events
 
 
