@@ -1,5 +1,6 @@
 """What goes over the wire of logs and histories."""
 
+import time
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -33,8 +34,6 @@ def _priority(value: object) -> object:
 
 
 def _time(value: object) -> object:
-    import time
-
     try:
         return moment(str(value), time.time())
     except ValueError as error:
@@ -75,6 +74,8 @@ class LogQuery(BaseModel):
     def _together(self) -> "LogQuery":
         if self.cursor is not None and self.before is not None:
             raise PydanticCustomError("together", "cursor and before are two places to begin at: give one of them")
+        if self.since is not None and self.until is not None and self.since > self.until:
+            raise PydanticCustomError("together", "since must not be later than until")
         if self.follow and (self.until is not None or self.before is not None):
             raise PydanticCustomError("together", "follow goes on with what is yet to come: leave until and before out")
         return self

@@ -279,6 +279,7 @@ async def test_bad_questions(serve: Serve) -> None:
         assert "Value error" not in str(details)
     for together in (
         {"cursor": cursor, "before": cursor},
+        {"since": "now", "until": "-1h"},
         {"follow": "true", "until": "now"},
         {"follow": 1, "before": cursor},
     ):
