@@ -34,7 +34,9 @@ _SHOWN_OF_ID: Final = 8
     help="How many, the last ones.",
 )
 def history(session: Session, model_id: str, limit: int) -> None:
-    """Show when a model's server was started, stopped or failed, and who asked for it.
+    """Show what happened to a model's server, and who asked.
+
+    That is when it was started, ready, stopped, or failed.
 
     It is as old as the journal of the agent's host. The log of a run: magictl logs ID --run RUN, with the whole of
     the run's id, which is in the JSON.
