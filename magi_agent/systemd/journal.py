@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ _MAX_MESSAGE: Final = 4096
 """Characters of a line that is read as evidence."""
 _LONGEST_MESSAGE: Final = 1 << 16
 """Characters of a message; journald itself breaks what a service prints after 48 KiB, native messages may be longer."""
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _CURSOR: Final = re.compile("s={0};i={1};b={0};m={1};t={1};x={1}".format("[0-9a-f]{32}", "[0-9a-f]{1,16}"))
 
 _PARTIAL: Final = b"not seeing messages from other users"
@@ -121,12 +122,17 @@ class Journal:
         journald tells whoever waits of new entries a quarter to half a second after they came, and not before.
         Raises ``JournalError``, also where too many follow already.
         """
-        words = ["--follow"]
+        # Else it would follow what is of the present boot alone; which one that is, the sandbox of a service within a
+        # container has another idea of than journald there, as it sees a /proc of its own.
+        words = ["--follow", "--merge"]
         if after is not None:
             words += ["--no-tail", f"--cursor={after}"]
         else:
             words += ["--no-tail", *_times(selection)] if selection.since is not None else ["--lines=0"]
-        lines = self._journalctl.followed(self._arguments(words, selection))
+        # Merged are the journals of other machines too, such as containers.
+        machine = [] if self._directory is not None else _this_machine()
+        here = replace(selection, any_of=[[*alternative, *machine] for alternative in selection.any_of])
+        lines = self._journalctl.followed(self._arguments(words, here))
         async with contextlib.aclosing(lines):
             async for line in lines:
                 entry = entry_of(line, _LONGEST_MESSAGE)
@@ -189,6 +195,14 @@ class Journal:
         for number, alternative in enumerate(selection.any_of):
             arguments += ["+", *alternative] if number else alternative
         return arguments
+
+
+def _this_machine() -> list[str]:
+    """What entries of this machine match, by machine-id(5)."""
+    try:
+        return [f"_MACHINE_ID={_MACHINE_ID.read_text().strip()}"]
+    except OSError:
+        return []
 
 
 def _times(selection: Selection) -> list[str]:

@@ -60,7 +60,10 @@ def test_a_log_is_followed_while_journald_agent_and_server_are_restarted(serving
         assert len({entry["cursor"] for entry in said}) == len(said), "something came twice"
         return loaded
 
-    serving.until(lambda: serving.output("cat", followed), "the last line is there", 10)
+    def has_begun() -> bool:
+        return bool(serving.run("cat", followed, check=False).stdout)
+
+    serving.until(has_begun, "the last line is there", 10)
     for number, (disturb, unit) in enumerate(
         [("restart", _JOURNALD), ("kill --signal=KILL", _JOURNALD), ("restart", _AGENT)]
     ):
@@ -132,6 +135,7 @@ def test_what_happened_while_no_agent_was_there_is_systemds_word(serving: Host) 
     server = serving.main_pid(unit)
     serving.run("systemctl", "kill", "--signal=KILL", unit)
     serving.until(lambda: serving.main_pid(unit) not in {0, server}, "systemd starts it again", 15)
+    serving.until(lambda: serving.property(unit, "ActiveState") == "active", "it runs", 15)
     second = serving.property(unit, "InvocationID")
     serving.run("systemctl", "stop", unit, within=40)
     serving.run("systemctl", "start", "magi-agent.socket", "magi-agent-tcp.socket", _AGENT)
