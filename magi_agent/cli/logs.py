@@ -124,7 +124,7 @@ def _followed(session: Session, path: str, query: Mapping[str, str]) -> Iterator
         except RefusedError as error:
             if not was_there or error.http_status != _STARTING_UP:
                 raise
-        if not is_told:
+        if not is_told and not session.screen.as_json:
             is_told = True
             session.screen.note(Cell("magictl: ", "yellow"), "the agent has let go of the log; asking it again")
         time.sleep(_PAUSE)

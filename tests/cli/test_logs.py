@@ -154,14 +154,14 @@ def test_follow_lives_through_a_restart_of_the_agent(
         terminal.wait_for(lambda output: f"{mark} before" in output, "what was said before")
         getattr(agent, how)()
         terminal.wait_for(lambda output: "asking it again" in output, "that the agent is away")
-        speaker.say(f"{mark} while it is away")
+        speaker.say(*(f"{mark} while it is away {number}" for number in range(5)))
         agent.start()
         agent.wait_settled()
-        terminal.wait_for(lambda output: f"{mark} while it is away" in output, "what was said meanwhile")
+        terminal.wait_for(lambda output: f"{mark} while it is away 4" in output, "what was said meanwhile")
         speaker.say(f"{mark} after")
         terminal.wait_for(lambda output: f"{mark} after" in output, "what is said after")
 
-    assert terminal.text.count(mark) == 3
+    assert terminal.text.count(mark) == 7
     assert terminal.text.count("asking it again") == 1
 
 
