@@ -74,6 +74,7 @@ class LogRoutes:
                 {200: LogAnswer},
                 errors=(ModelNotFound, ServiceUnavailable),
                 query=_LOG_KEYS,
+                streamed=LogEntryAnswer,
             ),
             Route(
                 "GET",

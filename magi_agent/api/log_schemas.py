@@ -52,6 +52,13 @@ def _run(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    word = str(value).lower()
+    if word not in ("true", "false", "1", "0", ""):
+        raise PydanticCustomError("flag", "must be true or false")
+    return word in ("true", "1", "")
+
+
 Cursor = Annotated[str, BeforeValidator(_cursor)]
 Moment = Annotated[float, BeforeValidator(_time)]
 
@@ -68,7 +75,7 @@ class LogQuery(BaseModel):
     run: Annotated[str, BeforeValidator(_run)] = Run.ALL
     cursor: Cursor | None = None
     before: Cursor | None = None
-    follow: bool = False
+    follow: Annotated[bool, BeforeValidator(_flag)] = False
 
     @model_validator(mode="after")
     def _together(self) -> "LogQuery":

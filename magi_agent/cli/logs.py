@@ -1,6 +1,6 @@
 """``magictl logs``: a server's log, as the agent reads it from the journal of its host."""
 
-import time
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final
@@ -13,7 +13,8 @@ from magi_agent.cli.answers import record, records, text
 from magi_agent.cli.client import server_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
-from magi_agent.cli.exits import RefusedError, UnreachableError
+from magi_agent.cli.event_source import EventSource
+from magi_agent.cli.exits import UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import local_time, number
@@ -23,9 +24,6 @@ _MOST_LINES: Final = 1_000_000
 _MOST_AT_ONCE: Final = 10_000
 """Lines in one answer of the agent's."""
 _USUAL: Final = 50
-_PAUSE: Final = 1.0
-"""Seconds before an agent that went away is looked for again."""
-_STARTING_UP: Final = 503
 _STYLES: Final = ((3, "red"), (4, "yellow"), (6, ""))
 """Styles of priorities of syslog(3), up to each."""
 _Entry = Mapping[str, object]
@@ -107,27 +105,21 @@ def _last(session: Session, path: str, query: Mapping[str, str], most: int) -> I
 
 
 def _followed(session: Session, path: str, query: Mapping[str, str]) -> Iterator[_Entry]:
-    """The last entries and all that come, through restarts of the agent: by the last one's cursor nothing is lost."""
-    place: dict[str, str] = {}
-    was_there = is_told = False
-    while True:
-        try:
-            words = urlencode({**query, **place, "follow": "true"})
-            with session.client.documents(f"{path}?{words}") as entries:
-                was_there, is_told = True, False
-                for entry in filter(None, map(record, entries)):
-                    place = {"cursor": text(entry.get("cursor"))}
-                    yield entry
-        except UnreachableError:
-            if not was_there:
-                raise
-        except RefusedError as error:
-            if not was_there or error.http_status != _STARTING_UP:
-                raise
-        if not is_told and not session.screen.as_json:
-            is_told = True
-            session.screen.note(Cell("magictl: ", "yellow"), "the agent has let go of the log; asking it again")
-        time.sleep(_PAUSE)
+    """The last entries and all that come, through restarts of the agent: by the last one's id nothing is lost."""
+
+    def say(what: str) -> None:
+        if not session.screen.as_json:
+            session.screen.note(Cell("… ", "yellow"), Cell(what, "dim"))
+
+    source = EventSource(
+        session.client,
+        f"{path}?{urlencode({**query, 'follow': 'true'})}",
+        on_loss=lambda error: say(f"{error.message if error else 'the agent has ended the stream'}; trying again"),
+        on_return=lambda: say("the agent is there again"),
+    )
+    for message in source:
+        with suppress(ValueError, RecursionError):
+            yield record(json.loads(message.data))
 
 
 def _show(screen: Screen, entry: _Entry) -> None:

@@ -41,6 +41,11 @@ expected-statuses = [400, 401, 403, 404, 405, 406, 408, 409, 413, 415, 422]
 include-path-regex = "/servers/\\\\{modelId\\\\}|/\\\\{modelId\\\\}$|/(tier|thinking|enabled|port)$"
 parameters = { modelId = "conform-runs" }
 
+# One that is followed has no end.
+[[operations]]
+include-path-regex = "/logs$"
+parameters = { modelId = "conform-runs", follow = "false" }
+
 # A model that cannot be started: hardly any of these settings would be good for one that can.
 [[operations]]
 include-path-regex = "/settings$"
