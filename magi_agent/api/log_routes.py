@@ -2,10 +2,8 @@
 
 import asyncio
 import contextlib
-import time
 from collections import deque
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from typing import Final, TypeVar
 
 import pydantic_core
@@ -121,7 +119,7 @@ class LogRoutes:
         model_id = self._registry.model(request.match_info["modelId"]).model_id
         past = await self._history.of(model_id, _query_of(request, HistoryQuery).limit)
         if not past.events:
-            await self._logs.require_readable()
+            _ = await self._logs.end()  # raises where that is for want of a journal
         events = [
             HistoryEventAnswer(
                 at=event.at,
@@ -142,7 +140,7 @@ class LogRoutes:
             self._logs.newest(model_id, wanted.excerpt, before=wanted.before), wanted.lines
         )
         if not entries and wanted.lines:
-            await self._logs.require_readable()
+            _ = await self._logs.end()  # raises where that is for want of a journal
         return entries[::-1], truncated
 
     async def _follow(self, request: web.Request, model_id: str, wanted: LogQuery) -> web.StreamResponse:
@@ -152,14 +150,15 @@ class LogRoutes:
                 raise ValidationFailed([{"field": _LAST_SEEN, "message": "must be an id that this stream had before"}])
             cursor = last_seen
         self._logs.refuse_where_full()
-        # From here on in the journal: what comes while the last lines are read is not missed.
-        began = time.time()
         before: list[Item] = []
         if cursor is None:
+            # First the end: what comes while the last lines are read is not missed.
+            cursor = await self._logs.end()
             before, _ = await self._newest(model_id, wanted)
-            cursor = before[-1].id if before else None
-        excerpt = replace(wanted.excerpt, since=began if cursor is None else None)
-        coming = self._logs.follow(model_id, excerpt, cursor)
+            # Who loses the connection before anything comes is to miss nothing either.
+            before = before or [Item(b"", id=cursor)]
+            cursor = before[-1].id or cursor
+        coming = self._logs.follow(model_id, wanted.excerpt, cursor)
         return await stream(request, _joined(before, coming), form_of(request, StreamForm.SSE))
 
 

@@ -121,15 +121,15 @@ class ServerLogs:
                 if found := self._log_entry(model_id, entry):
                     yield found
 
-    async def follow(self, model_id: str, wanted: Excerpt, cursor: str | None) -> AsyncGenerator[LogEntry, None]:
-        """A log's entries that come after a cursor, or else since ``wanted.since``, and all later ones as they come.
+    async def follow(self, model_id: str, wanted: Excerpt, cursor: str) -> AsyncGenerator[LogEntry, None]:
+        """A log's entries that come after a cursor, as they come; times count for nothing.
 
         Raises ``JournalError``, also where too many follow already.
         """
         selection = await self._selection(model_id, wanted)
         if selection is None:
             return
-        async with contextlib.aclosing(self._journal.follow(selection, after=cursor)) as entries:
+        async with contextlib.aclosing(self._journal.follow(selection, cursor)) as entries:
             async for entry in entries:
                 if found := self._log_entry(model_id, entry):
                     yield found
@@ -138,9 +138,12 @@ class ServerLogs:
         """Raise ``JournalError`` where nobody else can follow a log now."""
         self._journal.refuse_where_full()
 
-    async def require_readable(self) -> None:
-        """Raise ``JournalError`` where the journal may not be read, so that an empty log says nothing."""
-        await self._journal.require_readable(of_others=self._manager.scope is Scope.SYSTEM)
+    async def end(self) -> str:
+        """The cursor of the last entry that there is of anybody.
+
+        Raises ``JournalError`` where the journal may not be read, so that an empty log says nothing.
+        """
+        return await self._journal.end(of_others=self._manager.scope is Scope.SYSTEM)
 
     async def _selection(self, model_id: str, wanted: Excerpt) -> Selection | None:
         """What to look for; ``None`` where there is no such run."""

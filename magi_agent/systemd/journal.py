@@ -116,19 +116,15 @@ class Journal:
                 if selection.since is None or entry.timestamp >= selection.since:
                     yield entry
 
-    async def follow(self, selection: Selection, *, after: str | None = None) -> AsyncGenerator[JournalEntry, None]:
-        """The entries that come after a cursor, or since ``selection.since``, or from now on, as they come.
+    async def follow(self, selection: Selection, after: str) -> AsyncGenerator[JournalEntry, None]:
+        """The entries that come after a cursor, as they come; times of the selection count for nothing.
 
         journald tells whoever waits of new entries a quarter to half a second after they came, and not before.
         Raises ``JournalError``, also where too many follow already.
         """
         # Else it would follow what is of the present boot alone; which one that is, the sandbox of a service within a
         # container has another idea of than journald there, as it sees a /proc of its own.
-        words = ["--follow", "--merge"]
-        if after is not None:
-            words += ["--no-tail", f"--cursor={after}"]
-        else:
-            words += ["--no-tail", *_times(selection)] if selection.since is not None else ["--lines=0"]
+        words = ["--follow", "--merge", "--no-tail", f"--cursor={after}"]
         # Merged are the journals of other machines too, such as containers.
         machine = [] if self._directory is not None else _this_machine()
         here = replace(selection, any_of=[[*alternative, *machine] for alternative in selection.any_of])
@@ -136,12 +132,13 @@ class Journal:
         async with contextlib.aclosing(lines):
             async for line in lines:
                 entry = entry_of(line, _LONGEST_MESSAGE)
-                if entry is not None and (after is None or entry.cursor != after):
+                if entry is not None and entry.cursor != after:
                     yield entry
 
-    async def require_readable(self, *, of_others: bool) -> None:
-        """Raise ``JournalError`` where there is no journal for this user to read, so that emptiness says nothing.
+    async def end(self, *, of_others: bool) -> str:
+        """The cursor of the last entry of all.
 
+        Raises ``JournalError`` where there is no journal for this user to read, so that emptiness says nothing;
         ``of_others`` says whether other users' entries matter: some may read their own alone.
         """
         words = ["--no-pager", "--output=json", "--lines=1"]
@@ -150,10 +147,12 @@ class Journal:
         said, complaint = await self._journalctl.said(words)
         if of_others and _PARTIAL in complaint:
             raise JournalError(f"the journal shows this user no entries of others; {GRANT}")
-        if not said.startswith(b"{"):
+        entry = entry_of(said, _LONGEST_MESSAGE)
+        if entry is None:
             raise JournalError(
                 "there is nothing in this host's journal: is systemd-journald running, and is its Storage= not 'none'?"
             )
+        return entry.cursor
 
     def refuse_where_full(self) -> None:
         """Raise ``JournalError`` where nobody else can follow now."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import psutil
@@ -33,7 +34,7 @@ def speaker(systemd_user: SystemdUser, tmp_path: Path) -> Callable[[str], Speake
 
 
 def log_of(model_id: str, **query: object) -> str:
-    words = "&".join(f"{key}={aiohttp.helpers.quote(str(value), safe='')}" for key, value in query.items())
+    words = "&".join(f"{key}={quote(str(value), safe='')}" for key, value in query.items())
     return f"/api/models/servers/{model_id}/logs?{words}"
 
 
@@ -346,6 +347,21 @@ async def test_who_comes_back_misses_nothing_and_sees_nothing_twice(
         assert told[1] == "three"
     async with following(api, "api-log-again", cursor=seen) as stream:
         assert (await stream.messages(2))[1] == "three"
+
+
+@ONE_LISTENER
+async def test_who_comes_back_before_anything_came_misses_nothing_either(
+    serve: Serve, speaker: Callable[[str], Speaker]
+) -> None:
+    api = await serve("api-log-early")
+    async with following(api, "api-log-early", lines=0) as stream:
+        place = ""
+        while not place.startswith("id: "):
+            place = (await stream.answer.content.readline()).decode()
+    await speaker("api-log-early").say("echo meanwhile")
+
+    async with following(api, "api-log-early", {"Last-Event-ID": place[4:].strip()}, lines=0) as stream:
+        assert await stream.messages(1) == ["meanwhile"]
 
 
 @ONE_LISTENER
