@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.system.host import MEMBER, Host, unit_of
@@ -157,3 +159,91 @@ def test_what_happened_while_no_agent_was_there_is_systemds_word(serving: Host) 
     assert "signal SIGKILL" in table or "SIGKILL" in table
     assert _history(serving)[-1]["event"] == "ready"
     assert _history(serving)[-2]["by"].startswith("uid ")
+
+
+Own = Callable[..., str]
+_BUS_SOCKET = "[Socket]\nListenStream=%t/bus\n"
+_BUS_SERVICE = """\
+[Unit]
+Requires=dbus.socket
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=dbus-daemon --session --address=systemd: --nofork --nopidfile --systemd-activation --syslog-only
+"""
+
+
+@contextlib.contextmanager
+def _users_manager(host: Host) -> Iterator[Own]:
+    """A user's own systemd, and what runs commands as that user beside it."""
+    uid = host.output("id", "--user", MEMBER)
+    run, folder = f"/run/user/{uid}", "/etc/systemd/user"
+    for name, text in (("dbus.socket", _BUS_SOCKET), ("dbus.service", _BUS_SERVICE)):
+        host.write(f"{folder}/{name}", text)
+
+    def own(*command: str) -> str:
+        environment = (
+            f"XDG_RUNTIME_DIR={run}",
+            f"DBUS_SESSION_BUS_ADDRESS=unix:path={run}/bus",
+            f"HOME=/home/{MEMBER}",
+        )
+        words = ("env", *environment, f"MAGI_SOCKET={run}/magi-agent/api.sock", *command)
+        return host.output(*words, user=MEMBER, within=90)
+
+    try:
+        host.run("systemctl", "start", f"user@{uid}.service")
+        own("systemctl", "--user", "start", "dbus.socket")
+        yield own
+    finally:
+        host.run("systemctl", "stop", f"user@{uid}.service", within=60)
+        host.run("rm", f"{folder}/dbus.socket", f"{folder}/dbus.service")
+
+
+def test_a_users_own_agent_reads_that_users_own_journal(serving: Host) -> None:
+    with _users_manager(serving) as own:
+        _users_logs_and_history(serving, own)
+
+
+def _users_logs_and_history(serving: Host, own: Own) -> None:
+    settings = {
+        "MAGI_SYSTEMD_SCOPE": "user",
+        "MAGI_CONFIG": "/dev/null",
+        "MODEL_SCAN_PATH": "/models",
+        "REGISTRY_PATH": f"/home/{MEMBER}/state/registry.json",
+        "PROFILES_PATH": f"/home/{MEMBER}/state/profiles",
+        "MAGI_PORT_RANGE": "9100-9109",
+        "MAGI_TCP": "off",
+    }
+    own(
+        "systemd-run", "--user", "--unit=own-agent", "--property=Type=notify", "--quiet",
+        *(f"--setenv={name}={value}" for name, value in settings.items()), "/usr/bin/magi-agent",
+    )  # fmt: skip
+    own("magictl", "start", "toy")
+    unit = unit_of("toy")
+
+    log = [json.loads(line) for line in own("magictl", "logs", "toy", "--json").splitlines()]
+    assert any("model loaded" in entry["message"] for entry in log if entry["source"] == "server")
+    assert any("Started" in entry["message"] for entry in log if entry["source"] == "systemd"), log
+    [run_id] = {entry["invocationId"] for entry in log}
+    # The system's server of the same name has another log.
+    assert run_id != serving.property(unit, "InvocationID")
+    assert run_id not in {entry["invocationId"] for entry in _log(serving)}
+
+    own("systemctl", "--user", "stop", "own-agent")
+    own("systemctl", "--user", "kill", "--signal=KILL", unit)
+    serving.until(
+        lambda: own("systemctl", "--user", "show", "--value", "--property=NRestarts,ActiveState", unit) == "1\nactive",
+        "systemd starts it again", 20,
+    )  # fmt: skip
+    own(
+        "systemd-run", "--user", "--unit=own-agent", "--property=Type=notify", "--quiet",
+        *(f"--setenv={name}={value}" for name, value in settings.items()), "/usr/bin/magi-agent",
+    )  # fmt: skip
+
+    def told() -> list[tuple[str, str | None]]:
+        answer = json.loads(own("magictl", "history", "toy", "--json"))
+        return [(event["event"], event["by"] and event["by"].split()[0]) for event in answer["events"]]
+
+    wanted = [("started", "uid"), ("ready", None), ("failed", None), ("started", "systemd"), ("ready", None)]
+    serving.until(lambda: told() == wanted, f"the history is whole; it has {told()}", 20)
+    assert [entry for entry in _history(serving) if entry["event"] == "failed"] == []
