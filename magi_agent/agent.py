@@ -37,11 +37,13 @@ from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
+from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
+from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import DOWN, UP, Servers
 from magi_agent.servers.usage import ServersUsage
 from magi_agent.settings import Settings
@@ -100,12 +102,13 @@ class Agent:
         self._binaries = Binaries(self._launcher, settings.state_directory / "binaries.json")
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
         self._connections = ServerConnections()
+        journal = Journal(settings.journal_directory)
         self._reconciler = Reconciler(
             self._manager,
             self._launcher,
             self._desired,
             self._preparation,
-            UnitEvidence(self._manager, Journal(settings.journal_directory)),
+            UnitEvidence(self._manager, journal),
             self._connections,
             self._events,
             _patience(settings),
@@ -129,6 +132,8 @@ class Agent:
             profiles=self._profiles,
             active_profile=self._active_profile,
             servers=self._servers,
+            logs=ServerLogs(journal, self._manager),
+            history=History(journal, settings.systemd_scope),
             preparation=self._preparation,
             effective=self._effective,
             manager=self._manager,

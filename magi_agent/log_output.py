@@ -18,7 +18,10 @@ from magi_agent.request_id import RequestIdFilter
 IDENTIFIER: Final = "magi-agent"
 CHANGES: Final = "magi_agent.api.changes"
 """The logger of who changed what over the API: such records are written at every level of the log."""
+HISTORY: Final = "magi_agent.history"
+"""The logger of what happened to the servers: its records go to the journal wherever the rest of the log goes."""
 _OURS: Final = "magi_"
+_MESSAGE_ID: Final = "magi_message_id"
 # Priorities of syslog(3).
 _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG: Final = 7
@@ -66,7 +69,7 @@ def _fields(record: logging.LogRecord, identifier: str) -> Iterator[tuple[str, o
     yield "CODE_FUNC", record.funcName
     for name, value in vars(record).items():
         if name.startswith(_OURS) and value is not None:
-            yield name.upper(), str(value).encode(errors="replace").decode()
+            yield "MESSAGE_ID" if name == _MESSAGE_ID else name.upper(), str(value).encode(errors="replace").decode()
 
 
 def set_up_logging(level: str, identifier: str = IDENTIFIER) -> None:
@@ -86,8 +89,19 @@ def set_up_logging(level: str, identifier: str = IDENTIFIER) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     set_log_level(level)
-    logging.getLogger(CHANGES).setLevel(logging.INFO)
+    for name in (CHANGES, HISTORY):
+        logging.getLogger(name).setLevel(logging.INFO)
+    if not isinstance(handler, JournalHandler):
+        logging.getLogger(HISTORY).handlers[:] = _journal_handlers(identifier)
     logging.captureWarnings(capture=True)
+
+
+def _journal_handlers(identifier: str) -> list[logging.Handler]:
+    """A handler that writes to the journal, where there is one."""
+    try:
+        return [JournalHandler(identifier=identifier)]
+    except OSError:
+        return []
 
 
 def set_log_level(level: str) -> None:

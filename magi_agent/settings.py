@@ -22,6 +22,7 @@ from magi_agent.vocabulary import Scope, ServerAccess, TcpAccess, Tier, TokenSco
 DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_SECONDS: Final = 7 * 86_400.0
+_MOST_LINES: Final = 1_000_000
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 DEFAULTS_SECTION: Final = "defaults"
 """The section with the runtime settings of all models, and in sections below it those of a tier's."""
@@ -87,6 +88,8 @@ class Settings:
     max_startup_time: float
     readiness_check_interval: float
     stop_timeout: float
+    log_rate_limit_interval: float
+    log_rate_limit_burst: int
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None
@@ -219,6 +222,16 @@ def _seconds(value: object) -> float:
     if not 0 < seconds <= _MAX_SECONDS:
         raise ValueError(f"must be a number of seconds above 0, at most {_MAX_SECONDS:.0f}")
     return seconds
+
+
+def _lines(value: object) -> int:
+    try:
+        lines = _number(value)
+    except ValueError:
+        lines = -1.0
+    if not 0 <= lines <= _MOST_LINES or lines != int(lines):
+        raise ValueError(f"must be a number of lines from 0, for no limit, to {_MOST_LINES}")
+    return int(lines)
 
 
 def _billions(value: object) -> float:
@@ -426,6 +439,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting(
         "stop_timeout", "servers", "MAGI_STOP_TIMEOUT", "20", _seconds, "seconds a server has to stop before SIGKILL"
+    ),
+    Setting(
+        "log_rate_limit_interval",
+        "servers",
+        "MAGI_LOG_RATE_LIMIT_INTERVAL",
+        "30",
+        _seconds,
+        "seconds in which a server may log as many lines as log_rate_limit_burst says",
+    ),
+    Setting(
+        "log_rate_limit_burst",
+        "servers",
+        "MAGI_LOG_RATE_LIMIT_BURST",
+        "1000",
+        _lines,
+        "lines of a server that journald takes in that time, and more where its disk has room; 0 for no limit",
     ),
     Setting(
         "profiles_path",

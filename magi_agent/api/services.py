@@ -10,7 +10,9 @@ from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
+from magi_agent.servers.history import History
 from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import Servers
 from magi_agent.servers.usage import ServersUsage
 from magi_agent.settings import Settings
@@ -28,6 +30,8 @@ class Services:
     profiles: Profiles
     active_profile: ActiveProfile
     servers: Servers
+    logs: ServerLogs
+    history: History
     preparation: StartPreparation
     effective: EffectiveSettings
     manager: SystemdManager

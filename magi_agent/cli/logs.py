@@ -1,130 +1,142 @@
-"""``magictl logs``: a server's log, from the journal.
+"""``magictl logs``: a server's log, as the agent reads it from the journal of its host."""
 
-The journal is where it lives, so it can be read when the agent is down. journalctl takes this process's place.
-"""
-
-import os
-import re
-import sys
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Final
+from urllib.parse import urlencode
 
 import click
 
 from magi_agent.cli.address import is_on_this_host
-from magi_agent.cli.answers import record, text
-from magi_agent.cli.client import model_path, no_such_model
+from magi_agent.cli.answers import record, records, text
+from magi_agent.cli.client import server_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
-from magi_agent.cli.exits import CommandError, RefusedError, UnreachableError
+from magi_agent.cli.event_source import EventSource
+from magi_agent.cli.exits import UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
-from magi_agent.vocabulary import Scope
+from magi_agent.cli.phrasing import local_time, number
+from magi_agent.cli.screen import Screen
 
-_MODEL_ID = re.compile(r"[a-z0-9._-]{1,200}")
-_MOST_LINES = 1_000_000
-_NOT_NOW = 503
+_MOST_LINES: Final = 1_000_000
+_MOST_AT_ONCE: Final = 10_000
+"""Lines in one answer of the agent's."""
+_USUAL: Final = 50
+_STYLES: Final = ((3, "red"), (4, "yellow"), (6, ""))
+"""Styles of priorities of syslog(3), up to each."""
+_Entry = Mapping[str, object]
 
 
 @command(
     "magictl logs smollm2-135m-instruct.q4_1",
     "magictl logs smollm2-135m-instruct.q4_1 -f",
     "magictl logs smollm2-135m-instruct.q4_1 -n 500 --since '10 min ago'",
+    "magictl logs smollm2-135m-instruct.q4_1 --run previous -p warning",
 )
 @click.argument("model_id", metavar="ID", shell_complete=model_ids)
-@click.option("-n", "--lines", type=click.IntRange(0, _MOST_LINES), help="How many lines. [default: 50, or all since]")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, _MOST_LINES),
+    help="How many lines, the last ones. [default: 50, or all since]",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on, until Ctrl-C.")
-@click.option("--since", metavar="TIME", help="Only what is newer, in any form that journalctl knows.")
-def logs(session: Session, model_id: str, lines: int | None, follow: bool, since: str | None) -> None:
-    """Show the log of a model's server, of earlier runs too.
-
-    The journal is this host's, so an agent elsewhere is not asked.
-
-    With --json: one JSON object for each line, as journalctl writes it.
-    """
-    address = session.client.address
-    if not is_on_this_host(address):
-        raise CommandError(
-            "JournalElsewhere",
-            f"the logs are in the journal of the agent's host, and {address} may be another; run magictl logs there",
-            {"address": str(address)},
-        )
-    scope = _scope(session, model_id)
-    directory = os.environ.get("MAGI_JOURNAL_DIRECTORY")
-    command_line = journal_command(
-        model_id,
-        scope,
-        os.getuid(),
-        lines=lines if lines is not None else None if since else 50,
-        follow=follow,
-        since=since,
-        as_json=session.as_json,
-        to_person=session.screen.is_terminal(sys.stdout),
-        directory=directory,
-    )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        os.execvp(command_line[0], command_line)  # noqa: S606  # no shell is what we want
-    except FileNotFoundError:
-        raise CommandError(
-            "JournalUnavailable", "there is no journalctl here; the logs are in systemd's journal"
-        ) from None
-    except OSError as error:
-        raise CommandError("JournalUnavailable", f"cannot run journalctl: {error.strerror}") from None
-
-
-def journal_command(
+@click.option("--since", metavar="TIME", help="Only what is newer: '2026-01-02 03:04', -1h, '10 min ago', yesterday.")
+@click.option("--until", metavar="TIME", help="Only what is older, likewise.")
+@click.option("-p", "--priority", metavar="WORD", help="Only what is as important: err, warning, notice, info, debug.")
+@click.option("--run", metavar="RUN", help="One run alone: current (or the last one), previous, or its id.")
+def logs(
+    session: Session,
     model_id: str,
-    scope: Scope,
-    user: int,
-    *,
     lines: int | None,
     follow: bool,
     since: str | None,
-    as_json: bool,
-    to_person: bool,
-    directory: str | None,
-) -> list[str]:
-    """Return the journalctl command line for one server's log.
+    until: str | None,
+    priority: str | None,
+    run: str | None,
+) -> None:
+    """Show the log of a model's server, of earlier runs too.
 
-    Fields that begin with ``_`` are the journal's own word; any process may claim a ``SYSLOG_IDENTIFIER``, so in the
-    system scope it counts for nothing. A user manager's journal may lack the unit's field, so there the identifier is
-    matched, of the same user's processes only. Fields: systemd.journal-fields(7). A person is told what journalctl
-    has to say beside the log: that there is nothing, or that the journal may not be read.
+    Lines that systemd says of the server are marked. Times are those of this host's zone; a TIME without a zone is
+    in that of the agent's host.
+
+    With --json: one JSON object for each line.
     """
-    unit = f"magi-llama-{model_id}.service"
-    words = ["journalctl", "--no-pager", "--output=json" if as_json else "--output=short-iso"]
-    if as_json or not to_person:
-        words.append("--quiet")
-    if not as_json:
-        words.append("--no-hostname")
-    if directory:
-        words.append(f"--directory={directory}")
-    if lines is not None:
-        words.append(f"--lines={lines}")
-    if since is not None:
-        words.append(f"--since={since}")
-    if follow:
-        words.append("--follow")
-    if scope is Scope.SYSTEM:
-        return [*words, f"_SYSTEMD_UNIT={unit}", "+", f"UNIT={unit}", "_PID=1"]
-    own = [f"_UID={user}"] if user else []
-    matches = [f"_SYSTEMD_USER_UNIT={unit}", *own, "+", f"USER_UNIT={unit}", *own]
-    return [*words, *matches, "+", f"SYSLOG_IDENTIFIER=magi-llama-{model_id}", *own]
-
-
-def _scope(session: Session, model_id: str) -> Scope:
-    """Make sure that there is such a model, and return whose manager runs its server."""
-    if not _MODEL_ID.fullmatch(model_id):
-        raise no_such_model(model_id)
+    if follow and until is not None:
+        raise click.UsageError("--follow goes on with what is yet to come: leave --until out")
+    most = lines if lines is not None else _MOST_LINES if since else _USUAL
+    wanted = {"since": since, "until": until, "priority": priority, "run": run}
+    path = server_path(model_id, "logs")
+    query = {key: value for key, value in wanted.items() if value is not None}
     try:
-        session.client.get(model_path(model_id), "modelId")
-        health = session.client.request("GET", "/health/ready", also_accept=frozenset({_NOT_NOW})).body
-        told = text(record(health).get("systemdScope"))
-    except (UnreachableError, RefusedError) as error:
-        if isinstance(error, RefusedError) and error.http_status != _NOT_NOW:
-            raise
-        session.screen.note(
-            Cell("magictl: ", "yellow"), f"{error.message.split(';')[0]}; reading the journal without the agent"
-        )
-        told = os.environ.get("MAGI_SYSTEMD_SCOPE", "")
-    return Scope.USER if told == Scope.USER.value else Scope.SYSTEM
+        if follow:
+            with suppress(KeyboardInterrupt):
+                for entry in _followed(session, path, {**query, "lines": str(min(most, _MOST_AT_ONCE))}):
+                    _show(session.screen, entry)
+            return
+        shown = 0
+        for entry in _last(session, path, query, most):
+            _show(session.screen, entry)
+            shown += 1
+    except UnreachableError as error:
+        raise _without_agent(session, model_id, error) from None
+    if not shown and not session.screen.as_json and session.screen.is_terminal(session.screen.out):
+        session.screen.note(Cell(f"nothing like that is in the log of {model_id}", "dim"))
+
+
+def _last(session: Session, path: str, query: Mapping[str, str], most: int) -> Iterator[_Entry]:
+    """The last entries, oldest first; asked for in pages from the end."""
+    pages: list[list[_Entry]] = []
+    before: dict[str, str] = {}
+    left = most
+    while True:
+        words = urlencode({**query, **before, "lines": min(left, _MOST_AT_ONCE)})
+        answer = session.client.get(f"{path}?{words}", "entries")
+        page = records(answer["entries"])
+        pages.append(page)
+        left -= len(page)
+        if not page or left <= 0 or answer.get("truncated") is not True:
+            break
+        before = {"before": text(page[0].get("cursor"))}
+    for page in reversed(pages):
+        yield from page
+
+
+def _followed(session: Session, path: str, query: Mapping[str, str]) -> Iterator[_Entry]:
+    """The last entries and all that come, through restarts of the agent: by the last one's id nothing is lost."""
+
+    def say(what: str) -> None:
+        if not session.screen.as_json:
+            session.screen.note(Cell("… ", "yellow"), Cell(what, "dim"))
+
+    source = EventSource(
+        session.client,
+        f"{path}?{urlencode({**query, 'follow': 'true'})}",
+        on_loss=lambda error: say(f"{error.message if error else 'the agent has ended the stream'}; trying again"),
+        on_return=lambda: say("the agent is there again"),
+    )
+    for message in source:
+        with suppress(ValueError, RecursionError):
+            yield record(json.loads(message.data))
+
+
+def _show(screen: Screen, entry: _Entry) -> None:
+    if screen.as_json:
+        screen.json_line(entry)
+        return
+    priority = number(entry.get("priority"))
+    style = next((style for most, style in _STYLES if priority is None or priority <= most), "dim")
+    is_systemds = entry.get("source") == "systemd"
+    said_by = Cell("systemd: ", "cyan") if is_systemds else Cell("")
+    screen.line(Cell(local_time(entry.get("at")), "dim"), "  ", said_by, Cell(text(entry.get("message")), style))
+
+
+def _without_agent(session: Session, model_id: str, error: UnreachableError) -> UnreachableError:
+    """Say where the log is while no agent answers."""
+    if not is_on_this_host(session.client.address):
+        return error
+    return UnreachableError(
+        f"{error.message}; the log is there without it: journalctl -t magi-llama-{model_id}", error.details
+    )

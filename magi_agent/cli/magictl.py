@@ -36,6 +36,7 @@ _COMMANDS = {
     "rescan": "rescan.rescan",
     "scan": "scan.scan",
     "logs": "logs.logs",
+    "history": "history.history",
     "events": "events.events",
     "top": "top.top",
     "drain": "drain.drain",

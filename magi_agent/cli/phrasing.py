@@ -114,6 +114,14 @@ def moment(value: object, now: datetime | None = None) -> str:
     return f"{local} ({span(max(ago, 0.0))} ago)"
 
 
+def local_time(value: object) -> str:
+    """Return an ISO 8601 time of the agent's in local time, to the second."""
+    try:
+        return datetime.fromisoformat(str(value)).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return safe(value)
+
+
 def counted(count: int, one: str, many: str | None = None) -> str:
     """Return ``count`` with its noun: ``1 model``, ``2 models``."""
     return f"{count} {one if count == 1 else many or one + 's'}"

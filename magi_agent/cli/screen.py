@@ -58,6 +58,10 @@ class Screen:
         """Write ``value`` as one JSON document."""
         self._write_json(self.out, value)
 
+    def json_line(self, value: object) -> None:
+        """Write ``value`` as one line of JSON, of which there may be many."""
+        self._put(self.out, _harmless(json.dumps(value, ensure_ascii=False)) + "\n")
+
     def line(self, *cells: Cell | str) -> None:
         """Write one line of result, made of pieces of text."""
         self._write_line(self.out, cells)

@@ -51,6 +51,10 @@ class LaunchSpecification:
     """What the binary knows; ``None`` where it was not asked."""
     binary_identity: str | None = None
     """Which file the binary is, so that a later one of the same path can be told from it."""
+    log_rate_limit_interval: float = 30.0
+    """Seconds in which journald takes as many lines of it as the next says."""
+    log_rate_limit_burst: int = 1000
+    """0 for no limit."""
     access: ServerAccess = ServerAccess.PORT
     runtime_root: Path = Path("/run")
     """Where the manager makes its units' folders; the server's socket, or its key, is below."""
@@ -74,6 +78,8 @@ def specification_of(
         stop_timeout=settings.stop_timeout,
         known_options=known_options,
         binary_identity=binary_identity,
+        log_rate_limit_interval=settings.log_rate_limit_interval,
+        log_rate_limit_burst=settings.log_rate_limit_burst,
         access=settings.server_access,
         runtime_root=runtime_root(settings.systemd_scope),
     )

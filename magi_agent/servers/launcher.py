@@ -89,6 +89,8 @@ def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None 
         slice=SLICE,
         syslog_identifier=unit_name(launch.model_id).removesuffix(".service"),
         log_extra_fields={"MAGI_MODEL": launch.model_id},
+        log_rate_limit_interval_sec=launch.log_rate_limit_interval,
+        log_rate_limit_burst=launch.log_rate_limit_burst,
         restart=Restart.ON_FAILURE,
         restart_sec=_RETRY_PAUSE,
         start_limit_interval_sec=_RETRY_WINDOW,

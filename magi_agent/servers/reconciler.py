@@ -31,6 +31,7 @@ from magi_agent.events import EventStream, ServerChanged, ServerProgress, Server
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
 from magi_agent.servers.failure import Failure, ended_early, failure_of
+from magi_agent.servers.history import BY_AGENT, BY_SYSTEMD, Happened, note
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import Launcher
 from magi_agent.servers.llama_server import reach_of
@@ -67,6 +68,8 @@ _RESULTS: Final = {
 """In one word, why a server that runs was not ready."""
 
 _PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "cleared away"}
+_OUTSIDE: Final = "systemctl"
+"""Who stopped a server that neither the agent nor a failure has ended."""
 
 OUTCOMES: Final = frozenset({ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN})
 """The states in which a start has ended, one way or the other."""
@@ -257,6 +260,7 @@ class Reconciler:
         if after is UnitCondition.UP and change.after is not None:
             if before is not UnitCondition.UP and not record.is_doing(Verb.STOP) and not record.is_doing(Verb.RESTART):
                 record.ending = False
+            self._note_retry(model_id, record, change)
             self._watch_loading(model_id, record, change.after)
             self._note_met(model_id, record, change.after)
         else:
@@ -297,10 +301,11 @@ class Reconciler:
             and condition_of(self._manager.get(unit_name(model_id))) is UnitCondition.ABSENT
         ]
         for model_id in ended:
-            _LOG.info("server of %s was stopped from outside while nobody looked; %s", model_id, _STAYS % model_id)
+            message = f"server of {model_id} was stopped from outside while nobody looked; {_STAYS % model_id}"
+            note(model_id, Happened.STOPPED, message, by=_OUTSIDE)
         if ended:
             try:
-                await self._desired.wish(ended, run=False, by="systemctl")
+                await self._desired.wish(ended, run=False, by=_OUTSIDE)
             except MagiError as error:
                 _LOG.error("%s", error)
                 for model_id in ended:
@@ -379,14 +384,15 @@ class Reconciler:
             self._record_failure(model_id, record, ended_early(change.after or unit), unit)
             return
         record.let_go = wish
-        _LOG.info("server of %s was stopped from outside; %s", model_id, _STAYS % model_id)
+        message = f"server of {model_id} was stopped from outside; {_STAYS % model_id}"
+        note(model_id, Happened.STOPPED, message, by=_OUTSIDE, invocation_id=unit.invocation_id or None)
         self._background(partial(self._respect_stop, model_id, wish), f"stop of {model_id}")
 
     async def _respect_stop(self, model_id: str, overruled: Wish) -> None:
         if self._desired[model_id] is not overruled:
             return
         try:
-            await self._desired.wish([model_id], run=False, by="systemctl")
+            await self._desired.wish([model_id], run=False, by=_OUTSIDE)
         except MagiError as error:
             # It stays stopped for as long as this agent runs; only the next one would not know.
             _LOG.error("%s", error)  # the sentence says it all
@@ -423,11 +429,14 @@ class Reconciler:
         self._tell_failure(model_id, failure)
 
     def _tell_failure(self, model_id: str, failure: Failure) -> None:
-        _LOG.error(
-            "server of %s failed: %s",
+        note(
             model_id,
-            failure.message,
-            extra={"magi_model": model_id, "magi_result": failure.result},
+            Happened.FAILED,
+            f"server of {model_id} failed: {failure.message}",
+            result=failure.result,
+            exit_status=failure.exit_status,
+            signal=failure.signal,
+            invocation_id=failure.invocation_id,
         )
         self._announce(model_id)
         self.wake()
@@ -472,7 +481,8 @@ class Reconciler:
             record.proven = (unit.invocation_id, unit.main_pid)
             record.ready_since = asyncio.get_running_loop().time()
             record.forget_failure()
-            _LOG.info("server of %s is ready on %s", model_id, reach.words, extra={"magi_model": model_id})
+            message = f"server of {model_id} is ready on {reach.words}"
+            note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
             self._announce(model_id)
             await self._look_at_key(model_id, reach)
             return
@@ -636,7 +646,9 @@ class Reconciler:
                 return
             await self._note(model_id, met=False)
             result = await self._launcher.start(launch)
-        if not result.ok:
+        if result.ok:
+            self._note_start(model_id, record)
+        else:
             unit = await self._manager.refresh(unit_name(model_id))
             if condition_of(unit) is UnitCondition.ABSENT and self.wants(model_id):
                 message = f"systemd's job to start it ended with {result.value!r}"
@@ -646,10 +658,47 @@ class Reconciler:
         record.ending = True
         self._end_watch(record)
         self._announce(model_id)
+        unit = self._manager.get(unit_name(model_id))
         try:
-            await self._launcher.stop(model_id, self._stop_timeout)
+            result = await self._launcher.stop(model_id, self._stop_timeout)
         finally:
             record.ending = condition_of(self._manager.get(unit_name(model_id))) in _ON_THE_MOVE
+        if result.ok and unit is not None:
+            self._note_stop(model_id, record, unit)
+
+    def _note_start(self, model_id: str, record: ServerRecord) -> None:
+        wish, unit = self._desired[model_id], self._manager.get(unit_name(model_id))
+        record.retries_told = 0
+        is_retry = record.attempts > 0
+        message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}"
+        note(
+            model_id,
+            Happened.STARTED,
+            message,
+            by=BY_AGENT if is_retry or wish is None else wish.by,
+            invocation_id=unit.invocation_id or None if unit else None,
+        )
+
+    def _note_retry(self, model_id: str, record: ServerRecord, change: UnitChange) -> None:
+        """Write down that systemd itself has started it again, where that was seen."""
+        unit = change.after
+        if unit is None or unit.active_state != "active":
+            return
+        if change.before is not None and unit.n_restarts > record.retries_told:
+            message = f"server of {model_id} was started again by systemd after it had ended by itself"
+            note(model_id, Happened.STARTED, message, by=BY_SYSTEMD, invocation_id=unit.invocation_id or None)
+        record.retries_told = unit.n_restarts
+
+    def _note_stop(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
+        wish, failure = self._desired[model_id], record.failure
+        is_for_failure = failure is not None and failure.invocation_id == (unit.invocation_id or None)
+        note(
+            model_id,
+            Happened.STOPPED,
+            f"server of {model_id} was stopped{', to be started anew' if self.wants(model_id) else ''}",
+            by=BY_AGENT if is_for_failure or wish is None else wish.by,
+            invocation_id=unit.invocation_id or None,
+        )
 
     def _announce(self, model_id: str) -> None:
         """Tell everybody, if the state of a model's server is another than they were told."""

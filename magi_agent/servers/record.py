@@ -45,6 +45,8 @@ class ServerRecord:
     """Whether the agent itself is ending it, so that its end is nobody else's word."""
     leaving: Wish | None = None
     """What was wished for when somebody else began to stop it."""
+    retries_told: int = 0
+    """How often systemd had started it again by itself, when that was noted last."""
     noting: bool = False
     """Whether it is being kept that it runs as wished."""
     let_go: Wish | None = None

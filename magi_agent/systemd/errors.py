@@ -10,10 +10,10 @@
         ├── AccessDenied      the caller may not do this
         ├── NoSuchUnit        systemd has no unit of this name
         └── UnitExists        a unit of this name is there already (a failed one keeps its name)
-    JournalError              journalctl could not be run, or said no
+    JournalError (503, service "journal")    journalctl could not be run, or said no
 """
 
-from magi_agent.errors import Failure, ServiceUnavailable
+from magi_agent.errors import ServiceUnavailable
 
 
 class BusError(ServiceUnavailable):
@@ -61,10 +61,13 @@ class UnitExists(BusCallFailed):
     """A unit of this name is loaded already; a failed one keeps its name until its failure is reset."""
 
 
-class JournalError(Failure):
-    """The journal could not be read; the message is journalctl's own."""
+class JournalError(ServiceUnavailable):
+    """The journal could not be read; the message is journalctl's own, and what to do about it."""
 
-    error = "JournalUnavailable"
+    error = "ServiceUnavailable"
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__("journal", message, retry_after)
 
 
 _BY_NAME: dict[str, type[BusCallFailed]] = {

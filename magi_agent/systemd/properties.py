@@ -53,6 +53,8 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "LoadCredential": "a(ss)",
     "LockPersonality": "b",
     "LogExtraFields": "aay",
+    "LogRateLimitBurst": "u",
+    "LogRateLimitIntervalUSec": "t",
     "MemoryAccounting": "b",
     "MemoryDenyWriteExecute": "b",
     "MemoryHigh": "t",
@@ -172,6 +174,10 @@ def _belonging(unit: TransientService) -> Iterator[tuple[str, object]]:
         yield "SyslogIdentifier", unit.syslog_identifier
     if unit.log_extra_fields:
         yield "LogExtraFields", [f"{key}={value}".encode() for key, value in unit.log_extra_fields.items()]
+    if unit.log_rate_limit_interval_sec is not None:
+        yield "LogRateLimitIntervalUSec", _microseconds(unit.log_rate_limit_interval_sec)
+    if unit.log_rate_limit_burst is not None:
+        yield "LogRateLimitBurst", unit.log_rate_limit_burst
     if unit.user is not None:
         yield "User", unit.user
     if unit.dynamic_user:

@@ -89,6 +89,10 @@ class TransientService:
     syslog_identifier: str | None = None
     log_extra_fields: Mapping[str, str] = field(default_factory=dict)
     """Journal fields added to each line the unit writes."""
+    log_rate_limit_interval_sec: float | None = None
+    """Seconds in which journald takes as many lines of the unit as the next says; of a system's unit only."""
+    log_rate_limit_burst: int | None = None
+    """0 for no limit."""
     oneshot: bool = False
     """Whether the start is done only when the program has ended; for what runs for a moment."""
     collect: bool = False

@@ -19,13 +19,12 @@ from magi_agent.api import access, exchange
 from magi_agent.errors import AlreadyRunning, ConfigurationError, MagiError, ProbeFailed
 from magi_agent.launcher.messages import Refused
 from magi_agent.runtime_settings.settings import setting_names, wire_name
-from magi_agent.systemd.errors import JournalError
 from magi_agent.token_file import TokenExists, TokenNotFound, TokensBusy
 from tests.api.client import Api
 from tests.api.conftest import Serve
 
 NEVER_ON_THE_WIRE = {
-    *(ConfigurationError.error, AlreadyRunning.error, JournalError.error, ProbeFailed.error),
+    *(ConfigurationError.error, AlreadyRunning.error, ProbeFailed.error),
     *(Refused.error, TokenExists.error, TokenNotFound.error, TokensBusy.error),
 }
 """They end the start, or are caught where they are met."""

@@ -1,113 +1,135 @@
-"""`magictl logs`: what a real unit wrote, from a real journal."""
+"""`magictl logs` and `magictl history`: what real units wrote, by a real agent."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from magi_agent.cli.logs import journal_command
-from magi_agent.vocabulary import Scope
-from tests.cli.stand_in import StandIn, error, model
+from tests.agent_process import AgentProcess, ended
+from tests.api.speakers import Speaker
 from tests.cli.terminal import MAGICTL, on_terminal, piped, shown, surroundings, without_control
-from tests.conftest import SystemdUser
+from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 
-MODEL = "cli-logs-speaker.q4_1"
+PREFIX = "cli-logs"
+MODEL = f"{PREFIX}-speaker.q4_1"
+SILENT = f"{PREFIX}-silent"
 
 
-class Speaker:
-    """A unit named as a model's server, that says what it is told to."""
+@pytest.fixture(scope="module")
+def agent(
+    tmp_path_factory: pytest.TempPathFactory,
+    toy_model: MakeToyModel,
+    llama_server: Path,
+    unused_ports: PortRanges,
+    systemd_user: SystemdUser,
+) -> Iterator[AgentProcess]:
+    folder = tmp_path_factory.mktemp(PREFIX)
+    for model_id in (MODEL, SILENT):
+        toy_model(folder / "models" / f"{model_id}.gguf")
+    settings = {"MAGI_JOURNAL_DIRECTORY": str(systemd_user.journal)}
+    agent = AgentProcess(folder, folder / "models", unused_ports(4), llama_server, settings)
+    with ended(agent, f"magi-llama-{PREFIX}-*.service"):
+        agent.start()
+        agent.wait_settled()
+        yield agent
 
-    def __init__(self, journal: Path, folder: Path) -> None:
-        self.unit = f"magi-llama-{MODEL}.service"
-        self._journal = journal
-        self._lines = folder / "lines"
-        self._properties = [f"--unit={self.unit}", f"--property=SyslogIdentifier=magi-llama-{MODEL}"]
 
-    def say(self, *lines: str) -> None:
-        """Run the unit; return when the journal has what it said."""
-        self._lines.write_text("".join(f"{line}\n" for line in lines))
-        before = self._count()
-        subprocess.run(
-            ["systemd-run", "--user", "--wait", "--collect", "--quiet", *self._properties, "cat", str(self._lines)],
-            check=True,
-            timeout=60,
+class Voice:
+    """The unit of the model that speaks."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self._speaker = speaker
+
+    def say(self, *lines: str) -> str:
+        """Have lines in the journal; returns the run's id."""
+        (self._speaker.folder / "lines").write_text("".join(f"{line}\n" for line in lines))
+        # By the shell itself: of a process that is gone when journald looks who it is, it cannot tell the run.
+        return asyncio.run(
+            self._speaker.say(f'while read -r line; do echo "$line"; done < {self._speaker.folder}/lines')
         )
-        deadline = time.monotonic() + 20
-        while self._count() < before + len(lines):
-            assert time.monotonic() < deadline, "the journal does not have the lines"
-            time.sleep(0.02)
-
-    def _count(self) -> int:
-        command = ["journalctl", "-D", str(self._journal), "-q", "-o", "json", "-t", f"magi-llama-{MODEL}"]
-        return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout.count(b"\n")
 
 
 @pytest.fixture
-def speaker(systemd_user: SystemdUser, tmp_path: Path) -> Iterator[Speaker]:
-    speaker = Speaker(systemd_user.journal, tmp_path)
-    yield speaker
-    subprocess.run(["systemctl", "--user", "stop", speaker.unit], capture_output=True, timeout=30, check=False)
+def speaker(systemd_user: SystemdUser, tmp_path: Path) -> Voice:
+    return Voice(Speaker(MODEL, systemd_user.journal, tmp_path))
 
 
 @pytest.fixture
-def environment(agent: StandIn, systemd_user: SystemdUser) -> dict[str, str]:
-    agent.add(model(MODEL))
-    return surroundings(MAGI_URL=agent.url, MAGI_JOURNAL_DIRECTORY=str(systemd_user.journal), TZ="UTC")
+def environment(agent: AgentProcess) -> dict[str, str]:
+    return surroundings(MAGI_SOCKET=str(agent.socket), TZ="UTC")
 
 
 def said(output: str) -> list[str]:
-    """The messages of what journalctl writes for people."""
-    return [line.partition("]: ")[2] for line in output.splitlines()]
+    """The messages of what is written for people, without the speaker's last word."""
+    messages = [line[21:] for line in output.splitlines()]
+    return [message for message in messages if not message.startswith("said ")]
 
 
-def test_the_last_lines_of_a_server_are_shown_oldest_first(speaker: Speaker, environment: dict[str, str]) -> None:
+def test_the_last_lines_of_a_server_are_shown_oldest_first(speaker: Voice, environment: dict[str, str]) -> None:
     mark = f"run {time.monotonic_ns()}"
     speaker.say(*(f"{mark} line {number}" for number in range(60)))
 
-    ended = piped("logs", MODEL, environment=environment)
-    three = piped("logs", MODEL, "-n", "3", environment=environment)
+    usual = piped("logs", MODEL, environment=environment)
+    few = piped("logs", MODEL, "-n", "3", environment=environment)
 
-    assert ended.returncode == 0
-    assert ended.stderr == ""
-    assert ended.stdout.count("\n") == 50
-    # systemd's own word that the unit ended counts among the fifty, where it is in the journal.
-    shown_of_it = [line for line in said(ended.stdout) if mark in line]
-    assert len(shown_of_it) >= 45
-    assert shown_of_it == [f"{mark} line {number}" for number in range(60 - len(shown_of_it), 60)]
-    assert three.stdout.count("\n") == 3
+    assert (usual.returncode, usual.stderr) == (0, "")
+    assert said(usual.stdout) == [f"{mark} line {number}" for number in range(11, 60)]
+    assert usual.stdout[:20].strip() == time.strftime(
+        "%Y-%m-%d %H:%M:%S", time.strptime(usual.stdout[:19], "%Y-%m-%d %H:%M:%S")
+    )
+    assert said(few.stdout) == [f"{mark} line 58", f"{mark} line 59"]
 
 
-def test_with_json_each_line_is_one_object(speaker: Speaker, environment: dict[str, str]) -> None:
-    mark = f"run {time.monotonic_ns()}"
-    speaker.say(mark)
+def test_since_until_priority_and_run_choose(speaker: Voice, environment: dict[str, str]) -> None:
+    before = time.time()
+    first = speaker.say("<3>bad", "<6>usual")
+    second = speaker.say("<4>odd")
 
-    ended = piped("logs", MODEL, "--json", environment=environment)
+    def told(*words: str) -> list[str]:
+        ended = piped("logs", MODEL, *words, environment=environment)
+        assert ended.returncode == 0, ended.stderr
+        return said(ended.stdout)
+
+    since = f"@{before:.6f}"
+    assert told("--since", since) == ["bad", "usual", "odd"]
+    assert told("--since", since, "-n", "2") == ["odd"]
+    assert told("--since", since, "-p", "warning") == ["bad", "odd"]
+    assert told("--since", "2 min ago", "--until", since) == told("--since", "-2min", "--until", since)
+    assert told("--since", "-2h", "--until", "1h ago") == []
+    assert told("--run", first, "--since", since) == ["bad", "usual"]
+    assert told("--run", "current") == ["odd"]
+    assert told("--run", "previous") == ["bad", "usual"]
+    assert told("--run", second[::-1]) == []
+
+
+def test_more_than_one_answer_holds(speaker: Voice, environment: dict[str, str]) -> None:
+    run = speaker.say(*(f"line {number}" for number in range(12_345)))
+
+    some = piped("logs", MODEL, "-n", "12000", environment=environment)
+    everything = piped("logs", MODEL, "--since", "-1h", "--run", run, environment=environment)
+
+    assert said(some.stdout) == [f"line {number}" for number in range(346, 12_345)]
+    assert said(everything.stdout) == [f"line {number}" for number in range(12_345)]
+
+
+def test_json_is_one_object_for_each_line(speaker: Voice, environment: dict[str, str]) -> None:
+    speaker.say("größe \x9b0m", "plain")
+
+    ended = piped("logs", MODEL, "-n", "3", "--json", environment=environment)
 
     entries = [json.loads(line) for line in ended.stdout.splitlines()]
-    [entry] = [entry for entry in entries if entry["MESSAGE"] == mark]
-    assert entry["SYSLOG_IDENTIFIER"] == f"magi-llama-{MODEL}"
+    assert [entry["message"] for entry in entries][:2] == ["größe \x9b0m", "plain"]
+    assert "\x9b" not in ended.stdout
+    assert entries[0].keys() == {"at", "message", "priority", "pid", "invocationId", "source", "cursor"}
 
 
-def test_since_narrows_and_is_passed_on_as_journalctl_knows_it(speaker: Speaker, environment: dict[str, str]) -> None:
-    mark = f"run {time.monotonic_ns()}"
-    speaker.say(*(f"{mark} {number}" for number in range(80)))
-
-    everything = piped("logs", MODEL, "--since", "1 hour ago", environment=environment)
-    nothing = piped("logs", MODEL, "--since", "2099-01-01", environment=environment)
-    wrong = piped("logs", MODEL, "--since", "the day before", environment=environment)
-
-    assert sum(mark in line for line in everything.stdout.splitlines()) == 80
-    assert (nothing.returncode, nothing.stdout) == (0, "")
-    assert wrong.returncode == 1
-    assert "the day before" in wrong.stderr
-
-
-def test_follow_goes_on_until_ctrl_c(speaker: Speaker, environment: dict[str, str]) -> None:
+def test_follow_goes_on_until_ctrl_c(speaker: Voice, environment: dict[str, str]) -> None:
     mark = f"run {time.monotonic_ns()}"
     speaker.say(f"{mark} before")
 
@@ -116,12 +138,34 @@ def test_follow_goes_on_until_ctrl_c(speaker: Speaker, environment: dict[str, st
         speaker.say(f"{mark} meanwhile")
         terminal.wait_for(lambda output: f"{mark} meanwhile" in output, "what is said meanwhile")
         terminal.type("\x03")
-        terminal.end()
+        assert terminal.end() == 0
 
     assert "Traceback" not in terminal.text
+    assert "interrupted" not in terminal.text
 
 
-def test_follow_ends_with_its_reader(speaker: Speaker, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_follow_lives_through_a_restart_of_the_agent(
+    agent: AgentProcess, speaker: Voice, environment: dict[str, str], how: str
+) -> None:
+    mark = f"run {time.monotonic_ns()}"
+    speaker.say(f"{mark} before")
+    with on_terminal("logs", MODEL, "-f", "-n", "2", environment=environment) as terminal:
+        terminal.wait_for(lambda output: f"{mark} before" in output, "what was said before")
+        getattr(agent, how)()
+        terminal.wait_for(lambda output: "trying again" in output, "that the agent is away")
+        speaker.say(*(f"{mark} while it is away {number}" for number in range(5)))
+        agent.start()
+        agent.wait_settled()
+        terminal.wait_for(lambda output: f"{mark} while it is away 4" in output, "what was said meanwhile")
+        speaker.say(f"{mark} after")
+        terminal.wait_for(lambda output: f"{mark} after" in output, "what is said after")
+
+    assert terminal.text.count(mark) == 7
+    assert terminal.text.count("trying again") == terminal.text.count("the agent is there again") == 1
+
+
+def test_follow_ends_with_its_reader(speaker: Voice, environment: dict[str, str]) -> None:
     mark = f"run {time.monotonic_ns()}"
     speaker.say(mark)
 
@@ -138,126 +182,80 @@ def test_follow_ends_with_its_reader(speaker: Speaker, environment: dict[str, st
             process.kill()
 
 
-def test_log_lines_that_would_take_over_the_terminal_are_harmless(
-    speaker: Speaker, environment: dict[str, str]
-) -> None:
+def test_log_lines_that_would_take_over_the_terminal_are_harmless(speaker: Voice, environment: dict[str, str]) -> None:
     speaker.say("evil\x1b]0;owned\x07\x1b[2J")
 
-    _, output = shown("logs", MODEL, "-n", "1", environment=environment)
+    _, output = shown("logs", MODEL, "-n", "2", environment=environment)
 
+    assert "evil" in output
     assert "\x1b]0;" not in output
     assert "\x1b[2J" not in output
 
 
-def test_when_nothing_was_logged_a_person_is_told_and_a_pipe_is_empty(
-    agent: StandIn, environment: dict[str, str]
-) -> None:
-    agent.add(model("cli-logs-silent"))
-
-    status, output = shown("logs", "cli-logs-silent", environment=environment)
-    in_pipe = piped("logs", "cli-logs-silent", environment=environment)
+def test_when_nothing_was_logged_a_person_is_told_and_a_pipe_is_empty(environment: dict[str, str]) -> None:
+    status, output = shown("logs", SILENT, environment=environment)
+    in_pipe = piped("logs", SILENT, environment=environment)
 
     assert status == 0
-    assert "No entries" in without_control(output)
+    assert f"nothing like that is in the log of {SILENT}" in without_control(output)
     assert (in_pipe.returncode, in_pipe.stdout) == (0, "")
 
 
-def test_the_log_can_be_read_when_the_agent_is_down(
-    speaker: Speaker, environment: dict[str, str], tmp_path: Path
+def test_where_nobody_answers_it_is_said_where_the_log_is(tmp_path: Path) -> None:
+    for words in ((), ("-f",)):
+        here = piped("logs", MODEL, *words, environment=surroundings(MAGI_SOCKET=str(tmp_path / "none")))
+        assert (here.returncode, here.stdout, here.stderr.count("\n")) == (3, "", 1)
+        assert f"the log is there without it: journalctl -t magi-llama-{MODEL}" in here.stderr
+    elsewhere = piped("logs", MODEL, "--url", "https://magi.invalid/agent")
+    assert elsewhere.returncode == 3
+    assert "journalctl -t" not in elsewhere.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("-f",)], ids=["once", "follow"])
+def test_what_the_agent_refuses_is_said(
+    agent: AgentProcess, environment: dict[str, str], words: tuple[str, ...]
 ) -> None:
-    mark = f"run {time.monotonic_ns()}"
-    speaker.say(mark)
-    down = {**environment, "MAGI_URL": "127.0.0.1:1", "MAGI_SYSTEMD_SCOPE": "user"}
-
-    ended = piped("logs", MODEL, environment=down)
-
-    assert ended.returncode == 0
-    assert mark in ended.stdout
-    assert ended.stderr == "magictl: nobody listens at http://127.0.0.1:1; reading the journal without the agent\n"
-
-
-def test_the_log_can_be_read_when_the_agent_has_no_answer_now(
-    agent: StandIn, speaker: Speaker, environment: dict[str, str]
-) -> None:
-    mark = f"run {time.monotonic_ns()}"
-    speaker.say(mark)
-    agent.always(*error(503, "ServiceUnavailable", "systemd does not answer"))
-
-    ended = piped("logs", MODEL, environment={**environment, "MAGI_SYSTEMD_SCOPE": "user"})
-    agent.always(*error(403, "Forbidden", "you may not"))
-    refused = piped("logs", MODEL, environment=environment)
-
-    assert mark in ended.stdout
-    assert ended.stderr == "magictl: systemd does not answer; reading the journal without the agent\n"
-    assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", "magictl: you may not\n")
-
-
-@pytest.mark.parametrize("url", ["http://192.0.2.7:8000", "https://magi.example.org/agent", "http://[2001:db8::1]"])
-def test_of_an_agent_elsewhere_not_this_hosts_journal_is_shown(environment: dict[str, str], url: str) -> None:
-    ended = piped("logs", MODEL, "--url", url, environment=environment)
-
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("magictl: the logs are in the journal of the agent's host, and http")
-    assert ended.stderr.count("\n") == 1
-
-
-def test_loopback_and_a_socket_are_this_host(environment: dict[str, str], tmp_path: Path) -> None:
-    for words in (["--url", "http://localhost:1"], ["--url", "[::1]:1"], ["--socket", str(tmp_path / "none")]):
-        ended = piped("logs", MODEL, *words, environment={**environment, "MAGI_SYSTEMD_SCOPE": "user"})
-
-        assert ended.returncode == 0
-        assert "reading the journal without the agent" in ended.stderr
+    for option, value, said_of_it in (
+        ("--since", "whenever", "since: must be a time"),
+        ("-p", "loud", "priority: must be one of emerg, alert"),
+        ("--run", "last", "run: must be one of all, current, previous"),
+    ):
+        refused = piped("logs", MODEL, *words, option, value, environment=environment)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert said_of_it in refused.stderr
+    assert piped("logs", MODEL, "-f", "--until", "now", environment=environment).returncode == 2
 
 
 @pytest.mark.parametrize("name", ["cli-logs-nobody", "../x", "x y", "a\nb", "UPPER", "_PID=1", "registry", ""])
-def test_an_unknown_id_ends_with_status_4(environment: dict[str, str], name: str) -> None:
-    ended = piped("logs", name, environment=environment)
+@pytest.mark.parametrize("command", ["logs", "history"])
+def test_an_unknown_id_ends_with_status_4(environment: dict[str, str], command: str, name: str) -> None:
+    ended = piped(command, name, environment=environment)
 
     assert ended.returncode == 4
     assert "no model has the id" in ended.stderr
 
 
 def test_a_part_of_an_id_gets_a_suggestion(environment: dict[str, str]) -> None:
-    assert f"did you mean {MODEL}?" in piped("logs", "cli-logs", environment=environment).stderr
+    assert f"did you mean {MODEL}?" in piped("logs", "cli-logs-sp", environment=environment).stderr
 
 
-def test_without_journalctl_it_says_so(agent: StandIn, environment: dict[str, str], tmp_path: Path) -> None:
-    ended = piped("logs", MODEL, environment={**environment, "PATH": str(tmp_path)})
+def test_the_history_of_a_server(agent: AgentProcess, environment: dict[str, str]) -> None:
+    nothing = piped("history", SILENT, environment=environment)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert f"nothing has happened to {SILENT}" in nothing.stderr
 
-    assert ended.returncode == 1
-    assert ended.stderr == "magictl: there is no journalctl here; the logs are in systemd's journal\n"
+    agent.must("POST", f"/api/models/servers/{SILENT}/start?wait=60")
+    agent.must("POST", f"/api/models/servers/{SILENT}/stop?wait=60")
 
-
-@pytest.fixture
-def command() -> Callable[..., list[str]]:
-    def compose(**changes: object) -> list[str]:
-        told: dict[str, object] = {
-            "lines": 50, "follow": False, "since": None, "as_json": False, "to_person": True, "directory": None
-        }  # fmt: skip
-        return journal_command("m", changes.pop("scope", Scope.SYSTEM), changes.pop("user", 0), **(told | changes))  # type: ignore[arg-type]
-
-    return compose
-
-
-def test_in_the_system_scope_only_the_journals_own_fields_count(command: Callable[..., list[str]]) -> None:
-    """Any process may claim an identifier; a field that begins with an underscore is the journal's own word."""
-    assert command() == [
-        "journalctl", "--no-pager", "--output=short-iso", "--no-hostname", "--lines=50",
-        "_SYSTEMD_UNIT=magi-llama-m.service", "+", "UNIT=magi-llama-m.service", "_PID=1",
-    ]  # fmt: skip
-
-
-def test_in_the_user_scope_only_the_same_users_processes_count(command: Callable[..., list[str]]) -> None:
-    assert command(scope=Scope.USER, user=1000)[5:] == [
-        "_SYSTEMD_USER_UNIT=magi-llama-m.service", "_UID=1000", "+",
-        "USER_UNIT=magi-llama-m.service", "_UID=1000", "+",
-        "SYSLOG_IDENTIFIER=magi-llama-m", "_UID=1000",
-    ]  # fmt: skip
-
-
-def test_every_option_reaches_journalctl(command: Callable[..., list[str]]) -> None:
-    words = command(lines=None, follow=True, since="-1h", as_json=True, to_person=False, directory="/j")
-
-    assert words[:7] == [
-        "journalctl", "--no-pager", "--output=json", "--quiet", "--directory=/j", "--since=-1h", "--follow"
-    ]  # fmt: skip
+    table = piped("history", SILENT, environment=environment)
+    [header, started, ready, stopped] = table.stdout.splitlines()
+    assert header.split() == ["WHEN", "EVENT", "BY", "WHAT", "RUN"]
+    assert "  started  uid 0 (pid " in started
+    assert "is ready on port" in ready
+    assert "  stopped  uid 0 (pid " in stopped
+    answer = json.loads(piped("history", SILENT, "--json", environment=environment).stdout)
+    assert [event["event"] for event in answer["events"]] == ["started", "ready", "stopped"]
+    assert answer["events"][0]["invocationId"][:8] in started
+    few = piped("history", SILENT, "-n", "1", environment=environment)
+    assert len(few.stdout.splitlines()) == 2
+    assert f"there is more: magictl history {SILENT} -n 10" in few.stderr

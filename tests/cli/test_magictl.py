@@ -24,6 +24,7 @@ COMMANDS += [
     "rescan",
     "scan",
     "logs",
+    "history",
     "events",
     "top",
     "drain",

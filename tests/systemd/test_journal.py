@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from magi_agent.systemd import journal as journal_module
+from magi_agent.systemd import journalctl
 from magi_agent.systemd.errors import JournalError
-from magi_agent.systemd.journal import Journal, JournalEntry
+from magi_agent.systemd.journal import Journal, Selection
+from magi_agent.systemd.journal_entries import JournalEntry
 from tests.conftest import SystemdUser
 from tests.systemd.units import MakeName, run, shown, systemctl, until
 
@@ -233,7 +235,7 @@ def stand_in_for_journalctl(folder: Path, script: str) -> None:
 async def test_a_journalctl_that_hangs_is_ended_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stand_in_for_journalctl(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(journal_module, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(journalctl, "_TIMEOUT", 0.5)
 
     with pytest.raises(JournalError, match=r"no answer within 0\.5 s"):
         await Journal().read_last("x", lines=1)
@@ -261,6 +263,42 @@ async def test_one_that_floods_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert await Journal().read_last("x", lines=1) == []
 
     assert not process_of(tmp_path).exists()
+
+
+async def test_an_entry_that_is_too_long_is_left_out_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(journalctl, "_LONGEST_LINE", 100_000)
+    entry = '{"__REALTIME_TIMESTAMP":"1","MESSAGE":"%s"}'
+    long = entry % ("x" * 1_000_000)
+    (tmp_path / "lines").write_text("\n".join((entry % "one", long, entry % "two", long, long, entry % "three")))
+    stand_in_for_journalctl(tmp_path, f"cat {tmp_path}/lines; echo")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    told = [entry.message async for entry in Journal().oldest(Selection(any_of=[]))]
+
+    assert told == ["one", "two", "three"]
+
+
+async def test_the_right_to_read_some_of_the_journal_may_not_be_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = "Hint: You are currently not seeing messages from other users and the system."
+    stand_in_for_journalctl(tmp_path, f'echo \'{said}\' >&2; echo \'{{"__REALTIME_TIMESTAMP":"1","__CURSOR":"x"}}\'')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    assert await Journal().end(of_others=False) == "x"
+    with pytest.raises(JournalError, match="make the agent's user a member of the group systemd-journal"):
+        await Journal().end(of_others=True)
+
+
+async def test_no_right_to_read_the_journal_names_the_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = "No journal files were opened due to insufficient permissions."
+    stand_in_for_journalctl(tmp_path, f"echo '{said}' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    with pytest.raises(JournalError, match="insufficient permissions; make the agent's user a member"):
+        await Journal().read_last("x", lines=1)
 
 
 async def test_one_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
