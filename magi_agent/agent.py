@@ -40,6 +40,7 @@ from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
@@ -123,6 +124,14 @@ class Agent:
             self._effective,
             self._events,
         )
+        self._memory = MemoryNeeds(
+            self._registry,
+            self._preparation,
+            self._manager,
+            journal,
+            self._events,
+            settings.state_directory / "memory.json",
+        )
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self.services = Services(
@@ -136,6 +145,7 @@ class Agent:
             history=History(journal, settings.systemd_scope),
             preparation=self._preparation,
             effective=self._effective,
+            memory=self._memory,
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
@@ -188,6 +198,7 @@ class Agent:
         self._settling = self._spawn(self._settle(), "settling")
         _ = self._spawn(self._follow_events(), "events")
         _ = self._spawn(self._follow_reloads(), "reloads")
+        _ = self._spawn(self._memory.run(), "memory")
         _ = self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
         for problem in self._configuration.problems:
@@ -205,6 +216,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._memory.close()
         await self._inventory.close()
         await self._manager.close()
         self._lock.release()

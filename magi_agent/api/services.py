@@ -11,6 +11,7 @@ from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.history import History
+from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import Servers
@@ -34,6 +35,7 @@ class Services:
     history: History
     preparation: StartPreparation
     effective: EffectiveSettings
+    memory: MemoryNeeds
     manager: SystemdManager
     transfer: Transfer
     events: EventStream

@@ -60,3 +60,32 @@ class HeaderFacts:
     expert_parameter_count: int = 0  # elements of this file's expert tensors, to sum over a split set
     has_classifier: bool = False  # this file has the tensors of a classification head
     classifier_labels: int | None = None  # length of {arch}.classifier.output_labels
+    # What the memory depends on that the model needs.
+    feed_forward_length: tuple[int, ...] = ()  # {arch}.feed_forward_length: one value, or one a layer
+    expert_feed_forward_length: int | None = None  # {arch}.expert_feed_forward_length
+    leading_dense_block_count: int | None = None  # {arch}.leading_dense_block_count
+    nextn_predict_layers: int | None = None  # {arch}.nextn_predict_layers: blocks at the end, not of the model proper
+    key_length_swa: int | None = None  # {arch}.attention.key_length_swa: in layers with a sliding window
+    value_length_swa: int | None = None  # {arch}.attention.value_length_swa
+    shared_kv_layers: int | None = (
+        None  # {arch}.attention.shared_kv_layers: layers at the end without a cache of theirs
+    )
+    recurrent_layers: tuple[int, ...] = ()  # {arch}.attention.recurrent_layers: one flag a layer
+    indexer_key_length: int | None = None  # {arch}.attention.indexer.key_length
+    wkv_head_size: int | None = None  # {arch}.wkv.head_size
+    token_shift_count: int | None = None  # {arch}.token_shift_count
+    shortconv_cache: int | None = None  # {arch}.shortconv.l_cache
+    kda_head_dim: int | None = None  # {arch}.kda.head_dim
+    merges_count: int | None = None  # length of tokenizer.ggml.merges
+    vision_image_size: int | None = None  # clip.vision.image_size, pixels a side
+    vision_patch_size: int | None = None  # clip.vision.patch_size, pixels a side
+    vision_embedding_length: int | None = None  # clip.vision.embedding_length
+    vision_feed_forward_length: int | None = None  # clip.vision.feed_forward_length
+    input_bytes: int = 0  # of the tensors that look tokens up
+    block_bytes: int = 0  # of the blocks' tensors, without experts
+    expert_bytes: int = 0  # of the blocks' experts
+    rest_bytes: int = 0  # of all other tensors: output matrix, output norm
+    embedding_bytes: int = 0  # of token_embd.weight
+    embedding_type: int | None = None  # its ggml_type
+    has_output_matrix: bool = False  # output.weight is there: token_embd.weight does not serve as one
+    matrices_by_type: tuple[int, ...] = ()  # ggml_type, bytes, ggml_type, bytes, ...: what llama.cpp could repack
