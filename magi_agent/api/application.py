@@ -13,6 +13,7 @@ from magi_agent.api.event_routes import EventRoutes
 from magi_agent.api.health_routes import HealthRoutes
 from magi_agent.api.log_routes import LogRoutes
 from magi_agent.api.memory_routes import MemoryRoutes
+from magi_agent.api.host_routes import HostRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
 from magi_agent.api.routes import Access, Route
@@ -44,6 +45,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         ProfileRoutes(services),
         SettingsRoutes(services),
         DrainRoutes(services),
+        HostRoutes(services),
         TransferRoutes(services),
         EventRoutes(services),
         UsageRoutes(services),

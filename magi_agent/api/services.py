@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
+from magi_agent.host_facts import HostFacts
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
@@ -40,6 +41,7 @@ class Services:
     transfer: Transfer
     events: EventStream
     usage: ServersUsage
+    host: HostFacts
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

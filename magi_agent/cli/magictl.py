@@ -39,6 +39,7 @@ _COMMANDS = {
     "history": "history.history",
     "events": "events.events",
     "top": "top.top",
+    "host": "host.host",
     "drain": "drain.drain",
     "export": "transfer.export",
     "import": "transfer.import_file",
