@@ -419,6 +419,7 @@ class Servers:
             {
                 "modelId": model_id,
                 "result": failure.result,
+                "advice": failure.advice,
                 "exitStatus": failure.exit_status,
                 "signal": failure.signal,
                 "logLines": list(failure.log_lines),
