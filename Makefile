@@ -25,8 +25,10 @@ fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by F
 	@FUZZ_CASES=$${FUZZ_CASES:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(python) -m pytest -s --timeout=3600 \
 		-o faulthandler_timeout=0 -k "many_damaged or folder_of_damaged" tests/gguf tests/discovery $(ARGS)
 
-soak: setup ## Flood the watch over model folders, and turn them upside down for SOAK_MINUTES=3 from a new SOAK_SEED=
-	@$(beside_systemd) $(python) -m pytest -s -o faulthandler_timeout=0 tests/discovery/soak_watching.py $(ARGS)
+soak: setup ## Flood and upturn model folders for SOAK_MINUTES=3, 500 starts and stops, random faults for ten minutes
+	@MAGI_TEST_CYCLES=$${MAGI_TEST_CYCLES:-500} MAGI_TEST_FAULT_SECONDS=$${MAGI_TEST_FAULT_SECONDS:-600} \
+		$(beside_systemd) $(python) -m pytest -s -o faulthandler_timeout=0 \
+		tests/discovery/soak_watching.py tests/servers/test_cycles.py tests/test_random_faults.py $(ARGS)
 
 lint: setup ## Check style and types
 	@.venv/bin/ruff check

@@ -11,9 +11,9 @@ from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.event_routes import EventRoutes
 from magi_agent.api.health_routes import HealthRoutes
+from magi_agent.api.host_routes import HostRoutes
 from magi_agent.api.log_routes import LogRoutes
 from magi_agent.api.memory_routes import MemoryRoutes
-from magi_agent.api.host_routes import HostRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
 from magi_agent.api.routes import Access, Route

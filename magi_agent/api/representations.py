@@ -106,6 +106,7 @@ def _failure_answer(failure: Failure) -> FailureAnswer:
         at=failure.at,
         result=failure.result,
         message=readable(failure.message),
+        advice=None if failure.advice is None else readable(failure.advice),
         exit_status=failure.exit_status,
         signal=failure.signal,
         restarts=failure.restarts,

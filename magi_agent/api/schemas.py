@@ -183,6 +183,7 @@ class FailureAnswer(Answer):
     at: datetime
     result: str
     message: str
+    advice: str | None
     exit_status: int | None
     signal: str | None
     restarts: int

@@ -213,11 +213,11 @@ def _show_success(screen: Screen, verb: str, errand: Errand, reply: Reply) -> No
 
 
 def show_failure_details(screen: Screen, failure: Mapping[str, object], said: str) -> None:
-    """Write what an error carries beyond its sentence ``said``: how the server ended, a hint, its last log lines."""
+    """Write what an error carries beyond its sentence ``said``: how it ended, what to do, the last lines of the log."""
     facts = failure_facts(failure)
     if facts and any(fact not in said for fact in facts):
         screen.note("  ", ", ".join(facts))
-    hint = text(failure.get("hint"))
-    if hint and hint not in said:
-        screen.note("  ", Cell(hint, "bold"))
+    advice = text(failure.get("advice"))
+    if advice and advice not in said:
+        screen.note("  ", Cell(advice, "bold"))
     screen.log_lines(log_lines(failure))

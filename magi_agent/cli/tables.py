@@ -85,9 +85,9 @@ def failure_sentence(failure: Mapping[str, object]) -> str:
     """Return why something ended, from whichever of its keys are there."""
     said = text(failure.get("message")) or text(failure.get("reason"))
     known = ", ".join(fact for fact in failure_facts(failure) if fact not in said)
-    hint = text(failure.get("hint"))
+    advice = text(failure.get("advice"))
     sentence = f"{said} ({known})" if said and known else said or known
-    return f"{sentence}; {hint}" if sentence and hint and hint not in sentence else sentence or hint
+    return f"{sentence}; {advice}" if sentence and advice and advice not in sentence else sentence or advice
 
 
 def failure_facts(failure: Mapping[str, object]) -> list[str]:

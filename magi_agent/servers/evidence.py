@@ -1,13 +1,16 @@
 """What can be found out about a unit that runs, or ran: who answers for it, whether it gets on, what it said last."""
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Final
 
 import psutil
 
+from magi_agent.host.executable import NotElf, read_executable
 from magi_agent.host.listeners import owned_by
 from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
-from magi_agent.servers.failure import LOG_LINES
+from magi_agent.servers.diagnosis import READ_LINES
 from magi_agent.servers.port_holder import holder_of, holder_of_socket
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 from magi_agent.servers.readiness import LoadProgress
@@ -60,17 +63,31 @@ class UnitEvidence:
             cpu = accounting.cpu_usage_nsec / 1e9
         return LoadProgress(cpu, read, accounting.memory_current)
 
+    async def foreign_machine(self, unit: UnitStatus) -> str | None:
+        """The machine that the unit's program is made for, where that is not this one."""
+        return await asyncio.to_thread(_foreign_machine, unit.argv[0]) if unit.argv else None
+
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
-        """The last lines of the unit's last run."""
+        """The last lines of the unit's last run, as many as tell why it ended."""
         for pause in _JOURNAL_PAUSES:
             entries = await self._journal.read_last(
-                unit.name.removesuffix(_SUFFIX), lines=LOG_LINES, invocation_id=unit.invocation_id or None
+                unit.name.removesuffix(_SUFFIX), lines=READ_LINES, invocation_id=unit.invocation_id or None
             )
             if entries:
                 return tuple(entry.message for entry in entries)
             # What a process said right before its end reaches the journal a moment after systemd told of the end.
             await asyncio.sleep(pause)
         return ()
+
+
+def _foreign_machine(program: str) -> str | None:
+    try:
+        machine = read_executable(Path(program)).machine
+    except (OSError, NotElf):
+        return None
+    here = os.uname().machine
+    # A 64-bit x86 runs what was built for its forerunners, if their libraries are there.
+    return None if machine == here or (machine, here) == ("i686", "x86_64") else machine
 
 
 def _process_figures(pid: int) -> tuple[float | None, int | None]:

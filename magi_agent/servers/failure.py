@@ -10,9 +10,10 @@ from magi_agent.systemd.status import UnitStatus
 LOG_LINES: Final = 20
 _EXITED: Final = 1  # CLD_EXITED of siginfo: the status is an exit status; otherwise it is a signal's number.
 # Exit statuses that systemd itself gives a process it could not execute: systemd.exec(5), "Process exit codes".
+NOT_EXECUTED: Final = 203
 _SYSTEMD_STATUS: Final = {
     200: "systemd could not enter its working directory",
-    203: "systemd could not execute llama-server: is the path right, and is it a program for this machine?",
+    NOT_EXECUTED: "systemd could not execute llama-server: is the path right, and is it a program for this machine?",
     216: "systemd could not set its group: is there such a group?",
     217: "systemd could not set its user: is there such a user?",
     226: "systemd could not set up its mount namespace: is there a folder in the settings that does not exist?",
@@ -26,10 +27,12 @@ class Failure:
     at: datetime
     result: str
     """systemd's ``Result`` of the unit, or the agent's own word: ``start-timeout``, ``port-in-use``, ``no-free-port``,
-    ``not-reachable``, ``not-usable``, ``ended-early``, ``start-error``, ``stop-error``.
+    ``not-reachable``, ``not-usable``, ``ended-early``, ``start-error``, ``stop-error``, ``hung``.
     """
     message: str
     """One sentence."""
+    advice: str | None = None
+    """What to do about it, where that is known."""
     exit_status: int | None = None
     signal: str | None = None
     """Its name: ``SIGKILL``."""

@@ -30,10 +30,12 @@ from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged, ServerProgress, ServerTroubled
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
-from magi_agent.servers.failure import Failure, ended_early, failure_of
+from magi_agent.servers.diagnosis import diagnosed
+from magi_agent.servers.failure import LOG_LINES, NOT_EXECUTED, Failure, ended_early, failure_of
 from magi_agent.servers.history import BY_AGENT, BY_SYSTEMD, Happened, note
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import Launcher
+from magi_agent.servers.liveness import RHYTHM, Rhythm, wait_until_hung
 from magi_agent.servers.llama_server import reach_of
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
 from magi_agent.servers.reach import AtPort, Reach
@@ -98,7 +100,10 @@ class Evidence(Protocol):
         """A value that changes while the unit's processes get on."""
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
-        """The last lines the unit wrote to the journal. Raises ``MagiError``."""
+        """The last lines the unit wrote to the journal, as many as tell why it ended. Raises ``MagiError``."""
+
+    async def foreign_machine(self, unit: UnitStatus) -> str | None:
+        """The machine that the unit's program is made for, where that is not this one."""
 
 
 class Reconciler:
@@ -115,6 +120,7 @@ class Reconciler:
         events: EventStream,
         patience: Patience,
         stop_timeout: float,
+        rhythm: Rhythm = RHYTHM,
     ) -> None:
         self._manager = manager
         self._launcher = launcher
@@ -125,6 +131,7 @@ class Reconciler:
         self._events = events
         self._patience = patience
         self._stop_timeout = stop_timeout
+        self._rhythm = rhythm
         self._records: dict[str, ServerRecord] = {}
         self._wake = asyncio.Event()
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
@@ -408,13 +415,19 @@ class Reconciler:
 
     async def _add_last_lines(self, model_id: str, record: ServerRecord, failure: Failure, unit: UnitStatus) -> None:
         try:
-            lines = await self._last_lines(unit)
+            told = await self._explained(model_id, failure, unit)
         finally:
             if record.recording is failure:
                 record.recording = None
         if record.failure is failure:
-            record.failure = replace(failure, log_lines=lines)
-            self._tell_failure(model_id, failure)
+            record.failure = told
+            self._tell_failure(model_id, told)
+
+    async def _explained(self, model_id: str, failure: Failure, unit: UnitStatus) -> Failure:
+        """A failure with the last lines of its log and, where the cause is a known one, that and what to do."""
+        lines = await self._last_lines(unit)
+        machine = await self._evidence.foreign_machine(unit) if failure.exit_status == NOT_EXECUTED else None
+        return replace(diagnosed(failure, lines, model_id, machine), log_lines=lines[-LOG_LINES:])
 
     async def _last_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         try:
@@ -432,7 +445,7 @@ class Reconciler:
         note(
             model_id,
             Happened.FAILED,
-            f"server of {model_id} failed: {failure.message}",
+            f"server of {model_id} failed: {failure.message}{f'; {failure.advice}' if failure.advice else ''}",
             result=failure.result,
             exit_status=failure.exit_status,
             signal=failure.signal,
@@ -485,24 +498,32 @@ class Reconciler:
             note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
             self._announce(model_id)
             await self._look_at_key(model_id, reach)
+            await self._await_hanging(model_id, record, unit, reach)
             return
         message = await self._why_not_ready(verdict, reach)
+        await self._give_up(model_id, record, unit, _RESULTS[verdict], message)
+
+    async def _await_hanging(self, model_id: str, record: ServerRecord, unit: UnitStatus, reach: Reach) -> None:
+        """Look after a server that is ready; one that hangs is replaced."""
+
+        async def work() -> float | None:
+            return (await self._evidence.progress(unit)).cpu_seconds
+
+        seconds = await wait_until_hung(self._connections, reach, work, self._rhythm)
+        message = f"it has not answered for {seconds:.0f} seconds, and did nothing"
+        await self._give_up(model_id, record, unit, "hung", message)
+
+    async def _give_up(self, model_id: str, record: ServerRecord, unit: UnitStatus, result: str, message: str) -> None:
+        """Count a server that runs as failed, and have it replaced, if anybody wants it."""
         if not self.wants(model_id):
             _LOG.warning("server of %s: %s; nobody asked for it, so it is left alone", model_id, message)
             return
-        lines = await self._last_lines(unit)
+        # What one that runs has said is no cause: nothing of it was the last.
+        lines = (await self._last_lines(unit))[-LOG_LINES:]
+        failure = Failure(datetime.now(UTC), result, message, invocation_id=unit.invocation_id or None, log_lines=lines)
         record.counted = unit.invocation_id
         record.restart = True
-        self._fail(
-            model_id,
-            Failure(
-                datetime.now(UTC),
-                _RESULTS[verdict],
-                message,
-                invocation_id=unit.invocation_id or None,
-                log_lines=lines,
-            ),
-        )
+        self._fail(model_id, failure)
 
     async def _progress(self, model_id: str, unit: UnitStatus) -> LoadProgress:
         """How far a server has come that is not ready yet; everybody is told."""

@@ -439,6 +439,7 @@ class Servers:
             {
                 "modelId": model_id,
                 "result": failure.result,
+                "advice": failure.advice,
                 "exitStatus": failure.exit_status,
                 "signal": failure.signal,
                 "logLines": list(failure.log_lines),

@@ -50,6 +50,7 @@ async def test_a_binary_that_exits_at_once_is_tried_again_by_systemd_then_report
         assert failed.value.details == {
             "modelId": "srv-exits",
             "result": "exit-code",
+            "advice": None,
             "exitStatus": 7,
             "signal": None,
             "logLines": lines,

@@ -1,0 +1,220 @@
+"""Known causes are told from what the real llama-server, and the real loader, say of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from magi_agent.errors import StartFailed
+from magi_agent.servers.diagnosis import diagnosed
+from magi_agent.servers.failure import Failure
+from tests.conftest import MakeToyModel
+from tests.servers.conftest import MakeAgent
+from tests.servers.serving_agent import PATIENCE_OF_TESTS
+
+FAILED = Failure(datetime(2026, 1, 1, tzinfo=UTC), "exit-code", "it exited with status 1", exit_status=1)
+
+
+@pytest.fixture
+def model(toy_model: MakeToyModel, tmp_path: Path) -> Path:
+    return toy_model(tmp_path / "toy.gguf")
+
+
+def explained(binary: Path, *arguments: str | Path, **environment: str) -> Failure:
+    """What is made of what a llama-server prints that ends by itself."""
+    ran = subprocess.run(
+        [binary, *map(str, arguments)],
+        env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode != 0
+    return diagnosed(FAILED, ran.stdout.decode(errors="replace").splitlines(), "toy")
+
+
+def test_a_file_that_is_gone(llama_server: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.gguf"
+
+    failure = explained(llama_server, "--model", gone)
+
+    assert failure.message == f"it exited with status 1: the file {gone} is not there"
+    assert failure.advice == "bring it back, or disable the model: magictl disable toy"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, as root")
+def test_a_file_that_the_servers_user_may_not_read(llama_server: Path, model: Path) -> None:
+    model.chmod(0o600)
+    os.chown(model, 12345, 12345)
+
+    # A root without the right to read everybody's files is what the servers' user is: anybody.
+    failure = explained(
+        Path("/usr/bin/setpriv"), "--bounding-set=-all", "--inh-caps=-all", llama_server, "--model", model
+    )
+
+    assert f"the user that servers run as may not read {model}" in failure.message
+    assert "magictl doctor" in (failure.advice or "")
+
+
+@pytest.mark.parametrize("kept", [-3000, 400])
+def test_a_file_that_is_cut(llama_server: Path, model: Path, kept: int) -> None:
+    model.write_bytes(model.read_bytes()[:kept])
+
+    failure = explained(llama_server, "--model", model)
+
+    assert failure.message.endswith("the model's file is damaged, or has not arrived whole")
+    assert failure.advice == "fetch it again"
+
+
+def test_a_file_that_is_no_model(llama_server: Path, model: Path) -> None:
+    model.write_bytes(b"<!doctype html>" * 1000)
+
+    assert explained(llama_server, "--model", model).message.endswith("the model's file is no GGUF file")
+
+
+def test_an_architecture_that_is_not_known(llama_server: Path, model: Path) -> None:
+    content = model.read_bytes()
+    model.write_bytes(content.replace(b"llama", b"xlama"))
+
+    failure = explained(llama_server, "--model", model)
+
+    assert failure.message.endswith("this llama-server knows no models of the architecture xlama")
+    assert failure.advice == "upgrade llama-server"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--nonsense"], "llama-server does not know the argument --nonsense"),
+        (["--ctx-size", "many"], "llama-server does not take what is given for --ctx-size: stoi"),
+        (["-ctk", "q4_0", "-ctv", "q4_0", "-fa", "off"], "a quantized cache of values needs flash attention"),
+        (["--lora", "MODEL"], "the LoRA adapter does not fit this model"),
+        (["--mmproj", "MODEL"], "the projector does not fit this model or this llama-server"),
+    ],
+)
+def test_settings_that_do_not_do(llama_server: Path, model: Path, arguments: list[str], cause: str) -> None:
+    given = [str(model) if argument == "MODEL" else argument for argument in arguments]
+
+    failure = explained(llama_server, "--model", model, "--port", "1", *given)
+
+    assert failure.message == f"it exited with status 1: {cause}"
+    assert failure.advice
+
+
+def test_more_than_there_is_memory_for(llama_server: Path, model: Path) -> None:
+    failure = explained(
+        Path("/usr/bin/prlimit"), "--as=4000000000", llama_server, "--model", model, "--ctx-size", "50000000"
+    )
+
+    assert failure.message.endswith("there was no memory for what it is set to hold")
+    assert "magictl settings toy ctx_size=" in (failure.advice or "")
+
+
+def test_a_template_that_is_none(llama_server: Path, model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "bad.jinja"
+    template.write_text("{% if %}")
+
+    failure = explained(llama_server, "--model", model, "--chat-template-file", template)
+
+    assert failure.message.endswith("llama-server cannot use the chat template")
+
+
+def test_a_port_that_is_held(llama_server: Path, model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        failure = explained(llama_server, "--model", model, "--host", "127.0.0.1", "--port", str(port))
+
+    assert f"nothing can listen at 127.0.0.1, port {port}" in failure.message
+    assert "magictl port toy auto" in (failure.advice or "")
+
+
+def test_a_library_that_is_missing(llama_server: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(llama_server.resolve(), tmp_path / "llama-server"))
+
+    failure = explained(copy, "--version", LD_LIBRARY_PATH="")
+
+    assert "llama-server needs the library lib" in failure.message
+    assert "magictl doctor" in (failure.advice or "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9 MiB on device 0: cudaMalloc failed: out of memory",
+        "alloc_tensor_range: failed to allocate CUDA0 buffer of size 9663676416",
+        "ggml_gallocr_reserve_n_impl: failed to allocate Vulkan0 buffer of size 1073741824",
+        "ggml_vulkan: Device memory allocation of size 1073741824 failed: ErrorOutOfDeviceMemory",
+    ],
+)
+def test_the_memory_of_a_gpu(line: str) -> None:
+    failure = diagnosed(FAILED, ["something", f"0.00.1 E {line}", "llama_server: exiting"], "toy")
+
+    assert failure.message.endswith("the memory of the GPU is too small for it as it is set")
+    assert "magictl settings toy n_gpu_layers=" in (failure.advice or "")
+
+
+def test_what_is_not_known_stays_as_it_is() -> None:
+    assert diagnosed(FAILED, ["hello", "{0} {model} MODEL %s"], "toy") is FAILED
+    assert diagnosed(FAILED, [], "toy") is FAILED
+
+
+def test_what_a_line_claims_is_quoted_short_and_as_text() -> None:
+    line = "unknown model architecture: '{0}{1}\x1b[31m" + "x" * 5000 + "'"
+
+    failure = diagnosed(FAILED, [line[:1900] + "'"], "toy")
+
+    assert failure.message.isprintable()
+    assert "{0}{1}?[31mxxx" in failure.message
+    assert len(failure.message) < 300
+
+
+async def test_a_server_whose_file_was_cut_says_so_in_its_failure(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, quick_retries: None
+) -> None:
+    path = toy_model(models / "srv-cut.gguf")
+    async with make_agent() as agent:
+        await agent.ready("srv-cut")
+        await agent.servers.stop("srv-cut", by="test", wait=PATIENCE_OF_TESTS)
+        launch = agent.preparation.launch_for
+
+        async def cut_meanwhile(model_id: str) -> object:
+            made = await launch(model_id)
+            os.truncate(path, path.stat().st_size - 3000)
+            return made
+
+        agent.preparation.launch_for = cut_meanwhile  # type: ignore[method-assign,assignment]
+        with pytest.raises(StartFailed) as failed:
+            await agent.servers.start("srv-cut", by="test", wait=PATIENCE_OF_TESTS)
+        assert "the model's file is damaged, or has not arrived whole" in failed.value.message
+        assert failed.value.details["advice"] == "fetch it again"
+        lines = failed.value.details["logLines"]
+        assert isinstance(lines, list)
+        assert len(lines) <= 20
+
+
+def for_riscv(llama_server: Path, folder: Path) -> Path:
+    """A llama-server that says it is a program for another machine."""
+    copy = Path(shutil.copy(llama_server.resolve(), folder / "llama-server"))
+    with copy.open("r+b") as file:
+        file.seek(18)  # e_machine of elf(5)
+        file.write((243).to_bytes(2, "little"))
+    return copy
+
+
+async def test_a_binary_of_another_machine_is_named_as_that(
+    make_agent: MakeAgent,
+    models: Path,
+    toy_model: MakeToyModel,
+    tmp_path: Path,
+    llama_server: Path,
+    quick_retries: None,
+) -> None:
+    toy_model(models / "srv-foreign.gguf")
+    foreign = for_riscv(llama_server, tmp_path)
+    async with make_agent(llama_server_path=str(foreign)) as agent:
+        with pytest.raises(StartFailed) as failed:
+            await agent.servers.start("srv-foreign", by="test", wait=PATIENCE_OF_TESTS)
+        assert "llama-server is a program for riscv64, which this host is not" in failed.value.message
