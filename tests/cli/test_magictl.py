@@ -27,6 +27,7 @@ COMMANDS += [
     "history",
     "events",
     "top",
+    "host",
     "drain",
     "export",
     "import",
