@@ -107,9 +107,11 @@ def be_unavailable(port: int) -> None:
         answered = server.answered = threading.Event()  # type: ignore[attr-defined]
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
-        assert answered.wait(40), "the page does not ask"
-        server.shutdown()
-        serving.join()
+        try:
+            assert answered.wait(40), "the page does not ask"
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 @pytest.mark.parametrize("meanwhile", ["nobody", "a proxy"])
