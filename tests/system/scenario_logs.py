@@ -70,6 +70,8 @@ def test_a_log_is_followed_while_journald_agent_and_server_are_restarted(serving
         [("restart", _JOURNALD), ("kill --signal=KILL", _JOURNALD), ("restart", _AGENT)]
     ):
         serving.run("systemctl", *disturb.split(), unit)
+        # An agent that has not adopted it yet would start it, and do nothing as it runs.
+        serving.until_ready("toy", within=20)
         serving.insist("POST", "/api/models/servers/toy/restart?wait=30", within=40)
         run = serving.property(unit_of("toy"), "InvocationID")
         serving.until(lambda run=run: run in runs(), f"the new server's log, after {disturb} of {unit}", 15)  # type: ignore[misc]
