@@ -16,6 +16,7 @@ from typing import Any
 import locations
 import pytest
 
+from magi_agent.servers.history import MESSAGE_ID
 from tests.agent_process import AgentProcess, ended, remove_units, unit_property, units, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 from tests.fuse_mount import fuse_mount
@@ -377,7 +378,10 @@ class TestAsAUnit:
             "the journal has it",
         )[-1:]
         assert "life-one is ready" in entry["MESSAGE"]
-        assert entry["LOGGER"] == "magi_agent.servers.reconciler"
+        assert entry["LOGGER"] == "magi_agent.history"
+        assert entry["MESSAGE_ID"] == MESSAGE_ID
+        assert entry["MAGI_EVENT"] == "ready"
+        assert len(entry["MAGI_INVOCATION"]) == 32
 
     def test_what_a_request_did_is_found_by_its_id(self, unit: AgentProcess, systemd_user: SystemdUser) -> None:
         answer = unit.ask("POST", "/api/models/rescan")
