@@ -219,3 +219,21 @@ def test_a_hundred_kills_lose_double_and_orphan_nothing(
         assert agent.stop() == 0
     deeds = ("choose_tier", "enable", "choose_settings", "choose_port", "start", "stop", "restart", "rescan")
     assert all(person.done[deed] for deed in (*deeds, "copy_a_model"))
+
+
+def test_a_restart_that_is_asked_of_an_agent_which_has_just_come_up_is_one(
+    systemd_user: SystemdUser, tmp_path: Path, toy_model: MakeToyModel, unused_ports: PortRanges, llama_server: Path
+) -> None:
+    toy_model(tmp_path / "models" / f"{STEADY}.gguf")
+    agent = AgentProcess(tmp_path, tmp_path / "models", unused_ports(4), llama_server)
+    with ended(agent, PATTERN):
+        agent.start()
+        agent.wait_settled()
+        pid = agent.must("POST", f"/api/models/servers/{STEADY}/start?wait=60")["server"]["pid"]
+        for _ in range(3):
+            agent.kill()
+            agent.start()
+            # It answers before it has looked at what runs.
+            after = agent.must("POST", f"/api/models/servers/{STEADY}/restart?wait=60")["server"]
+            assert (after["state"], after["pid"] != pid) == ("ready", True)
+            pid = after["pid"]

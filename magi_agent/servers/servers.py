@@ -236,7 +236,8 @@ class Servers:
     async def restart(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
         """Replace a model's running server by a new one; start it where none runs. As ``start`` otherwise."""
         model_id = self._registry.model(model_id).model_id
-        if self._reconciler.state(model_id) not in RUNNING:
+        # The unit is asked: a state is known only once an agent that has just come up has looked at what runs.
+        if condition_of(self._manager.units.get(unit_name(model_id))) is not UnitCondition.UP:
             return await self.start(model_id, by=by, wait=wait)
         self.refuse_while_draining()
         await self._preparation.check(self._registry.model(model_id))
