@@ -24,7 +24,7 @@ from magi_agent.vocabulary import ThinkingMode
 
 _LOG = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """To be raised whenever the same header would be read to other facts."""
 MAX_ENTRIES = 100_000
 MAX_FILE_BYTES = 512 * 1024 * 1024

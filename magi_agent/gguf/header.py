@@ -11,7 +11,7 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -40,6 +40,9 @@ MAX_INTEGER: Final = 2**63 - 1  # sizes and offsets are signed 64-bit numbers in
 _MAGIC = b"GGUF"
 _DEFAULT_ALIGNMENT = 32
 _CLASSIFIER_TENSORS = frozenset({"cls.weight", "cls.output.weight"})
+_INPUT_TENSORS = ("token_embd.weight", "position_embd.", "token_types.", "per_layer_token_embd.")
+_BLOCK_TENSORS = "blk."
+_REPACKED_ROWS = 8  # llama.cpp repacks matrices by eight rows; those with another number of rows stay as they are
 _ZEROS_THAT_TELL = 24  # the smallest tensor description; no metadata entry that means anything has so many zeros
 _ENTRY_OVERHEAD = 64  # bytes of memory, about, that a kept object takes beyond its content
 _NUMBER_MEMORY = 40  # bytes of memory, about, that a number in a tuple takes
@@ -104,6 +107,38 @@ GgufValue = int | float | bool | str | GgufArray | GgufText
 """One metadata value. Strings are decoded as UTF-8, with U+FFFD for what is not."""
 
 
+@dataclass(slots=True)
+class TensorGroups:
+    """The bytes of a file's tensors, by what part of a model they are; for what of it lies in which memory."""
+
+    input: int = 0  # what looks tokens up: the embeddings
+    blocks: int = 0  # "blk.<n>.…" without experts
+    experts: int = 0  # "blk.<n>.…_exps…"
+    rest: int = 0  # output matrix, output norm, and what belongs to no block
+    embedding: int = 0  # of the input, the embedding matrix of the tokens
+    embedding_type: int | None = None  # its ggml_type
+    has_output: bool = False  # there is an output matrix, so the embedding matrix does not serve as one
+    matrices_by_type: dict[int, int] = field(default_factory=dict)
+    """ggml_type → bytes, of what is multiplied with and has rows that llama.cpp can repack."""
+
+    def add(self, name: str, type_number: int, size: int, rows: int | None) -> None:
+        """Count a tensor; ``rows`` of a matrix, ``None`` for a vector."""
+        if name.startswith(_INPUT_TENSORS):
+            self.input += size
+            if name == "token_embd.weight":
+                self.embedding, self.embedding_type = size, type_number
+            return
+        if not name.startswith(_BLOCK_TENSORS):
+            self.rest += size
+            self.has_output = self.has_output or name == "output.weight"
+        elif "_exps" in name:
+            self.experts += size
+        else:
+            self.blocks += size
+        if size and rows is not None and rows % _REPACKED_ROWS == 0:
+            self.matrices_by_type[type_number] = self.matrices_by_type.get(type_number, 0) + size
+
+
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
     """What a header holds: its metadata, and its tensors summed up."""
@@ -120,6 +155,7 @@ class GgufHeader:
     required_size: int  # bytes the file must have for all tensors to be inside it
     file_size: int  # bytes the file had when it was opened
     fingerprint: str  # hex; of all header bytes but the content of arrays stepped over
+    tensor_groups: TensorGroups = field(default_factory=TensorGroups)
 
     @property
     def is_whole(self) -> bool:
@@ -165,6 +201,7 @@ class _Walk:
         self._expert_parameters = 0
         self._has_classifier = False
         self._bytes_by_type: dict[int, int] = {}
+        self._groups = TensorGroups()
         self._padded_bytes = 0  # of all tensors, each with its padding
         self._data_end = 0  # of the tensor that ends last, from the beginning of the data
 
@@ -197,6 +234,7 @@ class _Walk:
             required_size=required,
             file_size=self._size,
             fingerprint=window.digest(),
+            tensor_groups=self._groups,
         )
 
     def _version(self) -> int:
@@ -311,6 +349,7 @@ class _Walk:
         elif name in _CLASSIFIER_TENSORS:
             self._has_classifier = True
         self._bytes_by_type[type_number] = self._bytes_by_type.get(type_number, 0) + size
+        self._groups.add(name, type_number, size, shape[1] if dimensions > 1 else None)
         self._padded_bytes += self._padded(size)
         self._data_end = max(self._data_end, offset + size)
 

@@ -30,6 +30,7 @@ def facts_of(header: GgufHeader) -> HeaderFacts:
     template = _chat_template(header.metadata)
     experts = entries.integer(of + "expert_count")
     experts_used = entries.integer(of + "expert_used_count")
+    groups = header.tensor_groups
     return HeaderFacts(
         architecture=architecture,
         general_type=entries.text("general.type"),
@@ -79,6 +80,32 @@ def facts_of(header: GgufHeader) -> HeaderFacts:
         expert_parameter_count=header.expert_parameter_count,
         has_classifier=header.has_classifier,
         classifier_labels=entries.length(of + "classifier.output_labels"),
+        feed_forward_length=entries.integers(of + "feed_forward_length"),
+        expert_feed_forward_length=entries.integer(of + "expert_feed_forward_length"),
+        leading_dense_block_count=entries.integer(of + "leading_dense_block_count"),
+        nextn_predict_layers=entries.integer(of + "nextn_predict_layers"),
+        key_length_swa=entries.integer(of + "attention.key_length_swa"),
+        value_length_swa=entries.integer(of + "attention.value_length_swa"),
+        shared_kv_layers=entries.integer(of + "attention.shared_kv_layers"),
+        recurrent_layers=entries.integers(of + "attention.recurrent_layers"),
+        indexer_key_length=entries.integer(of + "attention.indexer.key_length"),
+        wkv_head_size=entries.integer(of + "wkv.head_size"),
+        token_shift_count=entries.integer(of + "token_shift_count"),
+        shortconv_cache=entries.integer(of + "shortconv.l_cache"),
+        kda_head_dim=entries.integer(of + "kda.head_dim"),
+        merges_count=entries.length("tokenizer.ggml.merges"),
+        vision_image_size=entries.integer("clip.vision.image_size"),
+        vision_patch_size=entries.integer("clip.vision.patch_size"),
+        vision_embedding_length=entries.integer("clip.vision.embedding_length"),
+        vision_feed_forward_length=entries.integer("clip.vision.feed_forward_length"),
+        input_bytes=groups.input,
+        block_bytes=groups.blocks,
+        expert_bytes=groups.experts,
+        rest_bytes=groups.rest,
+        embedding_bytes=groups.embedding,
+        embedding_type=groups.embedding_type,
+        has_output_matrix=groups.has_output,
+        matrices_by_type=tuple(number for entry in groups.matrices_by_type.items() for number in entry),
     )
 
 

@@ -1,0 +1,106 @@
+"""What a llama-server does where nothing is set, as far as memory depends on it.
+
+The defaults stand in the build's own ``--help`` ("default: 2048"); where a build was not asked, or is silent, those of
+release b10434 are taken. How a CPU keeps weights is llama.cpp's ``ggml_repack_get_optimal_repack_type``.
+"""
+
+import platform
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from magi_agent.runtime_settings.known_options import KnownOptions
+
+_DEFAULT: Final = re.compile(r"default: '?(-?[\w.]+)")
+_MIB: Final = 1 << 20
+_Q4_0, _Q2_K, _Q4_K, _Q5_K, _Q6_K, _IQ4_NL, _MXFP4, _Q8_0 = 2, 10, 12, 13, 14, 20, 39, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One llama-server on one kind of CPU."""
+
+    context: int = 0
+    """Tokens; 0 for what the model was trained with."""
+    slots: int = -1
+    """-1 for ``automatic_slots``, which share one cache."""
+    automatic_slots: int = 4
+    batch: int = 2048
+    ubatch: int = 512
+    flash_attention: bool = True
+    """What ``auto`` comes to."""
+    gpu_layers: int = -1
+    """-1 for all that fit."""
+    fits: bool = True
+    """It makes context and GPU layers smaller where memory is short."""
+    fit_margin: int = 1024 * _MIB
+    """Bytes that it leaves free of each GPU, or of the host where there is none."""
+    fit_least_context: int = 4096
+    """Tokens below which it does not go."""
+    prompt_cache: int = 8192 * _MIB
+    """Bytes of host memory for prompts of earlier requests; -1 for as many as there are."""
+    checkpoints: int = 32
+    """Most copies a slot keeps of what cannot be rolled back: sliding windows, recurrent states."""
+    window_for_all_slots: bool = True
+    """A unified cache holds one sliding window a slot."""
+    repacked: frozenset[int] = frozenset()
+    """ggml types whose matrices the CPU keeps in another order, as copies."""
+
+
+def build_of(known: KnownOptions | None, repacked: Collection[int] = ()) -> Build:
+    """What a build with these options does; ``None`` for one that was not asked."""
+    plain = Build(repacked=frozenset(repacked))
+    if known is None:
+        return plain
+    flash = known["--flash-attn"]
+    layers = _word(known, "--gpu-layers") or _word(known, "--n-gpu-layers")
+    slots = _number(known, "--parallel", 1)
+    has_repack = known["--no-repack"] is not None or known["--repack"] is not None
+    return Build(
+        context=_number(known, "--ctx-size", plain.context),
+        slots=slots,
+        batch=_number(known, "--batch-size", plain.batch),
+        ubatch=_number(known, "--ubatch-size", plain.ubatch),
+        flash_attention=flash is not None and flash.takes_value,
+        gpu_layers=-1 if layers in (None, "auto", "all", "-1") else _number(known, "--gpu-layers", 0),
+        fits=known["--fit"] is not None,
+        fit_margin=_number(known, "--fit-target", plain.fit_margin // _MIB) * _MIB,
+        fit_least_context=_number(known, "--fit-ctx", plain.fit_least_context),
+        prompt_cache=_prompt_cache(_number(known, "--cache-ram", 0)),
+        checkpoints=_number(known, "--ctx-checkpoints", 0),
+        repacked=plain.repacked if has_repack else frozenset(),
+    )
+
+
+def repacked_types(flags: Collection[str], machine: str | None = None) -> frozenset[int]:
+    """The ggml types that a CPU with these flags of ``/proc/cpuinfo`` keeps in another order.
+
+    A CPU with AMX would keep more of them; llama.cpp uses it where the kernel lets it, which cannot be seen here.
+    """
+    machine = platform.machine() if machine is None else machine
+    if machine in ("x86_64", "AMD64") and "avx2" in flags:
+        types = {_Q4_0, _Q4_K, _IQ4_NL, _MXFP4}
+        return frozenset(types | ({_Q2_K} if "avx512f" in flags else set()))
+    if machine == "aarch64" and "asimddp" in flags:
+        return frozenset({_Q4_0, _Q4_K, _Q5_K, _Q6_K, _Q8_0, _IQ4_NL, _MXFP4})
+    return frozenset()
+
+
+def _prompt_cache(mebibytes: int) -> int:
+    return -1 if mebibytes < 0 else mebibytes * _MIB
+
+
+def _word(known: KnownOptions, name: str) -> str | None:
+    """The default that the help names for an option."""
+    option = known[name]
+    found = _DEFAULT.search(option.text) if option else None
+    return found[1] if found else None
+
+
+def _number(known: KnownOptions, name: str, otherwise: int) -> int:
+    word = _word(known, name)
+    try:
+        return otherwise if word is None else int(word)
+    except ValueError:
+        return otherwise
