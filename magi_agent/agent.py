@@ -39,6 +39,7 @@ from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
@@ -99,12 +100,13 @@ class Agent:
         self._binaries = Binaries(self._launcher, settings.state_directory / "binaries.json")
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
         self._connections = ServerConnections()
+        journal = Journal(settings.journal_directory)
         self._reconciler = Reconciler(
             self._manager,
             self._launcher,
             self._desired,
             self._preparation,
-            UnitEvidence(self._manager, Journal(settings.journal_directory)),
+            UnitEvidence(self._manager, journal),
             self._connections,
             self._events,
             _patience(settings),
@@ -119,6 +121,14 @@ class Agent:
             self._effective,
             self._events,
         )
+        self._memory = MemoryNeeds(
+            self._registry,
+            self._preparation,
+            self._manager,
+            journal,
+            self._events,
+            settings.state_directory / "memory.json",
+        )
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self.services = Services(
@@ -130,6 +140,7 @@ class Agent:
             servers=self._servers,
             preparation=self._preparation,
             effective=self._effective,
+            memory=self._memory,
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
@@ -181,6 +192,7 @@ class Agent:
         self._settling = self._spawn(self._settle(), "settling")
         _ = self._spawn(self._follow_events(), "events")
         _ = self._spawn(self._follow_reloads(), "reloads")
+        _ = self._spawn(self._memory.run(), "memory")
         _ = self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
         for problem in self._configuration.problems:

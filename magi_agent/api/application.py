@@ -10,6 +10,7 @@ from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.health_routes import HealthRoutes
+from magi_agent.api.memory_routes import MemoryRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
 from magi_agent.api.routes import Access, Route
@@ -33,6 +34,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         AboutRoutes(routes),
         HealthRoutes(services),
         ModelRoutes(services),
+        MemoryRoutes(services),
         ServerRoutes(services),
         ProfileRoutes(services),
         SettingsRoutes(services),

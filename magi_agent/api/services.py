@@ -10,6 +10,7 @@ from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
+from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.servers import Servers
 from magi_agent.settings import Settings
@@ -29,6 +30,7 @@ class Services:
     servers: Servers
     preparation: StartPreparation
     effective: EffectiveSettings
+    memory: MemoryNeeds
     manager: SystemdManager
     transfer: Transfer
     events: EventStream

@@ -67,7 +67,9 @@ class HeaderFacts:
     nextn_predict_layers: int | None = None  # {arch}.nextn_predict_layers: blocks at the end, not of the model proper
     key_length_swa: int | None = None  # {arch}.attention.key_length_swa: in layers with a sliding window
     value_length_swa: int | None = None  # {arch}.attention.value_length_swa
-    shared_kv_layers: int | None = None  # {arch}.attention.shared_kv_layers: layers at the end without a cache of theirs
+    shared_kv_layers: int | None = (
+        None  # {arch}.attention.shared_kv_layers: layers at the end without a cache of theirs
+    )
     recurrent_layers: tuple[int, ...] = ()  # {arch}.attention.recurrent_layers: one flag a layer
     indexer_key_length: int | None = None  # {arch}.attention.indexer.key_length
     wkv_head_size: int | None = None  # {arch}.wkv.head_size

@@ -66,7 +66,9 @@ def padded(tokens: int) -> int:
 def cache_bytes(layers: Layers, context: Context, type_k: str, type_v: str, *, transposed: bool) -> list[int]:
     """Bytes of each layer's keys and values; ``transposed`` values are those of a server without flash attention."""
     widest = max((layer.values for layer in layers.layers), default=0)
-    return [_layer_bytes(layer, layers, context, type_k, type_v, widest if transposed else None) for layer in layers.layers]
+    return [
+        _layer_bytes(layer, layers, context, type_k, type_v, widest if transposed else None) for layer in layers.layers
+    ]
 
 
 def state_bytes(layers: Layers, context: Context) -> list[int]:

@@ -23,9 +23,7 @@ _RWKV: Final = 17
 """Tensors of the model's width that live at once in an RWKV layer."""
 
 
-def compute_bytes(
-    facts: HeaderFacts, layers: Layers, context: Context, *, flash_attention: bool, outputs: int
-) -> int:
+def compute_bytes(facts: HeaderFacts, layers: Layers, context: Context, *, flash_attention: bool, outputs: int) -> int:
     """Bytes of the buffer in which one physical batch is computed, with so many outputs."""
     tokens = context.ubatch
     live = max(

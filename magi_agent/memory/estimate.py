@@ -8,15 +8,15 @@ looks tokens up lies on the host. What could not be run here, and rests on that 
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.memory.build import Build
 from magi_agent.memory.cache import Context, bookkeeping_bytes, cache_bytes, context_of, row_bytes, state_bytes
 from magi_agent.memory.compute import compute_bytes, input_bytes, output_bytes
-from magi_agent.memory.layers import Layers, Reach, Unknown, layers_of
-from magi_agent.memory.need import MemoryNeed, Split
+from magi_agent.memory.layers import Reach, layers_of
+from magi_agent.memory.need import MemoryNeed, NeedUnknown, Split
 from magi_agent.runtime_settings.settings import RuntimeSettings
 
 _MIB: Final = 1 << 20
@@ -30,6 +30,7 @@ _DRIVER: Final = {"CUDA": 400 * _MIB, "ROCm": 400 * _MIB, "SYCL": 200 * _MIB}
 """Bytes that a process takes on each GPU before it allocates anything, by the beginning of the device's name."""
 _DRIVER_ON_HOST: Final = {"CUDA": 200 * _MIB, "ROCm": 200 * _MIB, "SYCL": 200 * _MIB, "Vulkan": 30 * _MIB}
 _DEFAULT_CACHE_TYPE: Final = "f16"
+_MOST_BYTES: Final = 1 << 60
 _EMBEDS: Final = frozenset({"embedding", "rerank"})
 
 
@@ -58,7 +59,7 @@ class ModelFiles:
 class Surroundings:
     """What a server is started in, as far as its memory depends on it."""
 
-    build: Build = Build()
+    build: Build = field(default_factory=Build)
     devices: tuple[Device, ...] = ()
     """GPUs that the build lists; empty where there is none, or where it cannot use them."""
     host_bytes: int | None = None
@@ -66,8 +67,11 @@ class Surroundings:
 
 
 def estimate(files: ModelFiles, settings: RuntimeSettings, where: Surroundings) -> MemoryNeed:
-    """What a server of ``files`` needs when it serves. Raises ``Unknown`` where the headers do not say enough."""
-    return _Estimate(files, settings, where).fitted()
+    """What a server of ``files`` needs when it serves. Raises ``NeedUnknown`` where the headers do not say enough."""
+    need = _Estimate(files, settings, where).fitted()
+    if need.host_bytes + need.gpu_bytes + need.may_grow > _MOST_BYTES:
+        raise NeedUnknown("the header names sizes that no machine has")
+    return need
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class _Estimate:
         said = build.context if settings.ctx_size is None else settings.ctx_size
         plan = _Plan(said or trained, layers, kept)
         if not plan.tokens:
-            raise Unknown("neither the settings nor the header name a context length")
+            raise NeedUnknown("neither the settings nor the header name a context length")
         if not build.fits or self._flags.get("--fit") in ("off", "0", "false"):
             return self._need(plan)
         if settings.ctx_size is None and not build.context:
@@ -232,10 +236,7 @@ class _Estimate:
             draft=self._draft(plan.tokens),
             lora=self._lora(plan),
             other=Split(
-                host=_PROGRAM
-                + vocabulary_bytes(self._facts)
-                + bookkeeping_bytes(self._layers, context)
-                + driver_host,
+                host=_PROGRAM + vocabulary_bytes(self._facts) + bookkeeping_bytes(self._layers, context) + driver_host,
                 gpu=self._driver(_DRIVER) if plan.gpu_layers else 0,
             ),
             mapped=mapped,

@@ -14,13 +14,10 @@ from types import MappingProxyType
 from typing import Final
 
 from magi_agent.gguf.facts import HeaderFacts
+from magi_agent.memory.need import NeedUnknown
 
 MOST_LAYERS: Final = 1024
 """llama.cpp itself takes 512 (LLAMA_MAX_LAYERS)."""
-
-
-class Unknown(Exception):
-    """A need that cannot be told; the message says why, in a sentence."""
 
 
 class Reach(StrEnum):
@@ -133,11 +130,11 @@ _TOKEN_SHIFTS: Final = 2
 
 
 def layers_of(facts: HeaderFacts) -> Layers:
-    """What the layers of the model behind ``facts`` keep. Raises ``Unknown`` where the header does not say enough."""
+    """What the layers of the model behind ``facts`` keep. Raises ``NeedUnknown`` where the header does not say enough."""
     arch = facts.architecture or ""
     count = facts.block_count or 0
     if not 0 < count <= MOST_LAYERS:
-        raise Unknown(f"the header names {facts.block_count or 'no'} blocks, so what they keep cannot be told")
+        raise NeedUnknown(f"the header names {facts.block_count or 'no'} blocks, so what they keep cannot be told")
     windowed, window = _windowed(facts, arch, count)
     proper = count - min(facts.nextn_predict_layers or 0, count - 1)
     with_cache = proper if arch in _CACHE_WITHOUT_NEXTN else count
@@ -147,9 +144,7 @@ def layers_of(facts: HeaderFacts) -> Layers:
         with_cache = max(0, count - (facts.shared_kv_layers or 0))
     state = _state(facts)
     layers = tuple(
-        _layer(facts, arch, number, windowed[number], state, proper)
-        if number < with_cache
-        else Layer(Reach.NONE)
+        _layer(facts, arch, number, windowed[number], state, proper) if number < with_cache else Layer(Reach.NONE)
         for number in range(count)
     )
     return Layers(layers, window if any(windowed) else 0, bool(facts.key_length_mla and facts.value_length_mla))

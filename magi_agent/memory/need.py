@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Final
 
 
 class Basis(StrEnum):
@@ -14,6 +15,10 @@ class Basis(StrEnum):
     """Buffers that llama-server itself reported when it loaded the model with the same settings."""
     MEASURED = "measured"
     """What a server used that ran with the same model, settings and binary."""
+
+
+class NeedUnknown(Exception):
+    """A need that cannot be told; the message says why, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +37,28 @@ class Split:
         return self.host + self.gpu
 
 
+NOTHING: Final = Split()
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
     """The memory of one server when it serves, and what it was reckoned with."""
 
-    weights: Split = Split()
+    weights: Split = NOTHING
     """Mapped or read weights, and the copies that the CPU's kernels keep of them in another order."""
-    kv_cache: Split = Split()
-    recurrent_state: Split = Split()
-    compute: Split = Split()
+    kv_cache: Split = NOTHING
+    recurrent_state: Split = NOTHING
+    compute: Split = NOTHING
     """Buffers for one physical batch."""
-    output: Split = Split()
+    output: Split = NOTHING
     """Logits and embeddings."""
-    projector: Split = Split()
+    projector: Split = NOTHING
     """The multimodal projector, and its own compute buffer."""
-    draft: Split = Split()
+    draft: Split = NOTHING
     """All of the draft model."""
-    lora: Split = Split()
-    other: Split = Split()
-    """Vocabulary, bookkeeping, a GPU driver's context; in a measured need also what no other part explains."""
+    lora: Split = NOTHING
+    other: Split = NOTHING
+    """Vocabulary, bookkeeping, a GPU driver's context."""
     basis: Basis = Basis.ESTIMATED
     mapped: int = 0
     """Of the weights on the host, what is mapped from files: page cache, which the kernel can read again."""
@@ -61,23 +69,29 @@ class MemoryNeed:
     slots: int = 1
     gpu_layers: int = 0
     """Layers on GPUs, the output layer counted as one."""
+    measured_anonymous: int | None = None
+    """Bytes of the host's anonymous memory, as measured; the parts stay what was estimated or reported."""
+    measured_gpu: int | None = None
+    """Bytes of all GPUs, as measured."""
     may_grow: int = 0
     """Bytes of host memory by which it may grow beyond this while it serves: kept prompts and checkpoints."""
 
     @property
     def host_bytes(self) -> int:
         """Anonymous memory plus mapped weights."""
-        return sum(split.host for _, split in self.parts())
+        return self.anonymous_bytes + self.mapped
 
     @property
     def gpu_bytes(self) -> int:
         """Memory of all GPUs together."""
-        return sum(split.gpu for _, split in self.parts())
+        return sum(split.gpu for _, split in self.parts()) if self.measured_gpu is None else self.measured_gpu
 
     @property
     def anonymous_bytes(self) -> int:
         """Of the host's bytes, those that no file holds."""
-        return self.host_bytes - self.mapped
+        if self.measured_anonymous is not None:
+            return self.measured_anonymous
+        return sum(split.host for _, split in self.parts()) - self.mapped
 
     def parts(self) -> Iterator[tuple[str, Split]]:
         """Each part with its name."""

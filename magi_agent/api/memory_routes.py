@@ -1,0 +1,98 @@
+"""Memory: what a model's server needs, and uses."""
+
+from typing import Final
+
+from aiohttp import web
+
+from magi_agent.api.exchange import answer
+from magi_agent.api.memory_schemas import (
+    MemoryAnswer,
+    MemoryNeedAnswer,
+    MemoryPartsAnswer,
+    SplitAnswer,
+    UsedMemoryAnswer,
+)
+from magi_agent.api.representations import readable
+from magi_agent.api.routes import Access, Route
+from magi_agent.api.services import Services
+from magi_agent.errors import ModelNotFound, ServiceUnavailable
+from magi_agent.memory.need import MemoryNeed, NeedUnknown, Split
+from magi_agent.servers.servers import RUNNING
+
+_TAG: Final = "models"
+
+
+class MemoryRoutes:
+    """The handlers for memory."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def routes(self) -> tuple[Route, ...]:
+        """The routes, each with all that is to be known of it."""
+        return (
+            Route(
+                "GET",
+                "/api/models/{modelId}/memory",
+                self.get_memory,
+                Access.READ,
+                "What a model's server needs of memory, part by part, and what it uses now",
+                _TAG,
+                {200: MemoryAnswer},
+                errors=(ModelNotFound, ServiceUnavailable),
+            ),
+        )
+
+    async def get_memory(self, request: web.Request) -> web.Response:
+        """GET /api/models/{modelId}/memory."""
+        services = self._services
+        model_id = services.registry.model(request.match_info["modelId"]).model_id
+        need = estimated = problem = None
+        try:
+            need = await services.memory.need(model_id)
+            estimated = await services.memory.estimated(model_id)
+        except NeedUnknown as error:
+            problem = str(error)
+        used = await services.memory.used(model_id)
+        reason = None
+        if used is None:
+            runs = services.servers.state(model_id) in RUNNING
+            reason = "neither its control group nor its process tells" if runs else "it does not run"
+        return answer(
+            MemoryAnswer(
+                model_id=model_id,
+                need=_need_answer(need) if need else None,
+                problem=readable(problem) if problem else None,
+                estimated=SplitAnswer(host_bytes=estimated.host_bytes, gpu_bytes=estimated.gpu_bytes)
+                if estimated
+                else None,
+                used=UsedMemoryAnswer(
+                    host_bytes=used.host_bytes,
+                    anonymous_bytes=used.anonymous,
+                    mapped_bytes=used.mapped,
+                    source=used.source,
+                )
+                if used
+                else None,
+                used_unavailable=reason,
+            )
+        )
+
+
+def _need_answer(need: MemoryNeed) -> MemoryNeedAnswer:
+    return MemoryNeedAnswer(
+        host_bytes=need.host_bytes,
+        gpu_bytes=need.gpu_bytes,
+        mapped_bytes=need.mapped,
+        basis=need.basis,
+        parts=MemoryPartsAnswer(**{name: _split_answer(split) for name, split in need.parts()}),
+        context_tokens=need.context,
+        context_is_cut=need.context_is_cut,
+        slots=need.slots,
+        gpu_layers=need.gpu_layers,
+        may_grow_by_bytes=need.may_grow,
+    )
+
+
+def _split_answer(split: Split) -> SplitAnswer:
+    return SplitAnswer(host_bytes=split.host, gpu_bytes=split.gpu)
