@@ -130,7 +130,7 @@ _TOKEN_SHIFTS: Final = 2
 
 
 def layers_of(facts: HeaderFacts) -> Layers:
-    """What the layers of the model behind ``facts`` keep. Raises ``NeedUnknown`` where the header does not say enough."""
+    """What the layers of a model keep. Raises ``NeedUnknown`` where its header does not say enough."""
     arch = facts.architecture or ""
     count = facts.block_count or 0
     if not 0 < count <= MOST_LAYERS:
