@@ -4,7 +4,8 @@ llama.cpp reserves room for the graph of one physical batch, in which ggml's all
 they come and go. How many live at once follows from the graph; the counts here are those that fit the buffers which
 release b10434 reported for some hundred toy models of all its families and for two real ones: the feed-forward network
 holds three tensors of its width, one of the queries' and three of the model's; attention without flash attention holds
-the scores of all heads. Mixtures of experts and recurrent layers are met less exactly (within about a fifth).
+the scores of all heads. Other graphs than those of the real two are met less exactly, within about a quarter; the
+inputs for each layer that Gemma 3n and 4 have are left out.
 """
 
 from typing import Final

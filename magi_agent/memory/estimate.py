@@ -197,13 +197,14 @@ class _Estimate:
         extra = self._projector().gpu + self._draft(plan.tokens).gpu + self._driver(_DRIVER)
         return sum(free) - margin * len(free) - extra
 
-    @staticmethod
-    def _fits_in(need: MemoryNeed, plan: _Plan) -> int:
-        """Bytes of a need that are fitted: the model's own."""
-        parts = (need.weights, need.kv_cache, need.recurrent_state, need.compute, need.output)
+    def _fits_in(self, need: MemoryNeed, plan: _Plan) -> int:
+        """Bytes of a need that llama-server counts when it fits: of the host, not what is repacked."""
+        parts = (need.kv_cache, need.recurrent_state, need.compute)
         if plan.gpu_layers:
-            return sum(part.gpu for part in parts)
-        return sum(part.host for part in parts)
+            return need.weights.gpu + sum(part.gpu for part in parts)
+        weights = self._weights
+        counted = weights.total - self._repacked(weights.blocks + weights.experts, plan)
+        return counted + sum(part.host for part in parts)
 
     def _need(self, plan: _Plan) -> MemoryNeed:
         context = self._context(plan.tokens)

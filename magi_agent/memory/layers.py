@@ -1,10 +1,11 @@
 """Which layers of a model keep what: keys and values of all tokens, of a window of them, or a state.
 
 The rules are llama.cpp's (``llama_model::create_memory``, ``load_arch_hparams`` of each architecture,
-``llama_hparams``), read at release b10435. Of the architectures named here, those that ``tests/memory`` does not run
-rest on that reading: afmoe, cohere2, cohere2moe, exaone-moe, gemma3n, gemma4, laguna, mellum, muse-glimmer, mimo2,
-olmo2, plamo3, step35, rwkv6qwen2, rwkv7, arwkv7; and deepseek4, whose compressed cache is reckoned as a full one.
-What is not named keeps keys and values of all tokens in every layer, as llama.cpp's default is.
+``llama_hparams``), read at release b10435. What is not named here keeps keys and values of all tokens in every layer,
+as llama.cpp's default is. ``tests/memory`` holds one of each kind against a real llama-server; toy models of most
+others were compared once, by hand. Not run at all, and resting on the reading alone: afmoe, cohere2moe, exaone-moe,
+gemma3n, gemma4, laguna, mellum, mimo2, muse-glimmer, plamo3, step35, rwkv6qwen2, rwkv7, arwkv7 and the encoders; and
+deepseek4, whose compressed cache is reckoned as a full one.
 """
 
 from collections.abc import Mapping

@@ -62,7 +62,7 @@ def write_toy_model(
         keys["tokenizer.chat_template"] = chat_template
     for key, value in (keys | dict(metadata or {})).items():
         _add(writer, key, value)
-    _add_vocabulary(writer)
+    add_vocabulary(writer)
     _add_tensors(writer, seed)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -82,7 +82,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: MetadataValue) -> None:
         writer.add_string(key, value)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter) -> int:
+    """Add the toys' vocabulary to a header, and return how many tokens it has."""
     kinds = gguf.TokenType
     special = zip(_SPECIAL, (kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL), strict=True)
     tokens = [*special, *((text, kinds.BYTE) for text in _BYTES), *((text, kinds.NORMAL) for text in _WORDS)]
@@ -93,6 +94,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    return len(tokens)
 
 
 def _add_tensors(writer: gguf.GGUFWriter, seed: int) -> None:
