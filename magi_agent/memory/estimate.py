@@ -224,22 +224,17 @@ class _Estimate:
         compute = compute_bytes(logits, self._layers, context, flash_attention=flash, outputs=outputs)
         inputs = input_bytes(self._facts, self._layers, context, flash_attention=flash)
         is_partial = self._blocks_on_gpu(plan) < len(self._layers.layers)
-        driver_host = self._driver(_DRIVER_ON_HOST) if self._devices else 0
         return MemoryNeed(
             weights=weights,
             kv_cache=_split_layers(cache, on_gpu),
             recurrent_state=_split_layers(state_bytes(self._layers, context), on_gpu),
-            compute=Split(
-                host=compute if is_partial else inputs, gpu=compute * len(self._devices) if plan.gpu_layers else 0
-            ),
+            # Without any layer there, GPUs are still used to multiply large batches.
+            compute=Split(host=compute if is_partial else inputs, gpu=compute * len(self._devices)),
             output=Split(host=output_bytes(self._facts, outputs, embeddings=embeddings)),
             projector=self._projector(),
             draft=self._draft(plan.tokens),
             lora=self._lora(plan),
-            other=Split(
-                host=_PROGRAM + vocabulary_bytes(self._facts) + bookkeeping_bytes(self._layers, context) + driver_host,
-                gpu=self._driver(_DRIVER) if plan.gpu_layers else 0,
-            ),
+            other=self._process() + Split(vocabulary_bytes(self._facts) + bookkeeping_bytes(self._layers, context)),
             mapped=mapped,
             context=context.tokens,
             context_is_cut=plan.is_cut,
@@ -340,7 +335,7 @@ class _Estimate:
         )
         where = replace(self._where, build=replace(self._build, fits=False))
         need = _Estimate(ModelFiles(self._files.draft), settings, where).fitted()
-        shared = Split(_PROGRAM, self._driver(_DRIVER) if need.gpu_layers else 0)
+        shared = self._process()
         return Split(need.host_bytes - shared.host, need.gpu_bytes - shared.gpu)
 
     def _lora(self, plan: _Plan) -> Split:
@@ -348,6 +343,10 @@ class _Estimate:
         size = sum(_Weights.of((facts,)).total for facts in self._files.lora)
         gpu = size * self._blocks_on_gpu(plan) // len(self._layers.layers)
         return Split(size - gpu, gpu)
+
+    def _process(self) -> Split:
+        """What a llama-server takes without any model."""
+        return Split(_PROGRAM + self._driver(_DRIVER_ON_HOST), self._driver(_DRIVER))
 
     def _driver(self, table: dict[str, int]) -> int:
         return sum(size for device in self._devices for name, size in table.items() if device.name.startswith(name))
