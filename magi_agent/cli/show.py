@@ -9,6 +9,7 @@ from magi_agent.cli.client import model_path
 from magi_agent.cli.command import command
 from magi_agent.cli.completing import model_ids
 from magi_agent.cli.grid import Cell
+from magi_agent.cli.memory import memory_facts
 from magi_agent.cli.model_settings import setting_facts
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import NOTHING, number, parameters, size, span, tokens
@@ -16,6 +17,7 @@ from magi_agent.cli.screen import Screen
 from magi_agent.cli.sheet import Fact, write_section
 from magi_agent.cli.tables import STATUS_STYLES, TIER_STYLES, failure_lines, state_cell
 
+_OK = 200
 _SHOWN_LOG_LINES = 10
 _NARROWEST_LABEL = 13
 _THINKING: Mapping[str, str] = {
@@ -35,14 +37,17 @@ _POLICIES: Mapping[str, str] = {
 def show(session: Session, model_id: str) -> None:
     """Show all about one model: facts, choices, settings, server.
 
-    With --json: the answers of GET /api/models/ID (model, its server in it) and /api/models/ID/settings (settings).
+    With --json: the answers of GET /api/models/ID (model, its server in it), /api/models/ID/settings (settings) and
+    /api/models/ID/memory (memory; null from an agent that does not know it).
     """
     path = model_path(model_id)
     model = session.client.get(path, "modelId", "server")
     settings = session.client.get(f"{path}/settings", "effective")
+    reply = session.client.ask("GET", f"{path}/memory")
+    memory = record(reply.body) if reply.status == _OK else {}
     screen = session.screen
     if screen.as_json:
-        screen.json({"model": model, "settings": settings})
+        screen.json({"model": model, "settings": settings, "memory": memory or None})
         return
     server = record(model.get("server"))
     screen.line(Cell(model_id, "bold"), "  ", state_cell(server.get("state")))
@@ -50,7 +55,7 @@ def show(session: Session, model_id: str) -> None:
         screen.line(name)
     set_here = list(setting_facts(settings))
     sections = (
-        ("Model", list(_facts(model))),
+        ("Model", [*_facts(model), *memory_facts(memory)]),
         ("Choices", list(_choices(model))),
         ("Settings", set_here or [Fact("none", Cell("llama-server's own defaults hold", "dim"))]),
         ("Server", list(_server(server))),

@@ -6,6 +6,8 @@ reference has no counterpart of; there the two are compared by the template's te
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
@@ -35,6 +37,7 @@ def reference_facts(reader: gguf.GGUFReader) -> HeaderFacts:
     template = value("tokenizer.chat_template")
     file_type = value("general.file_type")
     tokens = reader.fields.get("tokenizer.ggml.tokens")
+    merges = reader.fields.get("tokenizer.ggml.merges")
     of = f"{architecture}."
     parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
     expert_parameters = sum(int(tensor.n_elements) for tensor in reader.tensors if "_exps" in tensor.name)
@@ -87,4 +90,54 @@ def reference_facts(reader: gguf.GGUFReader) -> HeaderFacts:
         tensor_count=len(reader.tensors),
         fingerprint="",
         expert_parameter_count=expert_parameters,
+        feed_forward_length=listed(of + "feed_forward_length"),
+        expert_feed_forward_length=value(of + "expert_feed_forward_length"),
+        leading_dense_block_count=value(of + "leading_dense_block_count"),
+        nextn_predict_layers=value(of + "nextn_predict_layers"),
+        key_length_swa=value(of + "attention.key_length_swa"),
+        value_length_swa=value(of + "attention.value_length_swa"),
+        shared_kv_layers=value(of + "attention.shared_kv_layers"),
+        recurrent_layers=listed(of + "attention.recurrent_layers"),
+        indexer_key_length=value(of + "attention.indexer.key_length"),
+        wkv_head_size=value(of + "wkv.head_size"),
+        token_shift_count=value(of + "token_shift_count"),
+        shortconv_cache=value(of + "shortconv.l_cache"),
+        kda_head_dim=value(of + "kda.head_dim"),
+        merges_count=len(merges.data) if merges is not None else None,
+        vision_image_size=value("clip.vision.image_size"),
+        vision_patch_size=value("clip.vision.patch_size"),
+        vision_embedding_length=value("clip.vision.embedding_length"),
+        vision_feed_forward_length=value("clip.vision.feed_forward_length"),
+        **_tensor_facts(reader.tensors),
     )
+
+
+def _tensor_facts(tensors: Sequence[gguf.ReaderTensor]) -> dict[str, Any]:
+    """The bytes of tensors by what part of a model they are."""
+
+    def is_input(tensor: gguf.ReaderTensor) -> bool:
+        return re.match(r"(per_layer_)?token_(embd|types)\.|position_embd\.", tensor.name) is not None
+
+    def is_of_block(tensor: gguf.ReaderTensor) -> bool:
+        return tensor.name.startswith("blk.")
+
+    def is_expert(tensor: gguf.ReaderTensor) -> bool:
+        return is_of_block(tensor) and "_exps" in tensor.name
+
+    matrices: dict[int, int] = {}
+    for tensor in tensors:
+        if not is_input(tensor) and len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0:
+            matrices[int(tensor.tensor_type)] = matrices.get(int(tensor.tensor_type), 0) + int(tensor.n_bytes)
+    embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
+    return {
+        "input_bytes": sum(int(tensor.n_bytes) for tensor in tensors if is_input(tensor)),
+        "block_bytes": sum(int(tensor.n_bytes) for tensor in tensors if is_of_block(tensor) and not is_expert(tensor)),
+        "expert_bytes": sum(int(tensor.n_bytes) for tensor in tensors if is_expert(tensor)),
+        "rest_bytes": sum(
+            int(tensor.n_bytes) for tensor in tensors if not is_input(tensor) and not is_of_block(tensor)
+        ),
+        "embedding_bytes": int(embedding.n_bytes) if embedding is not None else 0,
+        "embedding_type": int(embedding.tensor_type) if embedding is not None else None,
+        "has_output_matrix": any(tensor.name == "output.weight" for tensor in tensors),
+        "matrices_by_type": tuple(number for entry in matrices.items() for number in entry),
+    }

@@ -155,6 +155,8 @@ class StandIn:
     )
     health: dict[str, Any] = field(default_factory=lambda: {"status": "ready", "systemdScope": "user"})
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model; there is no such path for a model that is not in it, as with an agent of the time before."""
     active: str | None = None
     """The active profile's slug."""
     host: dict[str, Any] = field(default_factory=dict)
@@ -227,8 +229,8 @@ class StandIn:
                 self.ports = body["portRange"] or [8080, 8099]
                 outside = [name for name, one in self.models.items() if not self._in_range(one["port"])]
                 return 200, {"message": "Port range set", "portRange": self.ports, "outside": outside}
-            case _, ["api", "models", model_id, "settings"] if model_id in self.models:
-                return self._settings(method, model_id, body)
+            case _, ["api", "models", model_id, ("settings" | "memory") as what] if model_id in self.models:
+                return self._memory(model_id) if what == "memory" else self._settings(method, model_id, body)
             case "PUT", ["api", "models", model_id, "port"] if model_id in self.models:
                 return self._port(model_id, body["port"])
             case "POST", ["api", "models", "profiles", slug, "activate"]:
@@ -371,6 +373,11 @@ class StandIn:
             one["enabled"] = name in wanted
         operation = self._operation("activate")
         return 202, {**plan, "operationId": operation["id"]}
+
+    def _memory(self, model_id: str) -> Answer:
+        if model_id not in self.memory:
+            return 404, {"error": "NotFound", "message": "there is nothing here", "details": {}}
+        return 200, self.memory[model_id]
 
     def _settings(self, method: str, model_id: str, body: Any) -> Answer:
         chosen = self.models[model_id]

@@ -171,9 +171,30 @@ def test_names_of_files_cannot_take_over_the_terminal(busy: StandIn) -> None:
 def test_json_has_both_answers(busy: StandIn, magictl: Magictl) -> None:
     document = magictl("show", BIG, "--json").json
 
-    assert document.keys() == {"model", "settings"}
+    assert document.keys() == {"model", "settings", "memory"}
+    assert document["memory"] is None
     assert document["model"]["server"]["state"] == "ready"
     assert document["settings"]["effective"]["ctxSize"] == 32768
+
+
+@pytest.mark.parametrize(
+    ("memory", "line"),
+    [
+        ({"need": {"hostBytes": 402_000_000, "gpuBytes": 0, "basis": "estimated", "contextTokens": 4096, "slots": 4,
+                   "contextIsCut": False}},
+         "402 MB of RAM  (estimated, with a context of 4k for 4 slots)"),
+        ({"need": {"hostBytes": 1.5e9, "gpuBytes": 22e9, "basis": "measured", "contextTokens": 30720, "slots": 1,
+                   "contextIsCut": True}},
+         "1.5 GB of RAM and 22.0 GB on GPUs  (as measured, with a context of 30k, cut to fit)"),
+        ({"need": None, "problem": "the header names no blocks, so what they keep cannot be told"},
+         "the header names no blocks, so what they keep cannot be told"),
+    ],
+)  # fmt: skip
+def test_what_a_model_needs_is_a_line(agent: StandIn, magictl: Magictl, memory: dict[str, object], line: str) -> None:
+    agent.memory["tiny-chat"] = memory
+
+    assert f"  needs          {line}\n" in magictl("show", "tiny-chat").out
+    assert magictl("show", "tiny-chat", "--json").json["memory"] == memory
 
 
 def test_an_unknown_model_gets_a_suggestion(busy: StandIn, magictl: Magictl) -> None:

@@ -1,0 +1,35 @@
+"""What a model needs of memory, in a line of ``magictl show``."""
+
+from collections.abc import Iterator, Mapping
+
+from magi_agent.cli.answers import record, text
+from magi_agent.cli.grid import Cell
+from magi_agent.cli.phrasing import number, size, tokens
+from magi_agent.cli.sheet import Fact
+
+_BASES: Mapping[str, str] = {
+    "estimated": "estimated",
+    "reported": "as llama-server reported it",
+    "measured": "as measured",
+}
+
+
+def memory_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
+    """The line, of an answer of ``GET /api/models/ID/memory``; nothing of an agent that does not know it."""
+    need = record(memory.get("need"))
+    if not need:
+        if problem := text(memory.get("problem")):
+            yield Fact("needs", Cell(problem, "dim"))
+        return
+    places = [f"{size(need.get('hostBytes'))} of RAM"]
+    if number(need.get("gpuBytes")):
+        places.append(f"{size(need.get('gpuBytes'))} on GPUs")
+    cut = ", cut to fit" if need.get("contextIsCut") is True else ""
+    slots = number(need.get("slots"))
+    shared = f" for {slots:.0f} slots" if slots is not None and slots > 1 else ""
+    basis = text(need.get("basis"))
+    yield Fact(
+        "needs",
+        Cell(" and ".join(places)),
+        f"({_BASES.get(basis, basis)}, with a context of {tokens(need.get('contextTokens'))}{shared}{cut})",
+    )

@@ -1,0 +1,134 @@
+"""What a model needs of memory, and uses, over the wire: toy models, real units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
+from magi_agent.servers.preparation import StartPreparation
+from tests.api.client import Api, until
+from tests.api.conftest import Serve
+
+WAIT = "wait=60"
+ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
+
+
+async def memory(api: Api, model_id: str) -> dict[str, Any]:
+    found: dict[str, Any] = await api.get(f"/api/models/{model_id}/memory")
+    return found
+
+
+async def test_a_model_that_does_not_run_needs_what_is_estimated(serve: Serve) -> None:
+    api = await serve("api-mem")
+
+    told = await memory(api, "api-mem")
+
+    assert told.keys() == {"modelId", "need", "problem", "estimated", "used", "usedUnavailable"}
+    assert told["modelId"] == "api-mem"
+    assert (told["used"], told["usedUnavailable"]) == (None, "it does not run")
+    assert told["problem"] is None
+    need = told["need"]
+    assert need["basis"] == "estimated"
+    assert told["estimated"] == {"hostBytes": need["hostBytes"], "gpuBytes": 0}
+    assert need["hostBytes"] == sum(part["hostBytes"] for part in need["parts"].values())
+    # One block, 4 heads of 16; 512 tokens, in float16.
+    assert need["parts"]["kvCache"] == {"hostBytes": 512 * 64 * 2 * 2, "gpuBytes": 0}
+    assert need["contextTokens"] == 512
+    assert need["slots"] == 4
+    assert 0 < need["mappedBytes"] <= need["parts"]["weights"]["hostBytes"]
+
+
+async def test_settings_decide(serve: Serve) -> None:
+    api = await serve("api-mem")
+    before = await memory(api, "api-mem")
+    settings = {"ctxSize": 4096, "cacheTypeK": "q8_0", "cacheTypeV": "f32", "parallelSlots": 2}
+    (await api.ask("PUT", "/api/models/api-mem/settings", settings)).success()
+
+    after = await memory(api, "api-mem")
+
+    assert after["need"]["parts"]["kvCache"]["hostBytes"] == 4096 * (64 // 32 * 34 + 64 * 4)
+    assert after["need"]["hostBytes"] > before["need"]["hostBytes"]
+    assert after["need"]["slots"] == 2
+
+
+@ONE_LISTENER
+async def test_what_a_server_uses_is_measured_and_stays_known(serve: Serve, tmp_path: Path) -> None:
+    api = await serve("api-mem")
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+
+    async def is_measured() -> bool:
+        return bool((await memory(api, "api-mem"))["need"]["basis"] == "measured")
+
+    await until(is_measured, "what it uses is measured")
+    told = await memory(api, "api-mem")
+    used = told["used"]
+    assert used["hostBytes"] == used["anonymousBytes"] + used["mappedBytes"]
+    assert used["source"] in {"process", "control group"}
+    assert told["usedUnavailable"] is None
+    assert 0 < used["mappedBytes"] <= told["need"]["mappedBytes"]
+    assert told["need"]["hostBytes"] >= used["anonymousBytes"]
+    (await api.ask("POST", f"/api/models/servers/api-mem/stop?{WAIT}")).success()
+    assert (await memory(api, "api-mem"))["need"] == told["need"]
+    # Of other settings nothing is known yet.
+    (await api.ask("PUT", "/api/models/api-mem/settings", {"ctxSize": 1024})).success()
+    assert (await memory(api, "api-mem"))["need"]["basis"] == "estimated"
+    (await api.ask("PUT", "/api/models/api-mem/settings", {})).success()
+    assert (await memory(api, "api-mem"))["need"]["basis"] == "measured"
+    assert (tmp_path / "state" / "memory.json").exists()
+
+
+@ONE_LISTENER
+async def test_what_llama_server_reports_is_read_where_it_says_it(serve: Serve) -> None:
+    api = await serve("api-mem", allowed_flags="--verbosity")
+    settings = {"extraFlags": ["--verbosity=4"], "ctxSize": 768}
+    (await api.ask("PUT", "/api/models/api-mem/settings", settings)).success()
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+    needs = api.agent.services.memory
+
+    async def is_reported() -> bool:
+        return any(entry.reported for entry in (needs._store._entries or {}).values())
+
+    await until(is_reported, "what it reports is read")
+    (entry,) = (needs._store._entries or {}).values()
+    assert entry.reported is not None
+    # Hundredths of a MiB are what is printed.
+    assert abs(entry.reported.kv_cache.host - 768 * 64 * 2 * 2) < 20_000
+
+
+@ONE_LISTENER
+async def test_admission_can_ask_of_a_launch_that_is_not_made(serve: Serve) -> None:
+    api = await serve("api-mem")
+    services = api.agent.services
+    need = await services.memory.need("api-mem")
+    preparation: StartPreparation = services.preparation
+    launch = preparation.launch_of(services.registry.models["api-mem"], 0)
+    wide = replace(launch, runtime_settings=replace(launch.runtime_settings, ctx_size=8192))
+
+    wider = await services.memory.need_of(wide)
+
+    assert isinstance(need, MemoryNeed)
+    assert need.basis is Basis.ESTIMATED
+    assert wider.kv_cache.host == 16 * need.kv_cache.host
+    with pytest.raises(NeedUnknown, match="cannot be read"):
+        await services.memory.need_of(replace(launch, model_path="/nowhere.gguf"))
+
+
+async def test_what_cannot_be_told_is_null_with_a_reason(serve: Serve, models: Path) -> None:
+    api = await serve("api-mem")
+    (models / "api-mem.gguf").unlink()
+
+    told = await memory(api, "api-mem")
+
+    assert told["need"] is None
+    assert told["estimated"] is None
+    assert "cannot be read: No such file" in told["problem"]
+
+
+async def test_a_model_that_there_is_not_has_no_need(serve: Serve) -> None:
+    api = await serve()
+    answer = await api.ask("GET", "/api/models/api-nobody/memory")
+    assert (answer.status, answer.body["error"]) == (404, "ModelNotFound")
