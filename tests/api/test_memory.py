@@ -12,6 +12,7 @@ from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
 from magi_agent.servers.preparation import StartPreparation
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
+from tests.conftest import MakeToyModel
 
 WAIT = "wait=60"
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
@@ -115,6 +116,14 @@ async def test_admission_can_ask_of_a_launch_that_is_not_made(serve: Serve) -> N
     assert wider.kv_cache.host == 16 * need.kv_cache.host
     with pytest.raises(NeedUnknown, match="cannot be read"):
         await services.memory.need_of(replace(launch, model_path="/nowhere.gguf"))
+
+
+async def test_a_file_that_is_another_now_is_read_again(serve: Serve, models: Path, toy_model: MakeToyModel) -> None:
+    api = await serve("api-mem")
+    before = (await memory(api, "api-mem"))["need"]["contextTokens"]
+    toy_model(models / "new.part", context_length=2048).replace(models / "api-mem.gguf")
+
+    assert (await memory(api, "api-mem"))["need"]["contextTokens"] == 2048 != before
 
 
 async def test_what_cannot_be_told_is_null_with_a_reason(serve: Serve, models: Path) -> None:

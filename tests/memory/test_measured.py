@@ -1,5 +1,6 @@
 """What was measured is kept, bounded, and counts more than what was estimated."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_the_oldest_give_way(tmp_path):
     store = MeasuredStore(tmp_path / "memory.json")
     for number in range(MOST_KEPT + 1):
         store.put(f"{number}", Measurement(anonymous_at_ready=number))
+    assert len(json.loads((tmp_path / "memory.json").read_bytes())["measured"]) == MOST_KEPT
     # One that is seen again is not old.
     store.put("1", Measurement(anonymous_at_ready=1, anonymous_later=2))
     store.put("new", Measurement())

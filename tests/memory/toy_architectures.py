@@ -52,6 +52,12 @@ def _llama(_: int) -> Shapes:
     return _NORMS | _ATTENTION | _FEED_FORWARD
 
 
+def _deci(block: int) -> Shapes:
+    """A llama whose odd layers have one head for keys and values, and not two."""
+    fewer: Shapes = {"attn_k": (HEAD, WIDTH), "attn_v": (HEAD, WIDTH)}
+    return _llama(block) | (fewer if block % 2 else {})
+
+
 def _gemma2(_: int) -> Shapes:
     return _llama(0) | _NORMS_BEHIND
 
@@ -140,6 +146,7 @@ _SSM = {"ssm.conv_kernel": 4, "ssm.state_size": _STATE, "ssm.time_step_rank": HE
 
 ARCHITECTURES = {
     "llama": (_llama, {}),
+    "deci": (_deci, {"attention.head_count": [HEADS] * BLOCKS, "attention.head_count_kv": [HEADS, 1] * (BLOCKS // 2)}),
     "gemma2": (_gemma2, {"attention.sliding_window": WINDOW}),
     "olmo2": (_olmo2, {"attention.sliding_window": WINDOW}),
     "cohere2": (_cohere2, {"attention.sliding_window": WINDOW, "logit_scale": 1.0}),
