@@ -39,8 +39,8 @@ def compute_bytes(facts: HeaderFacts, layers: Layers, context: Context, *, flash
 
 
 def input_bytes(facts: HeaderFacts, layers: Layers, context: Context, *, flash_attention: bool) -> int:
-    """Bytes on the host of what is handed to GPUs for one physical batch."""
-    embeddings = context.ubatch * (facts.embedding_length or 0) * _FLOAT
+    """Bytes on the host of what goes to GPUs and comes back for one physical batch; with GPUs, there is no more."""
+    embeddings = context.ubatch * (facts.embedding_length or 0) * _FLOAT * (2 if flash_attention else 3)
     return embeddings + mask_bytes(layers, context, flash_attention=flash_attention) + context.ubatch * _INPUTS
 
 

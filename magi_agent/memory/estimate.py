@@ -2,8 +2,10 @@
 
 Pure functions. The rules are llama.cpp's own (release b10435; each part's module names its sources); where layers go
 is ``llama_model_base::load_tensors``: the last ``n_gpu_layers`` layers lie on GPUs, the output counted as one, and what
-looks tokens up lies on the host. What could not be run here, and rests on that reading alone: GPUs of CUDA and ROCm
-(with what their drivers take), AMX, projectors' buffers, and the context and layers that ``--fit`` leaves on a GPU.
+looks tokens up lies on the host. Layers, caches and buffers on a GPU, and what ``--fit`` leaves there, were compared
+with a software Vulkan device by hand. What could not be run, and rests on reading and on what is known of them: CUDA
+and ROCm (what their drivers take), several GPUs, AMX, projectors' buffers. Where a file's blocks are not in order,
+llama.cpp maps more of it than its layers on the host need; that is not counted.
 """
 
 from bisect import bisect_left
@@ -223,13 +225,12 @@ class _Estimate:
         logits = self._facts if self._makes_logits else replace(self._facts, vocabulary_size=0)
         compute = compute_bytes(logits, self._layers, context, flash_attention=flash, outputs=outputs)
         inputs = input_bytes(self._facts, self._layers, context, flash_attention=flash)
-        is_partial = self._blocks_on_gpu(plan) < len(self._layers.layers)
         return MemoryNeed(
             weights=weights,
             kv_cache=_split_layers(cache, on_gpu),
             recurrent_state=_split_layers(state_bytes(self._layers, context), on_gpu),
             # Without any layer there, GPUs are still used to multiply large batches.
-            compute=Split(host=compute if is_partial else inputs, gpu=compute * len(self._devices)),
+            compute=Split(host=inputs, gpu=compute * len(self._devices)) if self._devices else Split(compute),
             output=Split(host=output_bytes(self._facts, outputs, embeddings=embeddings)),
             projector=self._projector(),
             draft=self._draft(plan.tokens),
@@ -292,10 +293,15 @@ class _Estimate:
         copies = self._repacked(host_blocks, plan) if is_mapped else self._repacked_embedding(plan)
         return Split(host=host + copies, gpu=gpu), host if is_mapped else 0
 
+    @property
+    def _repacks(self) -> bool:
+        """Whether the CPU reorders weights at all; with GPUs, what they can take in fast comes first."""
+        return "--no-repack" not in self._flags and (not self._devices or "--no-host" in self._flags)
+
     def _repacked(self, host_blocks: int, plan: _Plan) -> int:
         """Bytes of the copies that the CPU keeps of mapped weights."""
         in_blocks = self._weights.blocks + self._weights.experts
-        if "--no-repack" in self._flags or not in_blocks:
+        if not self._repacks or not in_blocks:
             return 0
         of_types = sum(size for kind, size in self._weights.matrices if kind in self._build.repacked)
         return of_types * host_blocks // in_blocks + self._repacked_embedding(plan)
@@ -303,7 +309,7 @@ class _Estimate:
     def _repacked_embedding(self, plan: _Plan) -> int:
         """Bytes of the copy of the embedding matrix that serves as the output matrix."""
         weights = self._weights
-        if weights.has_output or plan.gpu_layers or "--no-repack" in self._flags:
+        if weights.has_output or plan.gpu_layers or not self._repacks:
             return 0
         return weights.embedding if weights.embedding_type in self._build.repacked else 0
 
