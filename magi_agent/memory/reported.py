@@ -14,7 +14,8 @@ from typing import Final
 from magi_agent.memory.need import NOTHING, Basis, MemoryNeed, Split
 
 _BUFFER: Final = re.compile(r"(\S{1,100})\s+(model|output|KV|RS|compute) buffer size\s+=\s+(\d{1,9}\.\d{1,3}) MiB")
-_LOADS: Final = "load_tensors: loading model tensors"
+_BEGINS: Final = "load_model: loading model '"
+"""What a server says before it loads its model and all that goes with it, again after it has slept."""
 _KINDS: Final = {
     "model": "weights",
     "output": "output",
@@ -43,7 +44,7 @@ def read_report(lines: Iterable[str]) -> Reported | None:
     splits: dict[str, Split] = {}
     mapped = 0
     for line in lines:
-        if _LOADS in line and "compute" in splits:
+        if _BEGINS in line:
             splits, mapped = {}, 0
         if (found := _BUFFER.search(line)) is None:
             continue

@@ -5,6 +5,7 @@ from magi_agent.memory.reported import read_report, refined
 
 MIB = 1 << 20
 LOAD = """\
+0.00.006.145 I srv    load_model: loading model '/models/some.gguf'
 0.00.209.319 I load_tensors: loading model tensors, this can take a while... (load_mode = mmap)
 0.00.216.704 I load_tensors:   CPU_Mapped model buffer size =   235.16 MiB
 0.00.216.704 I load_tensors:        CUDA0 model buffer size =  1000.00 MiB
@@ -34,9 +35,18 @@ def test_of_several_loads_the_last_one_counts():
     assert read_report([*LOAD, *LOAD]) == read_report(LOAD)
 
 
+def test_buffers_of_a_draft_model_are_added():
+    draft = LOAD[1:]
+    report, alone = read_report([*LOAD, *draft]), read_report(LOAD)
+    assert report is not None
+    assert alone is not None
+    assert report.kv_cache.gpu == 2 * alone.kv_cache.gpu
+    assert report.mapped == 2 * alone.mapped
+
+
 def test_lines_that_do_not_tell_are_no_report():
     assert read_report([]) is None
-    assert read_report(LOAD[:2]) is None
+    assert read_report(LOAD[:3]) is None
     assert read_report(["x model buffer size = 1" + "0" * 5000 + ".00 MiB", "compute buffer size ="]) is None
 
 
