@@ -90,11 +90,10 @@ def with_measured(need: MemoryNeed, measurement: Measurement | None) -> MemoryNe
         return need
     if measurement.reported is not None:
         need = refined(need, measurement.reported)
-    if measurement.anonymous_at_ready is None:
+    at_ready, later = measurement.anonymous_at_ready, measurement.anonymous_later
+    if at_ready is None and later is None:
         return need
-    measured = max(
-        measurement.anonymous_at_ready + need.compute.host + need.output.host, measurement.anonymous_later or 0
-    )
+    measured = max(0 if at_ready is None else at_ready + need.compute.host + need.output.host, later or 0)
     return replace(need, measured_anonymous=measured, measured_gpu=measurement.gpu, basis=Basis.MEASURED)
 
 

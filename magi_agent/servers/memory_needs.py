@@ -8,6 +8,7 @@ import asyncio
 import heapq
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +98,7 @@ class MemoryNeeds:
         self._devices = devices
         self._facts: OrderedDict[str, tuple[object, HeaderFacts]] = OrderedDict()
         self._repacked: frozenset[int] | None = None
+        self._since = time.time()
 
     async def need(self, model_id: str) -> MemoryNeed:
         """What a model's server would need, started as things stand. Raises ``ModelNotFound``, ``NeedUnknown``."""
@@ -163,6 +165,8 @@ class MemoryNeeds:
         seen = await asyncio.to_thread(unit_memory, unit.control_group, unit.main_pid)
         if seen is None:
             return
+        # One that an agent before this one started may have served for days: that is not how it was when it was ready.
+        is_later = is_later or (unit.exec_main_start_timestamp or 0.0) < self._since
         try:
             key = _key(await self._files(launch), launch)
         except NeedUnknown as error:

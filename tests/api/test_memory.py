@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
+from magi_agent.servers import memory_needs
 from magi_agent.servers.preparation import StartPreparation
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
@@ -80,6 +81,19 @@ async def test_what_a_server_uses_is_measured_and_stays_known(serve: Serve, tmp_
     (await api.ask("PUT", "/api/models/api-mem/settings", {})).success()
     assert (await memory(api, "api-mem"))["need"]["basis"] == "measured"
     assert (tmp_path / "state" / "memory.json").exists()
+
+
+@ONE_LISTENER
+async def test_a_while_after_it_is_measured_once_more(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_needs, "_LATER", 0.2)
+    api = await serve("api-mem")
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+
+    async def was_measured_twice() -> bool:
+        entries = (api.agent.services.memory._store._entries or {}).values()
+        return any(entry.anonymous_at_ready and entry.anonymous_later for entry in entries)
+
+    await until(was_measured_twice, "it is measured a second time")
 
 
 @ONE_LISTENER

@@ -82,6 +82,12 @@ def test_what_it_came_to_counts_where_it_is_more():
     assert need.gpu_bytes == 5
 
 
+def test_of_a_server_that_was_adopted_what_it_came_to_is_all_there_is():
+    need = with_measured(NEED, Measurement(anonymous_later=80 * MIB))
+    assert need.basis is Basis.MEASURED
+    assert need.anonymous_bytes == 80 * MIB
+
+
 def test_a_report_alone_refines():
     reported = Reported(weights=Split(host=200 * MIB), compute=Split(host=MIB), mapped=200 * MIB)
     need = with_measured(NEED, Measurement(reported=reported))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_what_was_measured_is_nearer_and_outlives_the_agent(agent: AgentProcess)
     agent.start()
     agent.wait_settled()
     assert agent.must("GET", path)["need"] == measured
+
+
+def test_a_server_that_an_agent_before_started_is_measured_as_one_that_has_served(agent: AgentProcess) -> None:
+    path = f"/api/models/{SMOLLM2}"
+    agent.must("PUT", f"{path}/settings", {"ctxSize": 3072})
+    agent.must("POST", f"/api/models/servers/{SMOLLM2}/start?wait=60")
+    agent.stop()
+    store = agent.folder / "state" / "memory.json"
+    store.unlink(missing_ok=True)
+    agent.start()
+    agent.wait_settled()
+    wait_until(lambda: agent.must("GET", f"{path}/memory")["need"]["basis"] == "measured", "it is measured")
+    (entry,) = json.loads(store.read_bytes())["measured"].values()
+    assert entry["anonymous_at_ready"] is None
+    assert entry["anonymous_later"] > 0
+    agent.must("POST", f"/api/models/servers/{SMOLLM2}/stop?wait=60")
+    agent.must("PUT", f"{path}/settings", {})
 
 
 def test_a_file_that_went_is_a_reason(agent: AgentProcess, tmp_path: Path) -> None:
