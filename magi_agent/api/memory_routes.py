@@ -70,6 +70,7 @@ class MemoryRoutes:
                     host_bytes=used.host_bytes,
                     anonymous_bytes=used.anonymous,
                     mapped_bytes=used.mapped,
+                    gpu_bytes=used.gpu,
                     source=used.source,
                 )
                 if used
@@ -85,6 +86,7 @@ def _need_answer(need: MemoryNeed) -> MemoryNeedAnswer:
         gpu_bytes=need.gpu_bytes,
         mapped_bytes=need.mapped,
         basis=need.basis,
+        gpu_basis=need.gpu_basis,
         parts=MemoryPartsAnswer(**{name: _split_answer(split) for name, split in need.parts()}),
         context_tokens=need.context,
         context_is_cut=need.context_is_cut,

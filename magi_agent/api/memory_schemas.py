@@ -33,7 +33,8 @@ class MemoryNeedAnswer(SplitAnswer):
     """What a server needs when it serves: anonymous memory plus mapped weights."""
 
     mapped_bytes: int = Field(description="of hostBytes, weights mapped from files: the kernel can read them again")
-    basis: Basis = Field(description="where the totals come from")
+    basis: Basis = Field(description="where hostBytes comes from")
+    gpu_basis: Basis = Field(description="where gpuBytes comes from")
     parts: MemoryPartsAnswer
     context_tokens: int = Field(description="of all slots together")
     context_is_cut: bool = Field(description="llama-server is expected to make it shorter, because memory is short")
@@ -45,12 +46,13 @@ class MemoryNeedAnswer(SplitAnswer):
 
 
 class UsedMemoryAnswer(Answer):
-    """What a server uses now, of the host's memory."""
+    """What a server uses now."""
 
     host_bytes: int = Field(description="anonymous memory plus mapped weights")
     anonymous_bytes: int
     mapped_bytes: int = Field(description="weights that are mapped and in memory")
-    source: Literal["control group", "process"] = Field(description="what told it")
+    gpu_bytes: int | None = Field(description="on all GPUs together; null where no driver tells")
+    source: Literal["control group", "process"] = Field(description="what told of the host's memory")
 
 
 class MemoryAnswer(Answer):

@@ -31,7 +31,7 @@ class Measurement:
     anonymous_later: int | None = None
     """The same, a while after."""
     gpu: int | None = None
-    """Bytes on all GPUs; ``None`` where no driver said."""
+    """Most bytes on all GPUs; ``None`` where no driver said."""
     reported: Reported | None = None
 
 
@@ -90,11 +90,13 @@ def with_measured(need: MemoryNeed, measurement: Measurement | None) -> MemoryNe
         return need
     if measurement.reported is not None:
         need = refined(need, measurement.reported)
+    if measurement.gpu is not None:
+        need = replace(need, measured_gpu=measurement.gpu, gpu_basis=Basis.MEASURED)
     at_ready, later = measurement.anonymous_at_ready, measurement.anonymous_later
     if at_ready is None and later is None:
         return need
     measured = max(0 if at_ready is None else at_ready + need.compute.host + need.output.host, later or 0)
-    return replace(need, measured_anonymous=measured, measured_gpu=measurement.gpu, basis=Basis.MEASURED)
+    return replace(need, measured_anonymous=measured, basis=Basis.MEASURED)
 
 
 def _measurement(entry: Mapping[str, Any]) -> Measurement:

@@ -60,6 +60,9 @@ class MemoryNeed:
     other: Split = NOTHING
     """Vocabulary, bookkeeping, a GPU driver's context."""
     basis: Basis = Basis.ESTIMATED
+    """Of what is needed on the host."""
+    gpu_basis: Basis = Basis.ESTIMATED
+    """Of what is needed on GPUs."""
     mapped: int = 0
     """Of the weights on the host, what is mapped from files: page cache, which the kernel can read again."""
     context: int = 0

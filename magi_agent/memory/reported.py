@@ -71,6 +71,7 @@ def refined(need: MemoryNeed, report: Reported) -> MemoryNeed:
         draft=NOTHING,
         mapped=report.mapped,
         basis=Basis.REPORTED,
+        gpu_basis=Basis.REPORTED,
     )
 
 

@@ -57,6 +57,8 @@ _DECIDE: Final = (
 
 DeviceList = Callable[[LaunchSpecification], Awaitable[Sequence[Device]]]
 """The GPUs that a launch may use, as its binary lists them."""
+GpuUse = Callable[[str], Awaitable[int | None]]
+"""Bytes of all GPUs that the processes in a control group use; ``None`` where no driver tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class UsedMemory:
     anonymous: int
     mapped: int
     """Pages of its model files that are mapped."""
+    gpu: int | None
+    """Bytes of all GPUs; ``None`` where no driver tells."""
     source: Literal["control group", "process"]
 
     @property
@@ -86,6 +90,7 @@ class MemoryNeeds:
         events: EventStream,
         kept_in: Path,
         devices: DeviceList | None = None,
+        gpu_use: GpuUse | None = None,
     ) -> None:
         """``kept_in`` is the file of measurements, which outlives the agent."""
         self._registry = registry
@@ -96,6 +101,7 @@ class MemoryNeeds:
         self._store = MeasuredStore(kept_in)
         self._store_turn = asyncio.Lock()
         self._devices = devices
+        self._gpu_use = gpu_use
         self._facts: OrderedDict[str, tuple[object, HeaderFacts]] = OrderedDict()
         self._repacked: frozenset[int] | None = None
         self._since = time.time()
@@ -173,8 +179,11 @@ class MemoryNeeds:
             _LOG.debug("%s is not measured: %s", model_id, error)
             return
         reported = None if is_later else read_report(await self._log_of(unit))
+        gpu = await self._gpu_used(unit)
         async with self._store_turn:
             before = await asyncio.to_thread(self._store.get, key) or Measurement()
+            if gpu is not None:
+                before = replace(before, gpu=max(gpu, before.gpu or 0))
             now = (
                 replace(before, anonymous_later=seen.anonymous)
                 if is_later
@@ -200,7 +209,10 @@ class MemoryNeeds:
                 mapped = min(mapped, (await self.estimated(model_id)).mapped)
             except NeedUnknown as error:
                 _LOG.debug("%s: %s", unit.name, error)
-        return UsedMemory(seen.anonymous, mapped, seen.source)
+        return UsedMemory(seen.anonymous, mapped, await self._gpu_used(unit), seen.source)
+
+    async def _gpu_used(self, unit: UnitStatus) -> int | None:
+        return await self._gpu_use(unit.control_group) if self._gpu_use else None
 
     async def _surroundings(self, launch: LaunchSpecification) -> Surroundings:
         if self._repacked is None:

@@ -69,6 +69,7 @@ async def test_what_a_server_uses_is_measured_and_stays_known(serve: Serve, tmp_
     told = await memory(api, "api-mem")
     used = told["used"]
     assert used["hostBytes"] == used["anonymousBytes"] + used["mappedBytes"]
+    assert used["gpuBytes"] is None
     assert used["source"] in {"process", "control group"}
     assert told["usedUnavailable"] is None
     assert 0 < used["mappedBytes"] <= told["need"]["mappedBytes"]
@@ -81,6 +82,30 @@ async def test_what_a_server_uses_is_measured_and_stays_known(serve: Serve, tmp_
     (await api.ask("PUT", "/api/models/api-mem/settings", {})).success()
     assert (await memory(api, "api-mem"))["need"]["basis"] == "measured"
     assert (tmp_path / "state" / "memory.json").exists()
+
+
+@ONE_LISTENER
+async def test_a_driver_that_tells_is_believed(serve: Serve) -> None:
+    """A stand-in for what NVIDIA's driver says of processes: there is no such card here."""
+    api = await serve("api-mem")
+    asked = []
+
+    async def gpu_use(control_group: str) -> int:
+        asked.append(control_group)
+        return 5_000_000
+
+    api.agent.services.memory._gpu_use = gpu_use
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+
+    async def is_measured() -> bool:
+        return bool((await memory(api, "api-mem"))["need"]["gpuBasis"] == "measured")
+
+    await until(is_measured, "what it uses is measured")
+    told = await memory(api, "api-mem")
+    assert told["need"]["gpuBytes"] == 5_000_000
+    assert told["used"]["gpuBytes"] == 5_000_000
+    assert told["estimated"]["gpuBytes"] == 0
+    assert "magi-llama-api-mem.service" in asked[0]
 
 
 @ONE_LISTENER

@@ -119,10 +119,10 @@ def _tensor_facts(tensors: Sequence[gguf.ReaderTensor]) -> dict[str, Any]:
         return re.match(r"(per_layer_)?token_(embd|types)\.|position_embd\.", tensor.name) is not None
 
     def is_of_block(tensor: gguf.ReaderTensor) -> bool:
-        return tensor.name.startswith("blk.")
+        return str(tensor.name).startswith("blk.")
 
     def is_expert(tensor: gguf.ReaderTensor) -> bool:
-        return is_of_block(tensor) and "_exps" in tensor.name
+        return is_of_block(tensor) and "_exps" in str(tensor.name)
 
     matrices: dict[int, int] = {}
     for tensor in tensors:

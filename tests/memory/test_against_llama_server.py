@@ -50,10 +50,10 @@ def report_of(model: Path, settings: RuntimeSettings, known: KnownOptions, *more
         [*command, "--verbosity", "4", "--no-warmup", *given.argv, *more],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
     )  # fmt: skip
+    assert process.stdout is not None
     lines: list[str] = []
     deadline = time.monotonic() + PATIENCE
     try:
-        assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             if "sched_reserve: graph splits" in line or time.monotonic() > deadline:

@@ -20,9 +20,9 @@ MIB = 1 << 20
 
 def facts(**said) -> HeaderFacts:
     """A model of 32 layers with 8 heads for keys and values: 4 GiB of blocks, 256 MiB each for input and output."""
+    nothing: dict[object, object] = {bool: False, int: 0}
     empty = {
-        field.name: () if get_origin(field.type) is tuple else {bool: False, int: 0}.get(field.type)
-        for field in fields(HeaderFacts)
+        field.name: () if get_origin(field.type) is tuple else nothing.get(field.type) for field in fields(HeaderFacts)
     }
     return HeaderFacts(
         **{

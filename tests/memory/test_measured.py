@@ -80,6 +80,9 @@ def test_what_it_came_to_counts_where_it_is_more():
     need = with_measured(NEED, Measurement(anonymous_at_ready=50 * MIB, anonymous_later=80 * MIB, gpu=5))
     assert need.anonymous_bytes == 80 * MIB
     assert need.gpu_bytes == 5
+    assert need.gpu_basis is Basis.MEASURED
+    host_alone = with_measured(NEED, Measurement(anonymous_at_ready=50 * MIB))
+    assert (host_alone.basis, host_alone.gpu_basis) == (Basis.MEASURED, Basis.ESTIMATED)
 
 
 def test_of_a_server_that_was_adopted_what_it_came_to_is_all_there_is():

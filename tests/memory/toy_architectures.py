@@ -6,7 +6,7 @@ would for a model of that kind. What they say means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -26,6 +26,7 @@ _LATENT = 512
 _ROTATED = 64
 
 Shapes = dict[str, tuple[int, ...]]
+Value = int | float | list[int]
 
 _ATTENTION: Shapes = {
     "attn_q": (WIDTH, WIDTH),
@@ -141,10 +142,10 @@ def _deepseek2(block: int) -> Shapes:
 
 
 _EVERY_SECOND = [HEADS, 0] * (BLOCKS // 2)
-_MIXTURE = {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": FEED_FORWARD}
-_SSM = {"ssm.conv_kernel": 4, "ssm.state_size": _STATE, "ssm.time_step_rank": HEADS}
+_MIXTURE: dict[str, Value] = {"expert_count": 2, "expert_used_count": 1, "expert_feed_forward_length": FEED_FORWARD}
+_SSM: dict[str, Value] = {"ssm.conv_kernel": 4, "ssm.state_size": _STATE, "ssm.time_step_rank": HEADS}
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Callable[[int], Shapes], dict[str, Value]]] = {
     "llama": (_llama, {}),
     "deci": (_deci, {"attention.head_count": [HEADS] * BLOCKS, "attention.head_count_kv": [HEADS, 1] * (BLOCKS // 2)}),
     "gemma2": (_gemma2, {"attention.sliding_window": WINDOW}),
@@ -202,7 +203,7 @@ def write_architecture(path: Path, architecture: str) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name(architecture)
-    said: dict[str, object] = {
+    said: dict[str, Value] = {
         "context_length": CONTEXT,
         "embedding_length": WIDTH,
         "block_count": BLOCKS,
@@ -239,7 +240,7 @@ def _tensor(name: str) -> str:
     return name if name.endswith(".bias") else f"{name}.weight"
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: object) -> None:
+def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
     match value:
         case int():
             writer.add_uint32(key, value)
