@@ -27,9 +27,12 @@ def memory_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
     cut = ", cut to fit" if need.get("contextIsCut") is True else ""
     slots = number(need.get("slots"))
     shared = f" for {slots:.0f} slots" if slots is not None and slots > 1 else ""
-    basis = text(need.get("basis"))
+    basis, on_gpus = text(need.get("basis")), text(need.get("gpuBasis"))
+    found = _BASES.get(basis, basis)
+    if len(places) > 1 and on_gpus and on_gpus != basis:
+        found = f"{found}, on GPUs {_BASES.get(on_gpus, on_gpus)}"
     yield Fact(
         "needs",
         Cell(" and ".join(places)),
-        f"({_BASES.get(basis, basis)}, with a context of {tokens(need.get('contextTokens'))}{shared}{cut})",
+        f"({found}, with a context of {tokens(need.get('contextTokens'))}{shared}{cut})",
     )

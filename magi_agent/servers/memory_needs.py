@@ -112,9 +112,13 @@ class MemoryNeeds:
         await self._preparation.look_at_binaries()
         return await self.need_of(self._preparation.launch_of(model, model.choices.port or 0))
 
-    async def need_of(self, launch: LaunchSpecification) -> MemoryNeed:
-        """What a server would need that were launched so. Raises ``NeedUnknown``."""
-        files, where = await self._files(launch), await self._surroundings(launch)
+    async def need_of(self, launch: LaunchSpecification, devices: Sequence[Device] | None = None) -> MemoryNeed:
+        """What a server would need that were launched so, on these GPUs or on those that its binary lists.
+
+        Raises ``NeedUnknown``. To try many settings or GPUs for one launch, ask for ``files_of`` and
+        ``surroundings_of`` once and give them to ``estimate``, which is pure.
+        """
+        files, where = await self.files_of(launch), await self.surroundings_of(launch, devices)
         key = _key(files, launch)
         async with self._store_turn:
             measurement = await asyncio.to_thread(self._store.get, key)
@@ -125,7 +129,7 @@ class MemoryNeeds:
         model = self._registry.model(model_id)
         await self._preparation.look_at_binaries()
         launch = self._preparation.launch_of(model, model.choices.port or 0)
-        return estimate(await self._files(launch), launch.runtime_settings, await self._surroundings(launch))
+        return estimate(await self.files_of(launch), launch.runtime_settings, await self.surroundings_of(launch))
 
     async def used(self, model_id: str) -> UsedMemory | None:
         """What a model's server uses now; ``None`` where it does not run, or nobody can tell."""
@@ -174,7 +178,7 @@ class MemoryNeeds:
         # One that an agent before this one started may have served for days: that is not how it was when it was ready.
         is_later = is_later or (unit.exec_main_start_timestamp or 0.0) < self._since
         try:
-            key = _key(await self._files(launch), launch)
+            key = _key(await self.files_of(launch), launch)
         except NeedUnknown as error:
             _LOG.debug("%s is not measured: %s", model_id, error)
             return
@@ -214,16 +218,21 @@ class MemoryNeeds:
     async def _gpu_used(self, unit: UnitStatus) -> int | None:
         return await self._gpu_use(unit.control_group) if self._gpu_use else None
 
-    async def _surroundings(self, launch: LaunchSpecification) -> Surroundings:
+    async def surroundings_of(
+        self, launch: LaunchSpecification, devices: Sequence[Device] | None = None
+    ) -> Surroundings:
+        """What a launch is made in; ``devices`` in place of those that its binary lists."""
+        if devices is None:
+            devices = await self._devices(launch) if self._devices else ()
         if self._repacked is None:
             self._repacked = await asyncio.to_thread(_repacked_here)
         return Surroundings(
             build=build_of(launch.known_options, self._repacked),
-            devices=tuple(await self._devices(launch)) if self._devices else (),
+            devices=tuple(devices),
             host_bytes=psutil.virtual_memory().total,
         )
 
-    async def _files(self, launch: LaunchSpecification) -> ModelFiles:
+    async def files_of(self, launch: LaunchSpecification) -> ModelFiles:
         """The facts of all files that a launch loads. Raises ``NeedUnknown`` where one cannot be read."""
         settings = launch.runtime_settings
         projector = launch.projector_path if settings.projector is None else settings.projector

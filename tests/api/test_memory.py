@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from magi_agent.memory.estimate import Device
 from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
 from magi_agent.servers import memory_needs
 from magi_agent.servers.preparation import StartPreparation
@@ -150,6 +151,9 @@ async def test_admission_can_ask_of_a_launch_that_is_not_made(serve: Serve) -> N
 
     wider = await services.memory.need_of(wide)
 
+    on_gpu = await services.memory.need_of(launch, [Device("CUDA0", 1 << 34, 1 << 34)])
+    assert on_gpu.gpu_layers == 2
+    assert on_gpu.kv_cache.gpu == need.kv_cache.host
     assert isinstance(need, MemoryNeed)
     assert need.basis is Basis.ESTIMATED
     assert wider.kv_cache.host == 16 * need.kv_cache.host
