@@ -210,6 +210,7 @@ class Agent:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._memory.close()
         await self._inventory.close()
         await self._manager.close()
         self._lock.release()

@@ -1,6 +1,6 @@
 """What each model's server needs of memory: estimated before the start, and kept up with what is seen after it.
 
-Facts of files are read from their headers once for each state of a file. Of a server that is ready, what it says of
+Of a server that is ready, what it says of
 its buffers is read from its log and what it uses is measured; a while after, once more.
 """
 
@@ -9,10 +9,8 @@ import heapq
 import json
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Literal
@@ -20,9 +18,7 @@ from typing import Final, Literal
 import psutil
 
 from magi_agent.events import EventStream, ServerChanged
-from magi_agent.gguf.errors import GgufError
 from magi_agent.gguf.facts import HeaderFacts
-from magi_agent.gguf.reading import read_facts
 from magi_agent.host.unit_memory import UnitMemory, unit_memory
 from magi_agent.memory.build import build_of, repacked_types
 from magi_agent.memory.estimate import Device, ModelFiles, Surroundings, estimate
@@ -32,6 +28,7 @@ from magi_agent.memory.reported import read_report
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import NO_PROJECTOR, RuntimeSettings
+from magi_agent.servers.file_facts import FileFacts
 from magi_agent.servers.launch import LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import differences, port_of
 from magi_agent.servers.preparation import StartPreparation
@@ -45,7 +42,6 @@ _LOG: Final = logging.getLogger(__name__)
 _UP: Final = frozenset({ServerState.READY, ServerState.DEGRADED})
 _LATER: Final = 60.0
 """Seconds after which a server that is ready is measured once more."""
-_MOST_FILES: Final = 1024
 _LOG_LINES: Final = 600
 """Lines of a log in which the report of a load is looked for; a load is some 200."""
 _DECIDE: Final = (
@@ -102,7 +98,7 @@ class MemoryNeeds:
         self._store_turn = asyncio.Lock()
         self._devices = devices
         self._gpu_use = gpu_use
-        self._facts: OrderedDict[str, tuple[object, HeaderFacts]] = OrderedDict()
+        self._facts = FileFacts()
         self._repacked: frozenset[int] | None = None
         self._since = time.time()
 
@@ -138,6 +134,10 @@ class MemoryNeeds:
             return None
         seen = await asyncio.to_thread(unit_memory, unit.control_group, unit.main_pid)
         return None if seen is None else await self._of_weights(model_id, unit, seen)
+
+    async def close(self) -> None:
+        """Let go of what is being read."""
+        await self._facts.close()
 
     async def run(self) -> None:
         """Measure each server when it is ready, and a while after, until cancelled."""
@@ -253,34 +253,11 @@ class MemoryNeeds:
         return next((model.facts.parts for model in self._registry.models.values() if _is_at(model, path)), (path,))
 
     async def _read(self, paths: Collection[str]) -> tuple[HeaderFacts, ...]:
-        return tuple([await self._facts_of(path) for path in paths])
-
-    async def _facts_of(self, path: str) -> HeaderFacts:
-        known = self._facts.get(path)
-        identity, facts = await asyncio.to_thread(partial(_read_unless, path, known))
-        self._facts[path] = identity, facts
-        self._facts.move_to_end(path)
-        while len(self._facts) > _MOST_FILES:
-            self._facts.popitem(last=False)
-        return facts
+        return tuple([await self._facts.of(path) for path in paths])
 
 
 def _is_at(model: Model, path: str) -> bool:
     return model.facts.file_path == path
-
-
-def _read_unless(path: str, known: tuple[object, HeaderFacts] | None) -> tuple[object, HeaderFacts]:
-    """A file's identity and facts, read if it is another than the known one. Raises ``NeedUnknown``."""
-    try:
-        status = Path(path).stat()
-        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        if known is not None and known[0] == identity:
-            return known
-        return identity, read_facts(path)
-    except GgufError as error:
-        raise NeedUnknown(f"the header of {path} cannot be used: {error}") from None
-    except OSError as error:
-        raise NeedUnknown(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _repacked_here() -> frozenset[int]:
