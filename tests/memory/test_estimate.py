@@ -185,6 +185,10 @@ def test_weights_that_the_cpu_reorders_are_there_twice_where_they_are_mapped():
     assert mapped.weights.host - mapped.mapped == GIB
     assert read.mapped == 0
     assert read.weights.host == mapped.weights.host - GIB
+    # Beside a GPU, the weights on the host are kept as that takes them in.
+    beside = replace(where, devices=(Device("CUDA0", 80 * GIB),))
+    partly = estimate(ModelFiles((model,)), RuntimeSettings(ctx_size=4096, n_gpu_layers=1), beside)
+    assert partly.weights.host == partly.mapped == 4 * GIB + 256 * MIB
 
 
 def test_it_may_grow_by_the_prompts_it_keeps():
