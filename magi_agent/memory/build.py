@@ -42,8 +42,6 @@ class Build:
     """Bytes of host memory for prompts of earlier requests; -1 for as many as there are."""
     checkpoints: int = 32
     """Most copies a slot keeps of what cannot be rolled back: sliding windows, recurrent states."""
-    window_for_all_slots: bool = True
-    """A unified cache holds one sliding window a slot."""
     repacked: frozenset[int] = frozenset()
     """ggml types whose matrices the CPU keeps in another order, as copies."""
 

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import psutil
 
+from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.host.unit_memory import UnitMemory, unit_memory
@@ -216,7 +217,13 @@ class MemoryNeeds:
         return UsedMemory(seen.anonymous, mapped, await self._gpu_used(unit), seen.source)
 
     async def _gpu_used(self, unit: UnitStatus) -> int | None:
-        return await self._gpu_use(unit.control_group) if self._gpu_use else None
+        if self._gpu_use is None:
+            return None
+        try:
+            return await self._gpu_use(unit.control_group)
+        except MagiError as error:
+            _LOG.debug("what %s uses of GPUs is not known: %s", unit.name, error)
+            return None
 
     async def surroundings_of(
         self, launch: LaunchSpecification, devices: Sequence[Device] | None = None

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from magi_agent.gguf.reading import read_facts
-from magi_agent.memory.build import Build, repacked_types
+from magi_agent.memory.build import Build, build_of, repacked_types
 from magi_agent.memory.estimate import ModelFiles, Surroundings, estimate
 from magi_agent.memory.need import MemoryNeed
 from magi_agent.memory.reported import Reported, read_report
@@ -75,6 +75,10 @@ def estimated(model: Path, settings: RuntimeSettings) -> MemoryNeed:
 def known() -> KnownOptions:
     command = [str(locations.LLAMA_SERVER.resolve()), "--help"]
     return read_help(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+
+
+def test_the_defaults_are_those_of_the_build(known):
+    assert build_of(known) == Build()
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
