@@ -31,6 +31,8 @@ hypothesis.settings.load_profile("magi")
 _FIRST_TEST_PORT = 21000
 _LAST_TEST_PORT = 29999
 _PORT_BLOCK = 100
+_MOST_BLOCKS = 25
+"""Of one run, so that several on one machine have enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +183,21 @@ def _ports() -> Iterator[Iterator[int]]:
     with contextlib.ExitStack() as claims:
 
         def ports() -> Iterator[int]:
+            ours: list[int] = []
             for block in blocks:
+                if len(ours) == _MOST_BLOCKS:
+                    break
                 # Process ids would not do: each private manager has its own namespace of them. A lock ends with us.
                 path = Path(tempfile.gettempdir(), f"magi-test-ports-{block}")
                 claim = claims.enter_context(path.open("w"))
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     claims.callback(path.unlink, missing_ok=True)
+                    ours.append(block)
+                    yield from range(block, block + _PORT_BLOCK)
+            # Whoever had the first of them has long ended, or is seen to listen.
+            while ours:
+                for block in ours:
                     yield from range(block, block + _PORT_BLOCK)
 
         yield ports()
@@ -195,7 +205,7 @@ def _ports() -> Iterator[Iterator[int]]:
 
 @pytest.fixture(scope="session")
 def unused_ports(_ports: Iterator[int]) -> PortRanges:
-    """Ranges of ports for the servers of one test; none is given out twice in a run."""
+    """Ranges of ports for the servers of one test; none is given out again before some thousand others were."""
 
     def take(count: int = 1) -> tuple[int, int]:
         run: list[int] = []
