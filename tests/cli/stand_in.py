@@ -113,6 +113,7 @@ def failure(**changes: Any) -> dict[str, Any]:
         "at": "2026-01-02T03:04:05Z",
         "result": "exit-code",
         "message": "llama-server ended with exit status 1",
+        "advice": None,
         "exitStatus": 1,
         "signal": None,
         "restarts": 3,
