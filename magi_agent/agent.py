@@ -28,6 +28,7 @@ from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
+from magi_agent.metrics.metrics import Metrics, Sources
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
@@ -121,6 +122,20 @@ class Agent:
         )
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
+        self._metrics = Metrics(
+            Sources(
+                configuration=self._configuration,
+                registry=self._registry,
+                inventory=self._inventory,
+                servers=self._servers,
+                effective=self._effective,
+                manager=self._manager,
+                connections=self._connections,
+                events=self._events,
+                is_settled=lambda: self._has_wanted,
+                open_connections=lambda: self._listeners.open_connections,
+            )
+        )
         self.services = Services(
             configuration=self._configuration,
             registry=self._registry,
@@ -133,6 +148,7 @@ class Agent:
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
+            metrics=self._metrics,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -181,6 +197,7 @@ class Agent:
         self._settling = self._spawn(self._settle(), "settling")
         _ = self._spawn(self._follow_events(), "events")
         _ = self._spawn(self._follow_reloads(), "reloads")
+        _ = self._spawn(self._metrics.run(), "metrics")
         _ = self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
         for problem in self._configuration.problems:
@@ -193,6 +210,7 @@ class Agent:
         await self._listeners.stop()
         await self._servers.close()
         await self._reconciler.stop()
+        await self._metrics.close()
         await self._connections.close()
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:

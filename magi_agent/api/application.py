@@ -10,9 +10,10 @@ from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.health_routes import HealthRoutes
+from magi_agent.api.metrics_routes import MetricsRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
-from magi_agent.api.routes import Access, Route
+from magi_agent.api.routes import Route
 from magi_agent.api.server_routes import ServerRoutes
 from magi_agent.api.services import Services
 from magi_agent.api.settings_routes import SettingsRoutes
@@ -38,12 +39,13 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         SettingsRoutes(services),
         DrainRoutes(services),
         TransferRoutes(services),
+        MetricsRoutes(services),
     ):
         routes += group.routes()
     identify = identify or Admission(services.configuration, group_id()).identify
-    access: dict[object, Access] = {route.handler: route.access for route in routes}
+    by_handler: dict[object, Route] = {route.handler: route for route in routes}
     application = web.Application(
-        middlewares=[answering(identify, access, CrossOrigin(services.configuration))],
+        middlewares=[answering(identify, by_handler, CrossOrigin(services.configuration), services.metrics.requests)],
         client_max_size=MAX_BODY,
     )
     for route in routes:

@@ -1,0 +1,54 @@
+"""The two text forms that Prometheus reads, and which of them a caller is given.
+
+OpenMetrics 1.0: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md; the older text form:
+https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format.
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+
+class Form(StrEnum):
+    """A text form, by its ``Content-Type``."""
+
+    OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+    @property
+    def media_type(self) -> str:
+        """The type without its parameters."""
+        return self.partition(";")[0]
+
+
+def form_of(accept: str) -> Form:
+    """The form for a caller who sends this ``Accept``: OpenMetrics, unless only the older one is asked for."""
+    asked = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return (
+        Form.TEXT if Form.TEXT.media_type in asked and Form.OPEN_METRICS.media_type not in asked else Form.OPEN_METRICS
+    )
+
+
+class _Families:
+    """A collector of what was collected already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, for the registry has no other collector to tell it from."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """The families."""
+        return self._families
+
+
+def rendered(families: Sequence[Metric], form: Form) -> bytes:
+    """The families as text; takes some milliseconds for a thousand samples."""
+    registry = CollectorRegistry()
+    registry.register(_Families(families))
+    return generate_openmetrics(registry) if form is Form.OPEN_METRICS else generate_latest(registry)
