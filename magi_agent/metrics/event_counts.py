@@ -1,6 +1,6 @@
 """What is counted as it happens, from the one stream of events: failures of servers, and operations on several."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -39,7 +39,7 @@ class EventCounts:
         self._failures: Counter[tuple[str, str]] = Counter()
         self._counted: dict[str, Failure] = {}
         self._operations: Counter[tuple[str, str]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     async def run(self) -> None:
         """Count until cancelled."""

@@ -1,6 +1,6 @@
 """The two text forms that Prometheus reads, and which of them a caller is given.
 
-OpenMetrics 1.0: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md; the older text form:
+OpenMetrics 1.0: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md; the older one:
 https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format.
 """
 
@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 
@@ -27,9 +28,9 @@ class Form(StrEnum):
 def form_of(accept: str) -> Form:
     """The form for a caller who sends this ``Accept``: OpenMetrics, unless only the older one is asked for."""
     asked = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return (
-        Form.TEXT if Form.TEXT.media_type in asked and Form.OPEN_METRICS.media_type not in asked else Form.OPEN_METRICS
-    )
+    if Form.TEXT.media_type in asked and Form.OPEN_METRICS.media_type not in asked:
+        return Form.TEXT
+    return Form.OPEN_METRICS
 
 
 class _Families:
@@ -51,4 +52,8 @@ def rendered(families: Sequence[Metric], form: Form) -> bytes:
     """The families as text; takes some milliseconds for a thousand samples."""
     registry = CollectorRegistry()
     registry.register(_Families(families))
-    return generate_openmetrics(registry) if form is Form.OPEN_METRICS else generate_latest(registry)
+    if form is Form.TEXT:
+        return generate_latest(registry)
+    # Names are valid already; escaped, llama-server's would lose their colon.
+    text: bytes = generate_openmetrics(registry, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]  # it has no types
+    return text

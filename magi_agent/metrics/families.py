@@ -1,7 +1,7 @@
 """From a snapshot to families of metrics: names, units and labels by Prometheus's conventions.
 
-https://prometheus.io/docs/practices/naming/. Each family is described in docs/metrics.md. A figure that is not known has
-no sample; it is never 0.
+https://prometheus.io/docs/practices/naming/. Each family is described in docs/metrics.md. A figure that is not known
+has no sample; it is never 0.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

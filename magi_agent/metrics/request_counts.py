@@ -30,7 +30,10 @@ class RequestCounts:
     _answered: dict[RequestKey, tuple[int, float]] = field(default_factory=dict)
 
     def ended(self, method: str, route: str, status: int | None, seconds: float) -> None:
-        """Count a request that was under way, with the time it took in seconds; ``status`` is ``None`` for one that was broken off."""
+        """Count a request that was under way, with the seconds it took.
+
+        ``status`` is ``None`` for one that was broken off.
+        """
         self.under_way -= 1
         key = RequestKey(
             method if method in _METHODS else _OTHER_METHOD, route, ABORTED if status is None else str(status)

@@ -22,7 +22,7 @@ MOST_SAMPLES: Final = 500
 MOST_NAMES: Final = 300
 """Of all servers together."""
 _MOST_WORK: Final = 4 << 20
-"""Bound for the sum of the squares of the lines' lengths: the parser's time grows with that. llama-server's are 0.3 M."""
+"""Of the lines' lengths squared, together: the parser's time grows by that. Of llama-server it is 0.2 M."""
 _MOST_LABELS: Final = 8
 _MOST_VALUE: Final = 128
 """Characters of a label's value."""

@@ -1,4 +1,4 @@
-"""Asking every ready server for its own metrics, within bounds: one that is dead or slow delays the others by nothing."""
+"""Asking every ready server for its own metrics, within bounds; one that is dead or slow holds up no other."""
 
 import asyncio
 import logging
