@@ -4,13 +4,16 @@ OpenMetrics 1.0: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specifica
 https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+_OPEN_METRICS: Final[Callable[..., bytes]] = generate_openmetrics
 
 
 class Form(StrEnum):
@@ -55,5 +58,4 @@ def rendered(families: Sequence[Metric], form: Form) -> bytes:
     if form is Form.TEXT:
         return generate_latest(registry)
     # Names are valid already; escaped, llama-server's would lose their colon.
-    text: bytes = generate_openmetrics(registry, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]  # it has no types
-    return text
+    return _OPEN_METRICS(registry, escaping=ALLOWUTF8)

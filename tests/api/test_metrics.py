@@ -14,10 +14,12 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 
 from magi_agent.metrics import metrics as module
+from magi_agent.metrics.exposition import Form
 from magi_agent.servers import record as record_module
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.metrics.monitoring import run_promtool
+from tests.metrics.test_monitoring import names_in, queries, rules
 
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
 WAIT = "wait=60"
@@ -93,6 +95,20 @@ async def test_a_server_that_runs_is_told_with_its_unit_and_its_own_metrics(serv
     (about,) = labelled(samples, "magi_server_info")
     assert about["unit"] == "magi-llama-api-one.service"
     assert (about["start_policy"], about["tier"]) == ("alwaysOn", "balanced")
+
+
+@ONE_LISTENER
+@pytest.mark.parametrize("access", ["socket", "key"])
+async def test_a_server_that_only_the_agent_may_use_tells_the_agent(
+    serve: Serve, always_fresh: None, access: str
+) -> None:
+    api = await serve("api-one", server_access=access)
+    await start(api, "api-one")
+
+    samples = await scrape(api)
+
+    assert figure(samples, "magi_server_scrape_success", model="api-one") == 1
+    assert figure(samples, "llamacpp:requests_processing", model="api-one") == 0
 
 
 @ONE_LISTENER
@@ -212,8 +228,8 @@ async def test_who_leaves_does_not_take_the_look_away_from_the_others(
         return await take(self)
 
     monkeypatch.setattr(module.Metrics, "_take", slow)
-    first = asyncio.create_task(api.services.metrics.text(module.Form.OPEN_METRICS))
-    second = asyncio.create_task(api.services.metrics.text(module.Form.OPEN_METRICS))
+    first = asyncio.create_task(api.services.metrics.text(Form.OPEN_METRICS))
+    second = asyncio.create_task(api.services.metrics.text(Form.OPEN_METRICS))
     await asyncio.sleep(0.05)
     first.cancel()
     go.set()
@@ -235,6 +251,17 @@ async def test_both_forms(serve: Serve, always_fresh: None) -> None:
         assert reply.content.decode().endswith(f"\n{end}"), accept
         assert reply.headers["Cache-Control"] == "no-store"
         assert ("# TYPE magi_http_requests_total counter" in reply.content.decode()) == (media_type == "text/plain")
+
+
+@ONE_LISTENER
+async def test_rules_and_dashboard_ask_for_what_a_real_server_tells(serve: Serve, always_fresh: None) -> None:
+    api = await serve("api-one")
+    await start(api, "api-one")
+    there = {name for name, _ in await scrape(api)}
+    asked = set().union(*(names_in(rule["expr"]) for rule in rules()), *map(names_in, queries()))
+
+    assert {name for name in asked if name.startswith("llamacpp:")} <= there
+    assert "llamacpp:tokens_predicted_total" in asked
 
 
 @ONE_LISTENER
