@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 
 import aiohttp
 import locations
@@ -195,6 +196,22 @@ async def test_a_server_that_stands_still_costs_its_two_seconds_and_nothing_of_t
 
 
 @ONE_LISTENER
+async def test_a_server_that_is_not_ready_is_not_asked(serve: Serve, always_fresh: None, tmp_path: Path) -> None:
+    program = tmp_path / "models" / "sleeping-server"
+    program.write_text('#!/bin/sh\ncase "$*" in *--port*) exec sleep 1000 ;; esac\n')
+    program.chmod(0o755)
+    api = await serve("api-one", llama_server_path=str(program))
+    (await api.ask("POST", "/api/models/servers/api-one/start")).success(202)
+    await api.until_state("api-one", "loading")
+
+    samples = await scrape(api)
+
+    assert figure(samples, "magi_server_state", model="api-one", state="loading") == 1
+    assert figure(samples, "magi_server_start_time_seconds", model="api-one") > 1e9
+    assert labelled(samples, "magi_server_scrape_success") == []
+
+
+@ONE_LISTENER
 async def test_several_scrapers_cost_one_look(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     api = await serve("api-one")
     looks = 0
@@ -208,6 +225,7 @@ async def test_several_scrapers_cost_one_look(serve: Serve, monkeypatch: pytest.
     monkeypatch.setattr(module.Metrics, "_take", counted)
     texts = await asyncio.gather(*(text(api) for _ in range(20)), text(api, "text/plain"))
 
+    assert await text(api) == texts[0]
     assert looks == 1
     assert len(set(texts[:20])) == 1
     monkeypatch.setattr(module, "_FRESH", 0.0)

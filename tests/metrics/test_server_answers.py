@@ -154,7 +154,8 @@ def test_no_more_than_so_many() -> None:
     "answer",
     [
         b"llamacpp:x 1\n" * 80_000,
-        b"llamacpp:x" + b'{a="' + b'\\"' * 500_000,
+        b"llamacpp:x{" + b",".join(b'a%d=""' % number for number in range(95_000)) + b"} 1",
+        b'llamacpp:x{a="' + b'\\"' * 500_000,
         b"#" * (1 << 20),
         b"\n" * 10 + b"# HELP llamacpp:x " + b"\\" * 5000,
     ],
