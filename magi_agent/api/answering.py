@@ -15,12 +15,12 @@ from aiohttp.typedefs import Handler, Middleware
 
 from magi_agent.api.access import SAFE_METHODS, AccessDenied, Caller, Identify, require
 from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.error_answers import crash_answer, error_answer, http_error_answer
 from magi_agent.api.exchange import ASKED, CALLER
-from magi_agent.api.routes import Access, Route
+from magi_agent.api.routes import Access
 from magi_agent.errors import MagiError
 from magi_agent.log_output import CHANGES
-from magi_agent.metrics.request_counts import NO_ROUTE, RequestCounts
 from magi_agent.request_id import REQUEST_ID, request_id_from
 
 _LOG: Final = logging.getLogger(__name__)
@@ -32,24 +32,23 @@ _MINUTE: Final = 60.0
 
 
 def answering(
-    identify: Identify, routes: Mapping[object, Route], cross_origin: CrossOrigin, counts: RequestCounts
+    identify: Identify, access: Mapping[object, Access], cross_origin: CrossOrigin, counted: CountedRequests
 ) -> Middleware:
-    """The middleware. ``routes`` are the routes by their handlers; an unknown path asks its caller to be known."""
+    """The middleware. ``access`` is what each route's handler asks of a caller; an unknown path asks to be known."""
     log = _RequestLog()
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
+        counted.began()
         request_id = request_id_from(request.headers.get("X-Request-ID"))
         REQUEST_ID.set(request_id)
         caller = request[CALLER] = identify(request)
         response: web.StreamResponse | None = cross_origin.preflight(request)
         refused = False
-        route = routes.get(request.match_info.handler)
-        counts.under_way += 1
         if response is None:
             try:
-                require(caller, Access.KNOWN if route is None else route.access)
+                require(caller, access.get(request.match_info.handler, Access.KNOWN))
                 response = await handler(request)
             except MagiError as error:
                 refused = isinstance(error, AccessDenied)
@@ -60,14 +59,14 @@ def answering(
                 response = http_error_answer(request, error)
             except asyncio.CancelledError:
                 log.broken_off(request, caller, request_id)
-                counts.ended(request.method, _path_of(route), None, time.perf_counter() - began)
+                counted.ended(request, None, time.perf_counter() - began)
                 raise
             except Exception:  # noqa: BLE001  # the end of the line: logged whole, and told to the caller as a crash
                 what = request.method, request.rel_url.raw_path
                 _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
                 response = crash_answer()
         seconds = time.perf_counter() - began
-        counts.ended(request.method, _path_of(route), response.status, seconds)
+        counted.ended(request, response.status, seconds)
         headers = response.headers
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"
@@ -79,11 +78,6 @@ def answering(
         return response
 
     return answer
-
-
-def _path_of(route: Route | None) -> str:
-    """What a request is counted under: the route with its parameters' names, and nothing that a caller chose."""
-    return NO_ROUTE if route is None else route.path
 
 
 def _marked(request_id: str, caller: Caller | None = None) -> dict[str, str | None]:

@@ -8,12 +8,13 @@ from magi_agent.api.about_routes import AboutRoutes
 from magi_agent.api.access import Admission, Identify, group_id
 from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.health_routes import HealthRoutes
 from magi_agent.api.metrics_routes import MetricsRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
-from magi_agent.api.routes import Route
+from magi_agent.api.routes import Access, Route
 from magi_agent.api.server_routes import ServerRoutes
 from magi_agent.api.services import Services
 from magi_agent.api.settings_routes import SettingsRoutes
@@ -43,9 +44,10 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
     ):
         routes += group.routes()
     identify = identify or Admission(services.configuration, group_id()).identify
-    by_handler: dict[object, Route] = {route.handler: route for route in routes}
+    access: dict[object, Access] = {route.handler: route.access for route in routes}
+    counted = CountedRequests(routes, services.metrics.requests)
     application = web.Application(
-        middlewares=[answering(identify, by_handler, CrossOrigin(services.configuration), services.metrics.requests)],
+        middlewares=[answering(identify, access, CrossOrigin(services.configuration), counted)],
         client_max_size=MAX_BODY,
     )
     for route in routes:
