@@ -29,6 +29,7 @@ from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged,
 from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
+from magi_agent.metrics.metrics import Metrics, Sources
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
@@ -138,6 +139,20 @@ class Agent:
         self._driver_problem: str | None = None
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
+        self._metrics = Metrics(
+            Sources(
+                configuration=self._configuration,
+                registry=self._registry,
+                inventory=self._inventory,
+                servers=self._servers,
+                effective=self._effective,
+                manager=self._manager,
+                connections=self._connections,
+                events=self._events,
+                is_settled=lambda: self._has_wanted,
+                open_connections=lambda: self._listeners.open_connections,
+            )
+        )
         self.services = Services(
             configuration=self._configuration,
             registry=self._registry,
@@ -155,6 +170,7 @@ class Agent:
             events=self._events,
             usage=ServersUsage(self._connections, self._servers.reaches),
             host=self._host,
+            metrics=self._metrics,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -204,6 +220,7 @@ class Agent:
         _ = self._spawn(self._follow_events(), "events")
         _ = self._spawn(self._follow_reloads(), "reloads")
         _ = self._spawn(self._memory.run(), "memory")
+        _ = self._spawn(self._metrics.run(), "metrics")
         _ = self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
         for problem in self._configuration.problems:
@@ -216,6 +233,7 @@ class Agent:
         await self._listeners.stop()
         await self._servers.close()
         await self._reconciler.stop()
+        await self._metrics.close()
         await self._connections.close()
         await self._host.close()
         tasks = [task for task in self._tasks if not task.done()]

@@ -16,6 +16,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from magi_agent.api.access import SAFE_METHODS, AccessDenied, Caller, Identify, require
 from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.error_answers import crash_answer, error_answer, http_error_answer
 from magi_agent.api.exchange import ASKED, CALLER
 from magi_agent.api.routes import Access
@@ -32,13 +33,16 @@ _REFUSALS: Final = 30
 _MINUTE: Final = 60.0
 
 
-def answering(identify: Identify, access: Mapping[object, Access], cross_origin: CrossOrigin) -> Middleware:
+def answering(
+    identify: Identify, access: Mapping[object, Access], cross_origin: CrossOrigin, counted: CountedRequests
+) -> Middleware:
     """The middleware. ``access`` is what each route's handler asks of a caller; an unknown path asks to be known."""
     log = _RequestLog()
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
+        counted.began()
         request_id = request_id_from(request.headers.get("X-Request-ID"))
         REQUEST_ID.set(request_id)
         caller = request[CALLER] = identify(request)
@@ -57,12 +61,14 @@ def answering(identify: Identify, access: Mapping[object, Access], cross_origin:
                 response = http_error_answer(request, error)
             except asyncio.CancelledError:
                 log.broken_off(request, caller, request_id)
+                counted.ended(request, None, time.perf_counter() - began)
                 raise
             except Exception:  # noqa: BLE001  # the end of the line: logged whole, and told to the caller as a crash
                 what = request.method, request.rel_url.raw_path
                 _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
                 response = crash_answer()
         seconds = time.perf_counter() - began
+        counted.ended(request, response.status, seconds)
         headers = response.headers
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"

@@ -8,12 +8,14 @@ from magi_agent.api.about_routes import AboutRoutes
 from magi_agent.api.access import Admission, Identify, group_id
 from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.event_routes import EventRoutes
 from magi_agent.api.health_routes import HealthRoutes
 from magi_agent.api.host_routes import HostRoutes
 from magi_agent.api.log_routes import LogRoutes
 from magi_agent.api.memory_routes import MemoryRoutes
+from magi_agent.api.metrics_routes import MetricsRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
 from magi_agent.api.routes import Access, Route
@@ -49,12 +51,14 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         TransferRoutes(services),
         EventRoutes(services),
         UsageRoutes(services),
+        MetricsRoutes(services),
     ):
         routes += group.routes()
     identify = identify or Admission(services.configuration, group_id()).identify
     access: dict[object, Access] = {route.handler: route.access for route in routes}
+    counted = CountedRequests(routes, services.metrics.requests)
     application = web.Application(
-        middlewares=[answering(identify, access, CrossOrigin(services.configuration))],
+        middlewares=[answering(identify, access, CrossOrigin(services.configuration), counted)],
         client_max_size=MAX_BODY,
     )
     add_streams(application)

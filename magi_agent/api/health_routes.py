@@ -13,8 +13,6 @@ from magi_agent.api.schemas import LiveAnswer, ReadyAnswer
 from magi_agent.api.services import Services
 from magi_agent.errors import ServiceUnavailable
 from magi_agent.registry.model import Model
-from magi_agent.servers.servers import UP
-from magi_agent.vocabulary import StartPolicy
 
 _TAG: Final = "health"
 _MOST_PROBLEMS: Final = 100
@@ -61,37 +59,28 @@ class HealthRoutes:
         models: Mapping[str, Model] = {}
         try:
             models = services.registry.models
-            is_loaded = True
         except ServiceUnavailable as error:
             problems.insert(0, error.message)
-            is_loaded = False
-        wanted = {
-            model_id: state
-            for model_id, state in services.servers.wanted().items()
-            if model_id not in models or services.effective.start_policy(models[model_id]) is not StartPolicy.ON_DEMAND
-        }
-        missing = {model_id: state for model_id, state in sorted(wanted.items()) if state not in UP}
-        is_connected = services.manager.connected
-        is_ready = is_loaded and is_connected and services.is_settled() and not missing
-        unknown: Collection[str] = services.servers.unknown_units() if is_loaded else ()
+        found = services.readiness()
+        unknown: Collection[str] = services.servers.unknown_units() if found.is_loaded else ()
         return answer(
             ReadyAnswer(
-                status="ready" if is_ready else "not_ready",
+                status="ready" if found.is_ready else "not_ready",
                 version=__version__,
                 systemd_scope=services.settings.systemd_scope,
-                systemd_connected=is_connected,
+                systemd_connected=found.is_connected,
                 models=len(models),
                 enabled_models=sum(model.choices.enabled for model in models.values()),
-                servers_wanted=len(wanted),
-                servers_ready=len(wanted) - len(missing),
-                missing=missing,
+                servers_wanted=len(found.wanted),
+                servers_ready=len(found.wanted) - len(found.missing),
+                missing=found.missing,
                 scanning=services.inventory.scanning,
                 active_profile=services.active_profile.slug,
                 problems=problems,
                 draining=services.servers.drain is not None,
                 unknown_units=list(unknown),
             ),
-            status=200 if is_ready else 503,
+            status=200 if found.is_ready else 503,
         )
 
     async def _problems(self) -> list[str]:

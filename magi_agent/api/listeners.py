@@ -87,6 +87,12 @@ class Listeners:
         self.are_systemds = False
         """Whether systemd made them, and so none of the settings."""
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections there are."""
+        server = self._runner.server if self._runner is not None else None
+        return len(server.connections) if server is not None else 0
+
     async def start(self) -> None:
         """Listen and answer. Raises ``ConfigurationError``; nothing is left open then."""
         sockets = await asyncio.to_thread(self._open)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
 from magi_agent.host_facts import HostFacts
+from magi_agent.metrics.metrics import Metrics
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
+from magi_agent.readiness import Readiness, readiness
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
@@ -42,6 +44,7 @@ class Services:
     events: EventStream
     usage: ServersUsage
     host: HostFacts
+    metrics: Metrics
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 
@@ -49,3 +52,7 @@ class Services:
     def settings(self) -> Settings:
         """The settings that hold now."""
         return self.configuration.settings
+
+    def readiness(self) -> Readiness:
+        """How far everything is up that should be."""
+        return readiness(self.registry, self.servers, self.effective, self.manager, self.is_settled)

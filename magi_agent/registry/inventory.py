@@ -82,6 +82,16 @@ class Rescan:
     at: datetime
 
 
+@dataclass(slots=True)
+class ScanCounts:
+    """The whole scans since the start."""
+
+    succeeded: int = 0
+    failed: int = 0
+    last_seconds: float | None = None
+    """How long the last one took that could look at the folders."""
+
+
 class Inventory:
     """Scans, listens, and hands the registry what it finds."""
 
@@ -123,6 +133,7 @@ class Inventory:
         self._problems_left_out = 0
         self.scanning = True
         """Whether the first scan is still to be finished."""
+        self.scans = ScanCounts()
 
     @property
     def problems(self) -> tuple[FolderProblem, ...]:
@@ -137,6 +148,11 @@ class Inventory:
         more = self._problems_left_out
         rest = [FolderProblem("model folders", f"{more} more problems")] if more else []
         return (*waits, *self._problems, *rest)
+
+    @property
+    def problem_count(self) -> int:
+        """How many folders and files could not be looked at, as of the last look."""
+        return len(self._silent) + len(self._problems) + self._problems_left_out
 
     def reconfigure(self, folders: Sequence[Path], thresholds: TierThresholds, interval: float) -> None:
         """Take other folders and thresholds from the next whole scan on, and another interval from now on."""
@@ -210,13 +226,18 @@ class Inventory:
             self._scan_cost = used if result.headers_read == 0 else min(used, self._scan_cost)
             self._doubt_from = loop.time() + self._scan_cost / _POLL_SHARE
             self._take(result)
+            self.scans.last_seconds = result.duration
             self._require_a_folder(result)
             try:
                 merged = await self._registry.merge(result.models, self._running())
             except RegistrySaveFailed as error:
                 raise RescanFailed(error.message, error.details) from None
+        except MagiError:
+            self.scans.failed += 1
+            raise
         finally:
             self.scanning = False
+        self.scans.succeeded += 1
         if unheard_of and self._merged is not None and merged.is_news:
             self._watch.begin_anew()
         self._merged = result.models

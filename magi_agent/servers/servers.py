@@ -123,11 +123,15 @@ class Servers:
 
     async def list(self) -> list[Server]:
         """Every model that should run or has a loaded unit, by id."""
-        ids = {model_id for model_id, wish in self._desired.wishes.items() if wish.run}
-        ids |= {model_id_of(name) for name, unit in self._manager.units.items() if unit.load_state != "not-found"}
-        known = [self._registry.models[model_id] for model_id in sorted(ids) if model_id in self._registry.models]
+        known = self.listed()
         await self._preparation.look_at_binaries()
         return list(await asyncio.gather(*(self._picture(model) for model in known)))
+
+    def listed(self) -> tuple[Model, ...]:
+        """The models of ``list``. Raises ``ServiceUnavailable`` before the registry is loaded."""
+        ids = {model_id for model_id, wish in self._desired.wishes.items() if wish.run}
+        ids |= {model_id_of(name) for name, unit in self._manager.units.items() if unit.load_state != "not-found"}
+        return tuple(self._registry.models[model_id] for model_id in sorted(ids) if model_id in self._registry.models)
 
     async def server(self, model_id: str) -> Server:
         """One model's server, running or not. Raises ``ModelNotFound``."""
@@ -147,6 +151,10 @@ class Servers:
             for model_id, unit in units
             if self._reconciler.state(model_id) in UP and (reach := reach_of(unit.argv, unit.environment))
         }
+
+    def failure(self, model_id: str) -> Failure | None:
+        """Why a model's server failed last, while that matters."""
+        return self._reconciler.failure(model_id)
 
     def is_wanted(self, model_id: str) -> bool:
         """Whether a model's server should run."""
@@ -179,6 +187,11 @@ class Servers:
         if (before is None) is draining:
             self._events.publish(DrainChanged(draining=draining, by=by))
         _LOG.info("%s by %s", "the host is being drained" if draining else "the drain is taken back", by)
+
+    @property
+    def operations_under_way(self) -> int:
+        """How many actions on several models have not ended."""
+        return len(self._tasks)
 
     def operation(self, operation_id: str) -> Operation:
         """An action on several models. Raises ``OperationNotFound``."""

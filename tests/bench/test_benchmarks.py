@@ -20,14 +20,16 @@ from tests.bench.many_models import MAX_MODELS, write_models
 
 
 def test_every_benchmark_is_found_by_its_name():
-    names = ["agent", "discovery", "events", "header", "memory", "registry", "start", "watching"]
+    names = ["agent", "discovery", "events", "header", "memory", "metrics", "registry", "start", "watching"]
     assert [path.stem for path in run.find([])] == [f"bench_{name}" for name in names]
     assert [path.stem for path in run.find(["start"])] == ["bench_start"]
     with pytest.raises(SystemExit, match="no such benchmark: nothing"):
         run.find(["nothing"])
 
 
-@pytest.mark.parametrize("name", ["agent", "discovery", "events", "header", "memory", "registry", "start", "watching"])
+@pytest.mark.parametrize(
+    "name", ["agent", "discovery", "events", "header", "memory", "metrics", "registry", "start", "watching"]
+)
 def test_a_benchmark_can_be_loaded(name):
     (path,) = run.find([name])
     benchmark = run.load(path)

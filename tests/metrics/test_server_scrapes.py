@@ -1,0 +1,169 @@
+"""Asking servers for their metrics: aiohttp's own servers play those that a real llama-server is not."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from aiohttp import web
+
+from magi_agent.metrics import server_scrapes as module
+from magi_agent.metrics.server_scrapes import ServerScrapes
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import AtPort
+from tests.conftest import PortRanges
+from tests.metrics.pictures import ANSWER
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Serve = Callable[[Handler], Awaitable[AtPort]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    runners: list[web.AppRunner] = []
+
+    async def make(handler: Handler) -> AtPort:
+        application = web.Application()
+        application.router.add_get("/metrics", handler)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        runners.append(runner)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return AtPort("127.0.0.1", runner.addresses[0][1])
+
+    yield make
+    await asyncio.gather(*(runner.cleanup() for runner in runners))
+
+
+@pytest.fixture
+async def connections() -> AsyncIterator[ServerConnections]:
+    opened = ServerConnections()
+    yield opened
+    await opened.close()
+
+
+async def good(_: web.Request) -> web.Response:
+    return web.Response(body=ANSWER)
+
+
+async def silent(_: web.Request) -> web.Response:
+    await asyncio.sleep(30)
+    return web.Response()
+
+
+async def drip(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(1000):
+        await response.write(b"#\n")
+        await asyncio.sleep(0.05)
+    return response
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(100):
+        await response.write(b"# words\n" * 10_000)
+    return response
+
+
+async def broken(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b"# a part")
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def elsewhere(_: web.Request) -> web.Response:
+    raise web.HTTPFound("/health")
+
+
+async def no_metrics(_: web.Request) -> web.Response:
+    return web.json_response({"error": "this server does not support metrics"}, status=501)
+
+
+async def packed(_: web.Request) -> web.Response:
+    return web.Response(body=gzip.compress(b"# " + b"a" * (50 << 20)), headers={"Content-Encoding": "gzip"})
+
+
+@pytest.mark.parametrize(
+    ("handler", "problem"),
+    [
+        (silent, "it did not answer within 2 seconds"),
+        (drip, "it did not answer within 2 seconds"),
+        (endless, "its answer is larger than 1048576 bytes"),
+        (broken, "it cannot be asked: "),
+        (elsewhere, "it answered with status 302, and not with its metrics"),
+        (no_metrics, "it answered with status 501, and not with its metrics"),
+        (packed, "it answered with status 200, and not with its metrics"),
+    ],
+)
+async def test_one_that_does_not_do_what_it_should(
+    serve: Serve, connections: ServerConnections, handler: Handler, problem: str
+) -> None:
+    began = asyncio.get_running_loop().time()
+
+    found = await ServerScrapes(connections).ask({"bad": await serve(handler), "good": await serve(good)})
+
+    assert asyncio.get_running_loop().time() - began < 4
+    assert (found["bad"].problem or "").startswith(problem)
+    assert found["bad"].samples == ()
+    assert found["good"].problem is None
+    assert len(found["good"].samples) == 6
+
+
+async def test_one_that_is_not_there(connections: ServerConnections, unused_ports: PortRanges) -> None:
+    found = await ServerScrapes(connections).ask({"gone": AtPort("127.0.0.1", unused_ports()[0])})
+
+    assert (found["gone"].problem or "").startswith("it cannot be asked: ")
+
+
+async def test_many_are_asked_at_once_and_not_all(serve: Serve, connections: ServerConnections) -> None:
+    now = most = 0
+
+    async def counting(_: web.Request) -> web.Response:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.05)
+        now -= 1
+        return web.Response(body=ANSWER)
+
+    reach = await serve(counting)
+    found = await ServerScrapes(connections).ask({f"model{number}": reach for number in range(30)})
+
+    assert most == 8
+    assert all(scrape.problem is None for scrape in found.values())
+
+
+async def test_when_none_of_many_answers_it_ends_all_the_same(
+    serve: Serve, connections: ServerConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_PATIENCE_WITH_ALL", 0.6)
+    reach = await serve(silent)
+    began = asyncio.get_running_loop().time()
+
+    found = await ServerScrapes(connections).ask({f"model{number}": reach for number in range(100)})
+
+    assert asyncio.get_running_loop().time() - began < 2
+    assert all(scrape.problem for scrape in found.values())
+    assert found["model99"].problem == "it was not asked: the servers before it took too long"
+
+
+async def test_what_is_wrong_is_said_once(
+    serve: Serve, connections: ServerConnections, caplog: pytest.LogCaptureFixture
+) -> None:
+    scrapes, reach = ServerScrapes(connections), await serve(no_metrics)
+    for _ in range(3):
+        await scrapes.ask({"bad": reach})
+    assert caplog.text.count("the metrics of bad cannot be had") == 1
+
+    await scrapes.ask({"bad": await serve(good)})
+    await scrapes.ask({"bad": reach})
+    assert caplog.text.count("the metrics of bad cannot be had") == 2
