@@ -13,7 +13,7 @@ from magi_agent.cli.doctor_patient import Patient
 from magi_agent.cli.phrasing import counted, number, size
 from magi_agent.discovery.access import READERS, find_obstacle
 from magi_agent.host.accounts import Account, group_id, group_name
-from magi_agent.host.gpu_devices import Gpus, Tree, Vendor, gpus, nvidia_driver_version, version_in_name
+from magi_agent.host.gpu_devices import CUDA, Gpus, Tree, Vendor, gpus, nvidia_driver_version, nvidia_mismatch
 from magi_agent.host.libraries import installed_library
 from magi_agent.host.systemctl import SystemctlFailed, properties
 from magi_agent.vocabulary import Scope
@@ -24,7 +24,6 @@ _FOR_GPUS: Final = ("render", "video")
 _LITTLE: Final = 512 * 1024 * 1024
 """Bytes of free memory below which nothing should be started."""
 _READ_WRITE: Final = os.R_OK | os.W_OK
-_CUDA: Final = "libcuda.so.1"
 
 
 def systemd(patient: Patient) -> Iterator[Finding]:
@@ -93,7 +92,7 @@ def gpu(patient: Patient) -> Iterator[Finding]:
     elif not found:
         yield ok("there is no GPU of NVIDIA, AMD or Intel; models run on the CPU")
     for each in found:
-        yield from gpu_findings(each, patient.servers_account, patient.tree, installed_library(_CUDA))
+        yield from gpu_findings(each, patient.servers_account, patient.tree, installed_library(CUDA))
 
 
 def gpu_findings(found: Gpus, account: Account | None, tree: Tree, cuda: Path | None) -> Iterator[Finding]:
@@ -119,17 +118,11 @@ def gpu_findings(found: Gpus, account: Account | None, tree: Tree, cuda: Path | 
 
 
 def _nvidia(tree: Tree, cuda: Path | None) -> Iterator[Finding]:
-    running = nvidia_driver_version(tree)
     if cuda is None:
-        yield warning(f"{_CUDA} of NVIDIA's driver is not installed: CUDA finds no GPU", "sudo apt install libcuda1")
+        yield warning(f"{CUDA} of NVIDIA's driver is not installed: CUDA finds no GPU", "sudo apt install libcuda1")
         return
-    installed = version_in_name(cuda)
-    if installed and running not in {installed, "unknown"}:
-        yield failed(
-            f"the kernel runs NVIDIA's driver {running}, and its libraries are {installed}: they were upgraded since "
-            "the boot, and no program finds a GPU until both are the same",
-            "sudo reboot",
-        )
+    if mismatch := nvidia_mismatch(tree, cuda):
+        yield failed(mismatch, "sudo reboot")
 
 
 def _missing(node: Path) -> Finding:

@@ -13,6 +13,8 @@ from typing import Final
 
 from magi_agent.host.nvidia_nodes import gpu_minors, nvidia_nodes
 
+CUDA: Final = "libcuda.so.1"
+"""The library by which programs find NVIDIA's driver."""
 _DISPLAY: Final = "0x03"
 """The PCI class of everything that draws or computes as a GPU, in its first byte."""
 _VERSION: Final = re.compile(r"\b(\d{2,4}\.\d{1,4}(?:\.\d{1,4})?)\b")
@@ -42,6 +44,18 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class Card:
+    """One GPU on the PCI bus."""
+
+    vendor: Vendor
+    address: str
+    """As sysfs writes it, ``0000:01:00.0``."""
+    folder: Path
+    """Its folder in sysfs."""
+    driver: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Gpus:
     """What there is of one vendor."""
 
@@ -67,6 +81,11 @@ def gpus(tree: Tree) -> tuple[Gpus, ...]:
     return tuple(_of_vendor(vendor, found, tree) for vendor, found in sorted(cards.items()))
 
 
+def cards(tree: Tree) -> tuple[Card, ...]:
+    """The GPUs on the PCI bus, by address."""
+    return tuple(Card(vendor, folder.name, folder, _driver(folder)) for vendor, folder in _cards(tree.sys))
+
+
 def nvidia_driver_version(tree: Tree) -> str | None:
     """The version of NVIDIA's driver that the kernel has loaded; ``None`` where it has none."""
     try:
@@ -82,6 +101,22 @@ def version_in_name(library: Path) -> str | None:
     """The version that a library of NVIDIA's has in its file name, as all of them do."""
     found = _IN_FILE_NAME.search(library.name)
     return found[1] if found else None
+
+
+def nvidia_mismatch(tree: Tree, cuda: Path | None) -> str | None:
+    """Say that the kernel's part of NVIDIA's driver and its libraries are of two versions; only a boot mends that.
+
+    ``cuda`` is the file of ``libcuda.so.1``, links followed. An upgrade, as an unattended one, replaces the libraries
+    and leaves what the kernel has loaded.
+    """
+    running = nvidia_driver_version(tree)
+    installed = version_in_name(cuda) if cuda else None
+    if running is None or installed is None or running in {installed, "unknown"}:
+        return None
+    return (
+        f"the kernel runs NVIDIA's driver {running}, and its libraries are {installed}: they were upgraded since "
+        "the boot, and no program finds a GPU until both are the same"
+    )
 
 
 def _of_vendor(vendor: Vendor, cards: list[Path], tree: Tree) -> Gpus:

@@ -11,6 +11,7 @@ from magi_agent.launcher.messages import MAX_ANSWER, Refused, Unreachable, read_
 from magi_agent.runtime_settings.reading import written
 from magi_agent.servers.launch import LaunchSpecification, unit_name
 from magi_agent.servers.launcher import described
+from magi_agent.servers.questions import Question
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
@@ -78,10 +79,15 @@ class RemoteLauncher:
 
     async def probe(self, binary: Path) -> str:
         """What ``binary --help`` prints."""
+        return await self.answer_of(Question.OPTIONS, binary)
+
+    async def answer_of(self, question: Question, binary: Path | None = None) -> str:
+        """What is printed where a question is asked in a unit with the servers' sandbox."""
+        request = written_request("probe", question=question, binary=binary and os.fspath(binary))
         try:
-            answer = await self._ask(written_request("probe", binary=os.fspath(binary)), _PROBE)
+            answer = await self._ask(request, _PROBE)
         except Refused as error:
-            raise ProbeFailed(f"the launcher does not ask {binary}: {error}") from None
+            raise ProbeFailed(f"the launcher does not ask {binary or question.of}: {error}") from None
         return str(answer.get("text", ""))
 
     async def _job(self, request: bytes, model_id: str, seconds: float) -> JobResult:

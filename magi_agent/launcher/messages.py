@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from magi_agent.errors import MagiError, ModelNotUsable, ProbeFailed, SettingsNotUsable
 from magi_agent.runtime_settings.known_options import MAX_HELP
+from magi_agent.servers.questions import Question
 from magi_agent.systemd.errors import BusError, JobTimeout
 from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
 
@@ -69,10 +70,12 @@ class ClearRequest(_Request):
 
 
 class ProbeRequest(_Request):
-    """Ask a configured llama-server for its options."""
+    """Ask a configured llama-server for its options or devices, or NVIDIA's driver for its GPUs."""
 
     verb: Literal["probe"]
-    binary: _Path
+    question: Question = Question.OPTIONS
+    binary: _Path | None = None
+    """The llama-server; ``None`` for what is no question to one."""
 
 
 Request = StartRequest | StopRequest | ClearRequest | ProbeRequest

@@ -27,6 +27,7 @@ from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_set
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.launch import Wanted, specification_of
 from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.questions import PROBE_PATTERN
 from magi_agent.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.vocabulary import Scope
@@ -62,7 +63,7 @@ class LauncherService:
         self._callers = callers
         self._idle_seconds = idle_seconds
         # None of the servers' units is followed: whoever asks does that.
-        self._manager = SystemdManager(scope, pattern="magi-probe.service")
+        self._manager = SystemdManager(scope, pattern=PROBE_PATTERN)
         self._launcher = DirectLauncher(self._manager, state_directory)
         self._binaries = Binaries(self._launcher, state_directory / "binaries.json")
         self._asking: set[asyncio.Task[None]] = set()
@@ -150,8 +151,11 @@ class LauncherService:
             case ClearRequest(model_id=model_id):
                 await self._launcher.clear(model_id)
                 return written_answer(result="done")
-            case ProbeRequest(binary=binary):
-                return written_answer(text=await self._launcher.probe(check_binary(binary, settings)))
+            case ProbeRequest(question=question, binary=binary):
+                if question.needs_binary is not (binary is not None):
+                    raise Refused(f"who asks for {question.of} names {'a' if question.needs_binary else 'no'} binary")
+                path = None if binary is None else check_binary(binary, settings)
+                return written_answer(text=await self._launcher.answer_of(question, path))
 
     async def _start(self, request: StartRequest, settings: Settings) -> bytes:
         try:

@@ -21,6 +21,7 @@ from magi_agent.servers.driver_caches import cache_directories, cache_environmen
 from magi_agent.servers.hidden_folders import hidden_folders
 from magi_agent.servers.launch import SLICE, LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import KEY_SOURCE, argv_of, environment_of
+from magi_agent.servers.questions import Question, argv_of_question, program_folders
 from magi_agent.servers.reach import MAX_SOCKET_PATH, runtime_directory, runtime_root, socket_path
 from magi_agent.servers.server_keys import CREDENTIAL, drop_keys, new_key
 from magi_agent.servers.unit_limits import unit_limits
@@ -36,10 +37,11 @@ _START_TIMEOUT: Final = 30.0
 _QUICK_RETRIES: Final = 3
 _RETRY_PAUSE: Final = 1.0
 _RETRY_WINDOW: Final = 60.0
-_PROBE_UNIT: Final = "magi-probe.service"
 _PROBE_TIMEOUT: Final = 20.0
 _PROBE_STOP_TIMEOUT: Final = 2.0
 _PROBE_FOLDER: Final = ".probe-"
+_WARNING: Final = 4
+"""Of syslog(3)'s levels."""
 
 
 class Launcher(Protocol):
@@ -59,6 +61,12 @@ class Launcher(Protocol):
 
     async def probe(self, binary: Path) -> str:
         """What ``binary --help`` prints, run with the servers' sandbox. Raises ``BusError``, ``ProbeFailed``."""
+
+    async def answer_of(self, question: Question, binary: Path | None = None) -> str:
+        """What is printed where a question is asked, as the servers' user in their sandbox.
+
+        ``binary`` is whom it is a question to, where it is one to a llama-server. Raises ``BusError``, ``ProbeFailed``.
+        """
 
 
 def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None = None) -> TransientService:
@@ -135,13 +143,20 @@ def _folder_of_socket(launch: LaunchSpecification, scope: Scope) -> _SocketFolde
     return {"runtime_directory": folder, "runtime_directory_mode": 0o700}
 
 
-def probe_of(binary: Path, output: Path, user: str | None, scope: Scope) -> TransientService:
-    """The unit in which a binary is asked what it can do; what it prints goes to ``output``."""
-    shown = tuple(PurePosixPath(path) for path in sorted(_folders_of(binary)))
+def probe_of(
+    binary: Path | None, output: Path, user: str | None, scope: Scope, question: Question = Question.OPTIONS
+) -> TransientService:
+    """The unit in which a question is asked, of a binary where it is one to it; what is printed goes to ``output``."""
+    folders = program_folders() if binary is None else _folders_of(binary)
+    shown = tuple(PurePosixPath(path) for path in sorted(folders))
     return TransientService(
-        name=_PROBE_UNIT,
-        description=f"options of {binary}",
-        argv=(str(binary), "--help"),
+        name=question.unit,
+        description=f"{question.of} of {binary}" if binary else question.of,
+        argv=argv_of_question(question, binary),
+        # As the servers have it by their drop-in: without the nodes of NVIDIA's GPUs none would be found.
+        wants=("magi-nvidia-uvm.service",) if question.needs_gpus and scope is Scope.SYSTEM else (),
+        # It may be asked often, and three lines each time would bury what matters.
+        log_level_max=_WARNING if question.needs_gpus else None,
         slice=SLICE,
         oneshot=True,
         collect=True,
@@ -168,7 +183,7 @@ class DirectLauncher:
         self._manager = manager
         self._state_directory = state_directory
         self._user = user
-        self._probing = asyncio.Lock()
+        self._asking = {question: asyncio.Lock() for question in Question}
 
     def reconfigure(self, user: str | None) -> None:
         """Run probes as another user from now on."""
@@ -236,23 +251,29 @@ class DirectLauncher:
 
     async def probe(self, binary: Path) -> str:
         """What ``binary --help`` prints."""
-        async with self._probing:
+        return await self.answer_of(Question.OPTIONS, binary)
+
+    async def answer_of(self, question: Question, binary: Path | None = None) -> str:
+        """What is printed where a question is asked in a unit with the servers' sandbox."""
+        # One that hangs, as a driver may, holds up no other.
+        async with self._asking[question]:
             try:
-                folder = await asyncio.to_thread(_probe_folder, self._state_directory)
+                folder = await asyncio.to_thread(_probe_folder, self._state_directory, question)
             except OSError as error:
                 raise ProbeFailed(f"nothing can be written to {self._state_directory}: {error.strerror}") from None
             try:
                 output = Path(folder.name, "output")
                 try:
-                    result = await self._run(probe_of(binary, output, self._user, self._manager.scope))
+                    result = await self._run(probe_of(binary, output, self._user, self._manager.scope, question))
                 except ValueError as error:
-                    raise ProbeFailed(f"{binary} cannot be run by systemd: {error}") from None
+                    raise ProbeFailed(f"{binary or question.of} cannot be run by systemd: {error}") from None
                 text = await asyncio.to_thread(_start_of, output)
             finally:
                 await asyncio.to_thread(folder.cleanup)
         if not result.ok:
             last = text.strip().rpartition("\n")[2]
-            raise ProbeFailed(f"{binary} --help failed" + (f": {last}" if last else "; can it be executed?"))
+            asked = f"{binary} {question.option}" if binary else f"the question for {question.of}"
+            raise ProbeFailed(f"{asked} failed" + (f": {last}" if last else "; can it be executed?"))
         return text
 
     async def _run(self, unit: TransientService) -> JobResult:
@@ -268,12 +289,13 @@ class DirectLauncher:
             return await self._manager.start_transient(unit, timeout=timeout)
 
 
-def _probe_folder(state_directory: Path) -> tempfile.TemporaryDirectory[str]:
+def _probe_folder(state_directory: Path, question: Question) -> tempfile.TemporaryDirectory[str]:
     state_directory.mkdir(parents=True, exist_ok=True)
-    for left in state_directory.glob(f"{_PROBE_FOLDER}*"):
+    prefix = f"{_PROBE_FOLDER}{question}-"
+    for left in state_directory.glob(f"{prefix}*"):
         # By an agent that was killed meanwhile.
         shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=_PROBE_FOLDER, dir=state_directory)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=state_directory)
 
 
 def _start_of(output: Path) -> str:

@@ -29,6 +29,7 @@ NOT_BINDABLE: Final = re.compile(r"[\s:'\"\\]")
 """What a path that systemd up to 253 is to mount must not have in it, as it writes paths down without quotes."""
 
 SIGNATURES: Final[Mapping[str, str]] = {
+    "After": "as",
     "AmbientCapabilities": "t",
     "BindReadOnlyPaths": "a(ssbt)",
     "CPUAccounting": "b",
@@ -53,6 +54,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "LoadCredential": "a(ss)",
     "LockPersonality": "b",
     "LogExtraFields": "aay",
+    "LogLevelMax": "i",
     "MemoryAccounting": "b",
     "MemoryDenyWriteExecute": "b",
     "MemoryHigh": "t",
@@ -102,6 +104,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "Type": "s",
     "UMask": "u",
     "User": "s",
+    "Wants": "as",
     "WorkingDirectory": "s",
 }
 
@@ -157,6 +160,9 @@ def _program(unit: TransientService) -> Iterator[tuple[str, object]]:
         yield "CacheDirectoryMode", _PRIVATE
     if unit.working_directory is not None:
         yield "WorkingDirectory", str(unit.working_directory)
+    if unit.wants:
+        yield "Wants", list(unit.wants)
+        yield "After", list(unit.wants)
     if unit.requires_mounts_for:
         yield "RequiresMountsFor", [str(folder) for folder in unit.requires_mounts_for]
 
@@ -170,6 +176,8 @@ def _belonging(unit: TransientService) -> Iterator[tuple[str, object]]:
         yield "StandardOutputFileToTruncate", str(unit.standard_output)
     if unit.syslog_identifier is not None:
         yield "SyslogIdentifier", unit.syslog_identifier
+    if unit.log_level_max is not None:
+        yield "LogLevelMax", unit.log_level_max
     if unit.log_extra_fields:
         yield "LogExtraFields", [f"{key}={value}".encode() for key, value in unit.log_extra_fields.items()]
     if unit.user is not None:

@@ -119,6 +119,10 @@ class TransientService:
     umask: int = 0o077
     """Of a unit in a sandbox."""
     requires_mounts_for: tuple[PurePosixPath, ...] = ()
+    wants: tuple[str, ...] = ()
+    """Units that are started before this one; one that is not there, or fails, does not matter."""
+    log_level_max: int | None = None
+    """Of what the unit and systemd itself say of it, only this much is logged: syslog(3)'s levels, 0 the gravest."""
     read_only_paths: tuple[PurePosixPath, ...] = ()
     """Folders the unit must see although its sandbox hides or replaces what is above them."""
     hidden_folders: tuple[PurePosixPath, ...] = ()
@@ -142,8 +146,8 @@ class TransientService:
     oom_score_adjust: int | None = None
 
     def __post_init__(self) -> None:
-        if not _UNIT_NAME.fullmatch(self.name) or len(self.name) > _MAX_NAME:
-            raise ValueError(f"{self.name!r} is no name for a service unit")
+        for unit in (self.name, *self.wants):
+            _check_unit_name(unit)
         if self.slice is not None and not _SLICE_NAME.fullmatch(self.slice):
             raise ValueError(f"{self.slice!r} is no name for a slice")
         _check_argv(self.argv)
@@ -176,6 +180,11 @@ class TransientService:
         for folder in folders:
             if folder is not None:
                 _check_folder(folder)
+
+
+def _check_unit_name(name: str) -> None:
+    if not _UNIT_NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        raise ValueError(f"{name!r} is no name for a service unit")
 
 
 def _check_argv(argv: tuple[str, ...]) -> None:
