@@ -26,6 +26,7 @@ from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
 from magi_agent.profiles.active import ActiveProfile
@@ -50,7 +51,7 @@ from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.notify import Notifier, Watchdog
 from magi_agent.transfer import Transfer
-from magi_agent.vocabulary import ModelStatus, Scope, StartPolicy
+from magi_agent.vocabulary import ModelStatus, Scope, ServerState, StartPolicy
 
 _LOG: Final = logging.getLogger(__name__)
 _SYSTEMD_WAIT: Final = 5.0
@@ -60,6 +61,7 @@ _BINARIES_WAIT: Final = 5.0
 """Seconds that the start waits for the llama-servers to say what they can do."""
 _FIRST_SCAN_WAIT: Final = 10.0
 """Seconds that what is known from before waits for the first scan: what hangs holds up its own models only."""
+_FAILED: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN})
 _STILL_LOOKING: Final = 120.0
 """Seconds without a look of the reconciler after which the agent is no longer alive; it looks every 30."""
 
@@ -119,6 +121,8 @@ class Agent:
             self._effective,
             self._events,
         )
+        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
+        self._driver_problem: str | None = None
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self.services = Services(
@@ -133,6 +137,7 @@ class Agent:
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
+            host=self._host,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -194,6 +199,7 @@ class Agent:
         await self._servers.close()
         await self._reconciler.stop()
         await self._connections.close()
+        await self._host.close()
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()
@@ -246,6 +252,7 @@ class Agent:
         self._effective.hold_defaults(settings.defaults)
         self._launcher.reconfigure(settings.llama_server_user or None)
         self._preparation.reconfigure(settings)
+        self._host.reconfigure(settings)
         self._reconciler.reconfigure(_patience(settings), settings.stop_timeout)
         self._inventory.reconfigure(settings.model_scan_path, _thresholds(settings), settings.rescan_interval)
 
@@ -261,6 +268,7 @@ class Agent:
             await self._reconfigured.wait()
             self._reconfigured.clear()
             await self._ask_binaries()
+            await self._look_at_driver()
             await self._rescan(within=_FIRST_SCAN_WAIT)
             await self._active_profile.resolve(self.settings.active_profile)
             await self._want_what_is_chosen()
@@ -276,6 +284,7 @@ class Agent:
         """From "the API answers" to "everything that should run is wanted"."""
         await self._take_up_boot()
         await self._ask_binaries()
+        await self._look_at_driver()
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
@@ -295,6 +304,13 @@ class Agent:
                 await self._preparation.ask_binaries()
         except TimeoutError:
             _LOG.warning("a llama-server takes long to say what it can do; it is asked again before it is started")
+
+    async def _look_at_driver(self) -> None:
+        """Say in the journal, once, that NVIDIA's driver and its libraries do not belong together any more."""
+        problem = await self._host.nvidia_problem()
+        if problem and problem != self._driver_problem:
+            _LOG.error("%s", problem)
+        self._driver_problem = problem
 
     async def _rescan(self, within: float | None) -> None:
         try:
@@ -367,6 +383,9 @@ class Agent:
                         model = self._registry.models.get(model_id)
                         if after in DOWN and model and model.facts.status is ModelStatus.MISSING:
                             self._inventory.look_again()
+                        if after in _FAILED:
+                            # It may be why.
+                            await self._look_at_driver()
                     # Until then the profile has not spoken yet, and all are looked at right after it.
                     case ModelsChanged(added=added) if added and self._settled:
                         await self._want_what_is_chosen(added)

@@ -10,6 +10,7 @@ from magi_agent.api.answering import answering
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.drain_routes import DrainRoutes
 from magi_agent.api.health_routes import HealthRoutes
+from magi_agent.api.host_routes import HostRoutes
 from magi_agent.api.model_routes import ModelRoutes
 from magi_agent.api.profile_routes import ProfileRoutes
 from magi_agent.api.routes import Access, Route
@@ -37,6 +38,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         ProfileRoutes(services),
         SettingsRoutes(services),
         DrainRoutes(services),
+        HostRoutes(services),
         TransferRoutes(services),
     ):
         routes += group.routes()

@@ -104,6 +104,8 @@ class HealthRoutes:
             problems.append("the agent is still starting: what should run is not known yet")
         if services.inventory.scanning:
             problems.append("the first scan is still under way")
+        if driver := await services.host.nvidia_problem():
+            problems.append(driver)
         problems += services.servers.problems
         problems += services.configuration.problems
         problems += services.registry.problems

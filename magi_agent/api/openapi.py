@@ -38,6 +38,7 @@ _TAGS: Final = {
     "profiles": "named sets of enabled models",
     "settings": "how a model's server is run",
     "health": "whether the agent lives, and whether what should be up is",
+    "host": "what this host has",
     "agent": "the agent itself",
 }
 _PARAMETERS: Final[Mapping[str, _Json]] = {

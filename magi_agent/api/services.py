@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
+from magi_agent.host_facts import HostFacts
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
@@ -32,6 +33,7 @@ class Services:
     manager: SystemdManager
     transfer: Transfer
     events: EventStream
+    host: HostFacts
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

@@ -36,6 +36,7 @@ _COMMANDS = {
     "rescan": "rescan.rescan",
     "scan": "scan.scan",
     "logs": "logs.logs",
+    "host": "host.host",
     "drain": "drain.drain",
     "export": "transfer.export",
     "import": "transfer.import_file",

@@ -79,7 +79,7 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
 
     tell("uuid", lambda: _text(nvml.nvmlDeviceGetUUID(handle)))
     tell("name", lambda: _text(nvml.nvmlDeviceGetName(handle)))
-    tell("memoryTotalBytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    tell("memoryTotalBytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total or None)
     tell("memoryFreeBytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).free)
     tell("temperatureCelsius", lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
     tell("utilizationPercent", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)

@@ -1,4 +1,4 @@
-"""The version 2 hierarchy of control groups, as this process sees it: cgroups(7)."""
+"""The hierarchies of control groups, above all that of version 2, as this process sees them: cgroups(7)."""
 
 import contextlib
 import os
@@ -38,6 +38,20 @@ def unified_hierarchy() -> Hierarchy | None:
             # A sandbox may have mounted something over it.
             if Path(mounted_on, "cgroup.procs").exists():
                 return Hierarchy(Path(mounted_on), PurePosixPath(root))
+    return None
+
+
+def first_version_hierarchy(controller: str) -> Hierarchy | None:
+    """Find the mount of a version 1 hierarchy with a controller; ``None`` where it is none of version 1."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup ") and controller in after.rpartition(" ")[2].split(","):
+            root, mounted_on = map(_unescaped, before.split(" ")[3:5])
+            return Hierarchy(Path(mounted_on), PurePosixPath(root))
     return None
 
 

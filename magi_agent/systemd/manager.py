@@ -21,7 +21,7 @@ from magi_agent.systemd.jobs import JobResult, Jobs
 from magi_agent.systemd.properties import properties_of
 from magi_agent.systemd.status import Accounting, UnitChange, UnitStatus, figure
 from magi_agent.systemd.transient import TransientService
-from magi_agent.systemd.unit_table import MANAGER, MANAGER_PATH, PROPERTIES, SERVICE, SYSTEMD, UnitTable
+from magi_agent.systemd.unit_table import MANAGER, MANAGER_PATH, PROPERTIES, SERVICE, SLICE, SYSTEMD, UnitTable
 from magi_agent.vocabulary import Scope
 
 FIRST_RETRY: Final = 0.1
@@ -186,6 +186,25 @@ class SystemdManager:
             tasks_current=await self._figure(bus, path, "TasksCurrent"),
         )
 
+    async def control_group(self) -> str:
+        """Return the control group that all units of this manager are below. Raises ``BusError``."""
+        return str(await self._manager_property("ControlGroup"))
+
+    async def version_text(self) -> str:
+        """Return systemd's version in its own words. Raises ``BusError``."""
+        return str(await self._manager_property("Version"))
+
+    async def memory_limits(self, slice_name: str) -> tuple[int | None, int | None]:
+        """Return ``MemoryHigh=`` and ``MemoryMax=`` of a slice in bytes, also of one that nothing is in.
+
+        ``None`` is no limit. Raises ``BusError``.
+        """
+        bus = self._session()
+        reply = await bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "LoadUnit", "s", slice_name)
+        path = str(reply[0])
+        high = await self._figure(bus, path, "MemoryHigh", SLICE)
+        return high, await self._figure(bus, path, "MemoryMax", SLICE)
+
     async def is_stopping(self) -> bool:
         """Whether the manager, and with it the host or the user's session, is going down. Raises ``BusError``."""
         # Asked for each time: no signal says that it changed.
@@ -204,9 +223,9 @@ class SystemdManager:
         reply = await self._session().call(SYSTEMD, MANAGER_PATH, PROPERTIES, "Get", "ss", MANAGER, name)
         return reply[0]
 
-    async def _figure(self, bus: Bus, path: str, name: str) -> int | None:
+    async def _figure(self, bus: Bus, path: str, name: str, interface: str = SERVICE) -> int | None:
         try:
-            reply = await bus.call(SYSTEMD, path, PROPERTIES, "Get", "ss", SERVICE, name)
+            reply = await bus.call(SYSTEMD, path, PROPERTIES, "Get", "ss", interface, name)
         except BusCallFailed:
             # An older systemd does not know the property.
             return None

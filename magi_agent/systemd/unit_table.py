@@ -28,6 +28,7 @@ MANAGER_PATH: Final = "/org/freedesktop/systemd1"
 MANAGER: Final = "org.freedesktop.systemd1.Manager"
 UNIT: Final = "org.freedesktop.systemd1.Unit"
 SERVICE: Final = "org.freedesktop.systemd1.Service"
+SLICE: Final = "org.freedesktop.systemd1.Slice"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 
 _WANTED: Final[Mapping[str, frozenset[str]]] = {UNIT: UNIT_PROPERTIES, SERVICE: SERVICE_PROPERTIES}
