@@ -81,6 +81,35 @@ def llama_server() -> Path:
     return _existing(locations.LLAMA_SERVER).resolve()
 
 
+_ON_SOFTWARE_GPU = """\
+#!/bin/sh
+# llama-server with a GPU in software, which it lists as Vulkan0 only where the variable says so.
+here=$(dirname "$0")
+export LD_LIBRARY_PATH="$here" VK_ICD_FILENAMES="$here/lvp_icd.json" GGML_VK_VISIBLE_DEVICES=0
+exec "$here/llama-server-itself" "$@"
+"""
+
+
+@pytest.fixture(scope="session")
+def software_gpu(llama_server: Path) -> Iterator[Path]:
+    """A llama-server that lists one GPU, ``Vulkan0``, which the CPU computes; all it needs is in its own folder."""
+    if not (locations.SOFTWARE_GPU / "complete").exists():
+        pytest.skip("Mesa's Vulkan driver could not be unpacked")
+    # Links of this kind need the same file system, and take no room on it.
+    with tempfile.TemporaryDirectory(prefix="software-gpu-", dir=locations.CACHE) as name:
+        folder = Path(name)
+        for path in (*locations.SOFTWARE_GPU.iterdir(), *llama_server.parent.iterdir()):
+            if path.is_file():
+                itself = f"{path.name}-itself" if path.name == llama_server.name else path.name
+                # Builds may bring a loader for Vulkan of their own.
+                if not (folder / itself).exists():
+                    (folder / itself).hardlink_to(path.resolve())
+        program = folder / llama_server.name
+        program.write_text(_ON_SOFTWARE_GPU)
+        program.chmod(0o755)
+        yield program
+
+
 @pytest.fixture(scope="session")
 def sample_models() -> SampleModels:
     return SampleModels(locations.SAMPLE_MODELS, _existing(locations.SMOLLM2), _existing(locations.GEMMA))

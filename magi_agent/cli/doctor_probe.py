@@ -1,13 +1,13 @@
 """Asks llama-servers for their version and devices, run for a moment as the servers are: same user, same sandbox."""
 
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from magi_agent.host.listed_devices import listed_devices
 from magi_agent.servers.launcher import probe_of
 from magi_agent.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
@@ -18,8 +18,6 @@ _CONNECT_SECONDS: Final = 5.0
 _RUN_SECONDS: Final = 30.0
 """For one question; the unit itself is given less by systemd."""
 _MAX_OUTPUT: Final = 64 * 1024
-_LIST_OF_DEVICES: Final = "Available devices:"
-_DEVICE: Final = re.compile(r"\s+\w+: ")
 _VERSION: Final = "version:"
 
 
@@ -60,7 +58,7 @@ async def _ask(manager: SystemdManager, binary: Path, settings: Settings, folder
             return Told(problem=f"{option}: {last or result}")
         texts.append(text)
     version, devices = texts
-    return Told(_line_of(version), _listed(devices))
+    return Told(_line_of(version), tuple(device.line for device in listed_devices(devices) or ()))
 
 
 def _unit(binary: Path, option: str, settings: Settings, output: Path) -> TransientService:
@@ -77,12 +75,6 @@ def _line_of(text: str) -> str:
     lines = text.splitlines()
     found = next((line for line in lines if line.startswith(_VERSION)), lines[0] if lines else "")
     return found.replace(":", "", 1).strip() or "it does not say its version"
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    _, is_there, listed = text.partition(_LIST_OF_DEVICES)
-    # Where there is none, it says so in brackets.
-    return tuple(line.strip() for line in listed.splitlines() if _DEVICE.match(line)) if is_there else ()
 
 
 def _start_of(output: Path) -> str:

@@ -133,10 +133,13 @@ def _joined(
             reasons.setdefault(name, "llama-server tells none")
         else:
             reasons.pop(name, None)
+    vendor = vendors.get(address or "") or vendor_in(device.description)
+    if vendor is None:
+        reasons["vendor"] = "its name names none that is known"
     return Gpu(
         device=device.name,
         backend=device.backend,
-        vendor=vendors.get(address, vendor_in(device.description)) if address else vendor_in(device.description),
+        vendor=vendor,
         name=told.name or device.description,
         uuid=told.uuid,
         pci_address=address,

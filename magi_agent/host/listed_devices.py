@@ -43,8 +43,11 @@ def listed_devices(text: str) -> tuple[ListedDevice, ...] | None:
     _, heading, listed = text[:MAX_TEXT].partition(_HEADING)
     if not heading:
         return None
-    found = [_device(match) for line in listed.splitlines() if (match := _LINE.fullmatch(line.rstrip()))]
-    return tuple({each.name: each for each in found if each}.values())[:MOST_DEVICES]
+    found: dict[str, ListedDevice] = {}
+    for line in listed.splitlines():
+        if (match := _LINE.fullmatch(line.rstrip())) and (device := _device(match)):
+            found.setdefault(device.name, device)
+    return tuple(found.values())[:MOST_DEVICES]
 
 
 def _device(match: re.Match[str]) -> ListedDevice | None:

@@ -26,6 +26,9 @@ BUILD = CHECKOUT / "build"
 LLAMA_SERVER = CACHE / "bin" / "llama-server"
 """A symbolic link to the real binary, which finds its libraries beside itself."""
 
+SOFTWARE_GPU = CACHE / "vulkan"
+"""Mesa's Vulkan driver for the CPU with its libraries and `lvp_icd.json`, as `make test` unpacks them."""
+
 SAMPLE_MODELS = CACHE / "models"
 """The folder with both sample models and nothing else."""
 

@@ -15,6 +15,7 @@ from magi_agent.launcher.client import RemoteLauncher
 from magi_agent.launcher.messages import Refused, Unreachable
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launch import LaunchSpecification, Wanted, specification_of, unit_name
+from magi_agent.servers.questions import Question
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.vocabulary import Scope
@@ -66,6 +67,36 @@ async def test_a_binary_is_asked_what_it_can_do(running: Running, tmp_path: Path
         running.options["llama_server_alternatives"] = f"broken={tmp_path}/not-there"
         with pytest.raises(ProbeFailed, match="not-there"):
             await launcher.probe(tmp_path / "not-there")
+
+
+async def test_a_binary_is_asked_for_its_devices_and_nvidias_driver_for_its_gpus(
+    running: Running, software_gpu: Path
+) -> None:
+    running.options["llama_server_alternatives"] = f"software={software_gpu}"
+    async with SystemdManager(Scope.USER) as manager:
+        await manager.wait_connected(10)
+        launcher = RemoteLauncher(manager, running.path)
+
+        assert "Vulkan0: llvmpipe" in await launcher.answer_of(Question.DEVICES, software_gpu)
+        for question in (Question.FIGURES, Question.ORDER):
+            assert json.loads(await launcher.answer_of(question)).keys() >= {"problem"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"question": "version"}, "question: Input should be 'options', 'devices', 'figures' or 'order'"),
+        ({"question": "--version"}, "question: Input should be"),
+        ({"question": "devices"}, "who asks for devices names a binary"),
+        ({"question": "devices", "binary": "/bin/sh"}, "no configured llama-server"),
+        ({"question": "figures", "binary": "/bin/sh"}, "names no binary"),
+        ({"question": "figures", "argv": ["/bin/sh"]}, "argv: Extra inputs are not permitted"),
+        ({"question": ["figures"]}, "question: "),
+    ],
+)
+async def test_no_other_question_is_asked(running: Running, fields: dict[str, object], why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        await running.ask("probe", **fields)
 
 
 async def test_what_goes_wrong_is_told_as_what_it_is(running: Running, model: Path) -> None:
