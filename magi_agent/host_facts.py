@@ -138,15 +138,15 @@ class HostFacts:
         self._memory = _Kept(self._look_at_memory)
         self._problem = _Kept(lambda: in_daemon_thread(self._driver.problem, "NVIDIA's driver"))
         self._listing: dict[Path, asyncio.Task[BinaryDevices]] = {}
-        self._silent_until = 0.0
-        self._silence: str | None = None
+        self._silence: dict[Question, tuple[float, str]] = {}
+        """Until when a driver is left alone, and why."""
 
     def reconfigure(self, settings: Settings) -> None:
         """Go by another configuration."""
         self._settings = settings
         self._devices.forget()
         self._order.forget()
-        self._silent_until = 0.0
+        self._silence.clear()
 
     async def close(self) -> None:
         """Wait for no answer any more."""
@@ -253,17 +253,15 @@ class HostFacts:
 
     async def _ask_driver(self, question: Question, read: Callable[[str], _Figure]) -> _Figure:
         """Ask NVIDIA's driver, but one that did not answer not at once again. Raises ``MagiError``, ``ValueError``."""
-        now = asyncio.get_running_loop().time()
-        if self._silence is not None and now < self._silent_until:
-            raise ValueError(self._silence)
+        until, why = self._silence.get(question, (0.0, ""))
+        if asyncio.get_running_loop().time() < until:
+            raise ValueError(why)
         try:
-            answer = read(await self._answers.answer_of(question))
+            return read(await self._answers.answer_of(question))
         except (MagiError, ValueError) as error:
-            self._silence = f"NVIDIA's driver cannot be asked: {error}"
-            self._silent_until = asyncio.get_running_loop().time() + _PAUSE
-            raise ValueError(self._silence) from None
-        self._silence = None
-        return answer
+            why = f"NVIDIA's driver cannot be asked: {error}"
+            self._silence[question] = asyncio.get_running_loop().time() + _PAUSE, why
+            raise ValueError(why) from None
 
     def _look_at_cards(self) -> Drivers:
         found = cards(self._tree)

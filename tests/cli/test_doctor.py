@@ -290,7 +290,9 @@ def test_devices_are_those_that_llama_server_lists_in_its_sandbox(agent: AgentPr
         "#!/bin/sh\n"
         'case "$1" in\n'
         "--version) echo 'version: 4242 (abc)' >&2 ;;\n"
-        "--list-devices) echo 'Available devices:'; grep NoNewPrivs: /proc/self/status | sed 's/:./: /; s/^/  /' ;;\n"
+        "--list-devices)\n"
+        "    echo 'Available devices:'\n"
+        "    sed -n 's/^NoNewPrivs:./  CUDA0: NoNewPrivs is /p' /proc/self/status ;;\n"
         "esac\n"
     )
     stand_in.chmod(0o755)
@@ -298,7 +300,7 @@ def test_devices_are_those_that_llama_server_lists_in_its_sandbox(agent: AgentPr
 
     told = examined(agent.environment())
 
-    assert told.one("devices") == ("ok", f"{stand_in}: version 4242 (abc); devices: NoNewPrivs: 1", None)
+    assert told.one("devices") == ("ok", f"{stand_in}: version 4242 (abc); devices: CUDA0: NoNewPrivs is 1", None)
     assert told.one("llama-server") == ("warning", f"{stand_in} is a script: what it runs is not looked at", None)
 
 

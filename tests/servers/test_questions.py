@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -177,7 +177,7 @@ async def test_figures_of_a_made_up_driver_come_out_of_the_unit(systemd_user: Sy
         for question in (Question.FIGURES, Question.ORDER):
             output = tmp_path / question
             unit = probe_of(None, output, None, Scope.USER, question)
-            shown = (*unit.read_only_paths, tmp_path)
+            shown = (*unit.read_only_paths, PurePosixPath(tmp_path))
             # Where the driver would be installed, the loader finds it by itself.
             unit = replace(unit, environment={"LD_LIBRARY_PATH": str(tmp_path)}, read_only_paths=shown)
             result = await manager.start_transient(unit, timeout=30)
