@@ -94,7 +94,7 @@ def _host(picture: HostPicture, binary: Path) -> HostAnswer:
         systemd_version=picture.systemd_version,
         booted_at=picture.booted_at,
         uptime_seconds=int(picture.uptime),
-        processors=_processors(picture.processors),
+        cpu=_processors(picture.processors),
         memory=_memory(picture.memory),
         gpus=[_gpu(gpu, picture.gpus) for gpu in picture.gpus.gpus],
         llama_server=readable(str(binary)),

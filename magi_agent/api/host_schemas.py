@@ -91,7 +91,7 @@ class HostAnswer(Answer):
     systemd_version: str | None
     booted_at: datetime
     uptime_seconds: int
-    processors: ProcessorsAnswer
+    cpu: ProcessorsAnswer
     memory: MemoryAnswer
     gpus: list[GpuAnswer] = Field(description="as the llama-server that was asked about lists them, then the others")
     llama_server: str = Field(description="whose list of devices it is")

@@ -63,7 +63,7 @@ def _system(said: Mapping[str, object]) -> Iterator[Fact]:
     yield Fact("kernel", Cell(text(said.get("kernel")) or NOTHING))
     yield Fact("systemd", Cell(text(said.get("systemdVersion")) or NOTHING))
     yield Fact("up since", Cell(moment(said.get("bootedAt"))))
-    cpu = record(said.get("processors"))
+    cpu = record(said.get("cpu"))
     yield Fact("processor", Cell(text(cpu.get("model")) or NOTHING))
     cores, threads = number(cpu.get("cores")), number(cpu.get("threads"))
     yield Fact("cores", Cell(NOTHING if cores is None else f"{cores:.0f}"), f"({threads or 0:.0f} threads)")

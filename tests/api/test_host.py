@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pytest
 from magi_agent.host.gpu_devices import Tree
 from magi_agent.host.nvidia_driver import NvidiaDriver
 from magi_agent.servers.questions import Question
-from tests.api.conftest import Serve
+from tests.api.conftest import Serve, systemctl
+from tests.conftest import SystemdUser
 from tests.servers.system import script
 
 MIB = 1024 * 1024
@@ -48,7 +49,7 @@ async def test_the_host_is_told_as_the_kernel_has_it(serve: Serve, models: Path)
     assert host["systemdVersion"].startswith(str(api.agent.services.manager.version()))
     assert host["bootedAt"].endswith("Z")
     assert abs(host["uptimeSeconds"] - (time.time() - psutil.boot_time())) < 60
-    assert host["processors"]["threads"] == os.cpu_count()
+    assert host["cpu"]["threads"] == os.cpu_count()
     memory = host["memory"]
     assert memory["totalBytes"] == psutil.virtual_memory().total
     assert 0 < memory["roomBytes"] <= memory["availableBytes"]
@@ -57,6 +58,28 @@ async def test_the_host_is_told_as_the_kernel_has_it(serve: Serve, models: Path)
     status = os.statvfs(models)
     assert (disk["folder"], disk["totalBytes"]) == (str(models), status.f_blocks * status.f_frsize)
     assert 0 < disk["freeBytes"] <= disk["totalBytes"]
+
+
+@pytest.fixture
+def limited_slice(systemd_user: SystemdUser) -> Iterator[int]:
+    """A limit on the servers' slice, as an operator sets it; in bytes."""
+    limit = 256 * MIB
+    for high in (limit, None):
+        value = "infinity" if high is None else str(high)
+        systemctl("set-property", "--runtime", "magi-llama.slice", f"MemoryHigh={value}")
+        if high is not None:
+            yield high
+
+
+async def test_a_limit_on_the_servers_slice_binds_also_while_nothing_is_in_it(serve: Serve, limited_slice: int) -> None:
+    api = await serve()
+    memory = (await api.ask("GET", "/api/host")).body["memory"]
+
+    with_reasons(memory)
+    [limit] = [each for each in memory["limits"] if each["unit"] == "magi-llama.slice"]
+    assert (limit["highBytes"], limit["maxBytes"], limit["isBinding"]) == (limited_slice, None, True)
+    assert limit["controlGroup"].endswith("/magi.slice/magi-llama.slice")
+    assert memory["roomBytes"] == limit["roomBytes"] <= limited_slice < memory["availableBytes"]
 
 
 async def test_a_gpu_is_what_the_configured_llama_server_lists(serve: Serve, software_gpu: Path) -> None:
