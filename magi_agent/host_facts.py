@@ -54,6 +54,8 @@ class GpuPicture:
     """The models that use a GPU, by its PCI address; of those whose driver tells."""
     problem: str | None
     """Why llama-server does not say which devices it has."""
+    driver_problem: str | None
+    """Why nothing, or not everything, is known from NVIDIA's driver."""
     listed_at: datetime | None
     """When it was asked."""
 
@@ -199,7 +201,7 @@ class HostFacts:
         reason = said.problem or f"{path} lists no such device"
         found = gpus_of(said.devices, drivers, reason)
         users = await self._users(found)
-        return GpuPicture(found, users, said.problem, said.asked_at)
+        return GpuPicture(found, users, said.problem, drivers.nvidia_problem, said.asked_at)
 
     async def nvidia_problem(self) -> str | None:
         """Say that NVIDIA's driver and its libraries have different versions, and what mends it."""

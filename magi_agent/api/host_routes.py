@@ -87,6 +87,8 @@ def _host(picture: HostPicture, binary: Path) -> HostAnswer:
         unavailable["systemdVersion"] = "systemd is not reachable"
     if picture.gpus.problem:
         unavailable["devices"] = readable(picture.gpus.problem)
+    if picture.gpus.driver_problem:
+        unavailable["nvidiaDriver"] = readable(picture.gpus.driver_problem)
     return HostAnswer(
         taken_at=picture.taken_at,
         hostname=picture.hostname,

@@ -97,4 +97,6 @@ class HostAnswer(Answer):
     llama_server: str = Field(description="whose list of devices it is")
     devices_listed_at: datetime | None = Field(description="when it was asked for its devices")
     disks: list[DiskAnswer]
-    unavailable: dict[str, str] = Field(description=f"{_WHY}; devices: why llama-server lists none")
+    unavailable: dict[str, str] = Field(
+        description=f"{_WHY}; devices: why llama-server lists none; nvidiaDriver: what is wrong with it"
+    )

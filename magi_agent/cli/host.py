@@ -55,6 +55,8 @@ def host(session: Session, binary: str | None, refresh: bool) -> None:
         screen.line("No GPU: models run on the CPU")
     if problem:
         screen.line(Cell(problem, "yellow"))
+    if driver := text(record(said.get("unavailable")).get("nvidiaDriver")):
+        screen.line(Cell(driver, "yellow"))
     for reason in dict.fromkeys(_reasons(gpus)):
         screen.note(f"  {reason}")
 
