@@ -40,6 +40,8 @@ _FRESH: Final = 1.0
 """Seconds that figures hold."""
 _PATIENCE: Final = 10.0
 """Seconds that somebody who asks waits for a driver or a llama-server."""
+_HEALTH_PATIENCE: Final = 2.0
+"""Likewise, who asks for health."""
 _PAUSE: Final = 30.0
 """Seconds that a driver is left alone which did not answer."""
 _Figure = TypeVar("_Figure")
@@ -83,8 +85,10 @@ class _Kept(Generic[_Figure]):
     It goes on when who asked has no patience left, and its outcome is for whoever asks next.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[_Figure]]) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[_Figure]], patience: float = _PATIENCE) -> None:
+        """``patience`` is how many seconds somebody who asks waits."""
         self._ask = ask
+        self._patience = patience
         self._task: asyncio.Future[_Figure] | None = None
         self._at = 0.0
         self._is_stale = False
@@ -96,7 +100,7 @@ class _Kept(Generic[_Figure]):
         if task is None or (task.done() and (self._is_stale or now - self._at > max_age or _failed(task))):
             self._at, self._is_stale = now, False
             task = self._task = asyncio.ensure_future(self._ask())
-        done, _ = await asyncio.wait({task}, timeout=_PATIENCE)
+        done, _ = await asyncio.wait({task}, timeout=self._patience)
         if not done or task.cancelled():
             raise TimeoutError
         return task.result()
@@ -138,7 +142,7 @@ class HostFacts:
         self._figures = _Kept(self._ask_for_figures)
         self._order = _Kept(self._ask_for_order)
         self._memory = _Kept(self._look_at_memory)
-        self._problem = _Kept(lambda: in_daemon_thread(self._driver.problem, "NVIDIA's driver"))
+        self._problem = _Kept(lambda: in_daemon_thread(self._driver.problem, "NVIDIA's driver"), _HEALTH_PATIENCE)
         self._listing: dict[Path, asyncio.Task[BinaryDevices]] = {}
         self._silence: dict[Question, tuple[float, str]] = {}
         """Until when a driver is left alone, and why."""

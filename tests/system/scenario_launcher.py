@@ -61,6 +61,9 @@ def test_nothing_but_servers_of_models_can_be_had(serving: Host) -> None:
         {"verb": "exec", "argv": ["/bin/sh"]},
         {"verb": "stop", "model_id": "../ssh"},
         {"verb": "probe", "binary": "/bin/sh"},
+        {"verb": "probe", "question": "devices", "binary": "/bin/sh"},
+        {"verb": "probe", "question": "figures", "binary": "/opt/llama.cpp/llama-server"},
+        {"verb": "probe", "question": "--version", "binary": "/opt/llama.cpp/llama-server"},
         {"verb": "start", "model_id": "x", "user": "root"},
     ):
         assert ask(serving, **fields)["error"]["kind"] == "Refused", fields

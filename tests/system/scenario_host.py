@@ -1,0 +1,47 @@
+"""What the host has, as the packaged agent tells it: in its own sandbox, asking by the launcher."""
+
+from __future__ import annotations
+
+import json
+
+from tests.system.host import Host
+from tests.system.scenario_launcher import ask
+
+_LIMIT = 256 * 1024 * 1024
+_SLICE = "magi-llama.slice"
+
+
+def test_the_agents_sandbox_hides_nothing_that_is_told_of_the_host(serving: Host) -> None:
+    host = serving.must("GET", "/api/host?refresh=true", within=30)
+
+    # llama-server was run by the launcher, as the servers are; there is no GPU for it.
+    assert "devices" not in host["unavailable"]
+    assert [gpu["index"] for gpu in host["gpus"] if gpu["index"]] == []
+    assert host["systemdVersion"] == serving.output("systemctl", "--version").split("(")[1].split(")")[0]
+    assert host["hostname"] == serving.output("hostname").strip()
+    memory = host["memory"]
+    assert 0 < memory["roomBytes"] <= memory["availableBytes"] < memory["totalBytes"]
+    [disk] = host["disks"]
+    assert (disk["folder"], disk["unavailable"]) == ("/models", {})
+    assert host["cpu"]["threads"] == int(serving.output("nproc", "--all"))
+    assert "llama-server" in serving.run("magictl", "host", "--json").stdout
+
+
+def test_limits_of_the_slice_are_told_as_an_operator_sets_them(serving: Host) -> None:
+    serving.run("systemctl", "set-property", "--runtime", _SLICE, f"MemoryHigh={_LIMIT}")
+    try:
+        limits = serving.must("GET", "/api/host", within=30)["memory"]["limits"]
+        assert [limit["highBytes"] for limit in limits if limit["unit"] == _SLICE] == [_LIMIT]
+    finally:
+        serving.run("systemctl", "set-property", "--runtime", _SLICE, "MemoryHigh=infinity")
+
+
+def test_nvidias_driver_is_asked_as_the_servers_user(serving: Host) -> None:
+    if serving.run("test", "-e", "/proc/driver/nvidia", check=False).returncode == 0:
+        return
+    told = json.loads(ask(serving, verb="probe", question="figures")["text"])
+    assert told == {"gpus": [], "problem": "NVML Shared Library Not Found"}
+    order = json.loads(ask(serving, verb="probe", question="order")["text"])
+    assert "libcuda.so.1" in order["problem"]
+    assert serving.units("magi-probe*") == {}
+    assert serving.output("find", "/var/lib/magi-launcher", "-name", ".probe*") == ""
