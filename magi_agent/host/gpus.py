@@ -22,6 +22,8 @@ _WORDS: Final = {
 }
 _INTEGRATED: Final = 1.25
 """A device that is said to have that many times its own memory has the host's too."""
+_PART: Final = 0.75
+"""A device with less than so much of its GPU's memory is a part of that GPU."""
 _NO_LIST: Final = "llama-server tells only total and free memory"
 _FIELDS: Final = {
     "memory_total": "memoryTotalBytes",
@@ -126,8 +128,12 @@ def _joined(
     if not address:
         reasons["pci_address"] = no_address
         reasons |= dict.fromkeys(("uuid", "temperature", "utilization", "pids"), f"{_NO_LIST}, and {no_address}")
-    total = told.memory_total or device.memory_total
-    free = device.memory_free if told.memory_free is None else told.memory_free
+    total, free, is_live = told.memory_total, told.memory_free, told.memory_free is not None
+    if device.memory_total is not None and (total is None or device.memory_total < _PART * total):
+        # The driver does not tell, or this is a part of a GPU (MIG, a virtual one), and it tells of the whole.
+        total, free, is_live = device.memory_total, device.memory_free, False
+    elif free is None:
+        free = device.memory_free
     for name, value in (("memory_total", total), ("memory_free", free)):
         if value is None:
             reasons.setdefault(name, "llama-server tells none")
@@ -148,7 +154,7 @@ def _joined(
         temperature=told.temperature,
         utilization=told.utilization,
         pids=told.pids,
-        is_live=told.memory_free is not None,
+        is_live=is_live,
         unavailable=reasons,
     )
 

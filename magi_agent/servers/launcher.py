@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol, TypedDict
@@ -184,6 +185,8 @@ class DirectLauncher:
         self._state_directory = state_directory
         self._user = user
         self._asking = {question: asyncio.Lock() for question in Question}
+        self._folders: set[str] = set()
+        self._one_folder = asyncio.Lock()
 
     def reconfigure(self, user: str | None) -> None:
         """Run probes as another user from now on."""
@@ -258,7 +261,7 @@ class DirectLauncher:
         # One that hangs, as a driver may, holds up no other.
         async with self._asking[question]:
             try:
-                folder = await asyncio.to_thread(_probe_folder, self._state_directory, question)
+                folder = await self._new_folder()
             except OSError as error:
                 raise ProbeFailed(f"nothing can be written to {self._state_directory}: {error.strerror}") from None
             try:
@@ -270,11 +273,19 @@ class DirectLauncher:
                 text = await asyncio.to_thread(_start_of, output)
             finally:
                 await asyncio.to_thread(folder.cleanup)
+                self._folders.discard(folder.name)
         if not result.ok:
             last = text.strip().rpartition("\n")[2]
             asked = f"{binary} {question.option}" if binary else f"the question for {question.of}"
             raise ProbeFailed(f"{asked} failed" + (f": {last}" if last else "; can it be executed?"))
         return text
+
+    async def _new_folder(self) -> tempfile.TemporaryDirectory[str]:
+        """Make a folder for what a probe prints. Raises ``OSError``."""
+        async with self._one_folder:
+            folder = await asyncio.to_thread(_probe_folder, self._state_directory, frozenset(self._folders))
+            self._folders.add(folder.name)
+        return folder
 
     async def _run(self, unit: TransientService) -> JobResult:
         """Run a probe's unit to its end."""
@@ -289,13 +300,13 @@ class DirectLauncher:
             return await self._manager.start_transient(unit, timeout=timeout)
 
 
-def _probe_folder(state_directory: Path, question: Question) -> tempfile.TemporaryDirectory[str]:
+def _probe_folder(state_directory: Path, in_use: Collection[str]) -> tempfile.TemporaryDirectory[str]:
     state_directory.mkdir(parents=True, exist_ok=True)
-    prefix = f"{_PROBE_FOLDER}{question}-"
-    for left in state_directory.glob(f"{prefix}*"):
-        # By an agent that was killed meanwhile.
-        shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=prefix, dir=state_directory)
+    for left in state_directory.glob(f"{_PROBE_FOLDER}*"):
+        if str(left) not in in_use:
+            # By an agent that was killed meanwhile.
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=_PROBE_FOLDER, dir=state_directory)
 
 
 def _start_of(output: Path) -> str:

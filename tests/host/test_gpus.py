@@ -134,6 +134,15 @@ def test_one_figure_that_the_driver_does_not_have_says_so() -> None:
     complete((found,))
 
 
+def test_a_part_of_a_gpu_has_its_own_memory_and_not_the_wholes() -> None:
+    gpu = nvidia("0000:01:00.0", "NVIDIA A100-SXM4-40GB", memoryTotalBytes=40960 * MIB)
+    part = listed("CUDA0: NVIDIA A100-SXM4-40GB MIG 1g.5gb (4864 MiB, 4800 MiB free)")
+    [found] = gpus_of(part, drivers(gpu, order=("0000:01:00.0",)), NOT_LISTED)
+
+    assert (found.memory_total, found.memory_free, found.is_live) == (4864 * MIB, 4800 * MIB, False)
+    assert found.pci_address == "0000:01:00.0"
+
+
 class Sysfs:
     """A tree as amdgpu and its driver for computing fill it."""
 

@@ -44,4 +44,6 @@ def test_nvidias_driver_is_asked_as_the_servers_user(serving: Host) -> None:
     order = json.loads(ask(serving, verb="probe", question="order")["text"])
     assert "libcuda.so.1" in order["problem"]
     assert serving.units("magi-probe*") == {}
+    # Nor are they all over the journal.
+    assert serving.journal("--unit=magi-probe-figures.service", "--quiet").strip() == ""
     assert serving.output("find", "/var/lib/magi-launcher", "-name", ".probe*") == ""

@@ -223,6 +223,12 @@ def test_names_of_variables_that_are_none_are_refused(key: str) -> None:
         service(environment={key: "x"})
 
 
+@pytest.mark.parametrize("name", ["", "x", "x.socket", "a b.service", "x.service\n"])
+def test_only_services_are_wanted(name: str) -> None:
+    with pytest.raises(ValueError, match="no name for a service unit"):
+        service(wants=(name,))
+
+
 @pytest.mark.parametrize("key", ["", "magi", "_MAGI", "1X", "X" * 65, "X\n"])
 def test_names_of_journal_fields_that_are_none_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match="no name for a journal field"):
