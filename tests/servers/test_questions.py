@@ -65,7 +65,7 @@ async def test_nvidias_driver_is_asked_in_a_unit_and_says_why_there_is_nothing(
 async def test_a_question_that_hangs_holds_up_no_other_and_leaves_nothing(
     systemd_user: SystemdUser, tmp_path: Path, llama_server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hanging = script(tmp_path / "hanging", 'if [ "$1" = --list-devices ]; then exec sleep 600; fi')
+    hanging = script(tmp_path / "hanging", 'if [ "$1" = --list-devices ]; then echo looking; exec sleep 600; fi')
     monkeypatch.setattr("magi_agent.servers.launcher._PROBE_TIMEOUT", 2.0)
     (tmp_path / "state").mkdir()
     async with SystemdManager(Scope.USER, pattern="magi-probe*.service") as manager:
@@ -75,7 +75,7 @@ async def test_a_question_that_hangs_holds_up_no_other_and_leaves_nothing(
         await until(lambda: manager.get("magi-probe-devices.service"), "the question is asked")
         assert "--ctx-size" in await launcher.probe(llama_server)
         assert not waiting.done()
-        with pytest.raises(ProbeFailed, match="hanging --list-devices failed"):
+        with pytest.raises(ProbeFailed, match="hanging --list-devices failed: looking"):
             await waiting
     assert await systemctl("list-units", "--all", "--plain", "--no-legend", "magi-probe*.service") == ""
     assert is_empty(tmp_path / "state")
