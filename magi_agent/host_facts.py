@@ -6,6 +6,7 @@ of devices is asked for once for each llama-server, again when that is another f
 """
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -19,7 +20,7 @@ import psutil
 
 from magi_agent.daemon_thread import in_daemon_thread
 from magi_agent.errors import MagiError
-from magi_agent.host.card_figures import card_figures, rocm_order
+from magi_agent.host.card_figures import CardFigures, card_figures, rocm_order
 from magi_agent.host.disks import Disk, Disks
 from magi_agent.host.gpu_devices import Tree, Vendor, cards, nvidia_driver_version
 from magi_agent.host.gpus import Drivers, Gpu, gpus_of
@@ -36,12 +37,15 @@ from magi_agent.settings import Settings
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 
+_LOG: Final = logging.getLogger(__name__)
 _FRESH: Final = 1.0
 """Seconds that figures hold."""
 _PATIENCE: Final = 10.0
 """Seconds that somebody who asks waits for a driver or a llama-server."""
 _HEALTH_PATIENCE: Final = 2.0
 """Likewise, who asks for health."""
+_SYSTEMD_PATIENCE: Final = 3.0
+"""Likewise, for systemd."""
 _PAUSE: Final = 30.0
 """Seconds that a driver is left alone which did not answer."""
 _Figure = TypeVar("_Figure")
@@ -141,6 +145,7 @@ class HostFacts:
         self._disks = Disks()
         self._figures = _Kept(self._ask_for_figures)
         self._order = _Kept(self._ask_for_order)
+        self._card_figures = _Kept(lambda: in_daemon_thread(self._look_at_cards, "sysfs of GPUs"))
         self._memory = _Kept(self._look_at_memory)
         self._problem = _Kept(lambda: in_daemon_thread(self._driver.problem, "NVIDIA's driver"), _HEALTH_PATIENCE)
         self._listing: dict[Path, asyncio.Task[BinaryDevices]] = {}
@@ -156,7 +161,7 @@ class HostFacts:
 
     async def close(self) -> None:
         """Wait for no answer any more."""
-        for kept in (self._figures, self._order, self._memory, self._problem):
+        for kept in (self._figures, self._order, self._card_figures, self._memory, self._problem):
             await kept.close()
         for task in self._listing.values():
             task.cancel()
@@ -168,6 +173,8 @@ class HostFacts:
 
         With ``refresh`` the devices are asked for again.
         """
+        if refresh:
+            self._order.forget()
         memory, gpus, disks, version, rest = await asyncio.gather(
             self.memory(),
             self.gpus(binary, max_age=0.0 if refresh else None),
@@ -228,8 +235,12 @@ class HostFacts:
         return BinaryDevices((), problem, datetime.now(UTC))
 
     async def _ask_drivers(self, *, needs_order: bool) -> Drivers:
-        drivers = await asyncio.to_thread(self._look_at_cards)
-        if not await asyncio.to_thread(nvidia_driver_version, self._tree):
+        drivers, version = await asyncio.to_thread(self._list_cards)
+        try:
+            drivers = replace(drivers, figures=await self._card_figures.get(_FRESH))
+        except TimeoutError:
+            _LOG.warning("a GPU's driver has not answered within %.0f s in sysfs", _PATIENCE)
+        if version is None:
             if any(card.vendor is Vendor.NVIDIA for card in drivers.cards):
                 return replace(drivers, nvidia_problem="NVIDIA's driver is not loaded")
             return drivers
@@ -269,11 +280,15 @@ class HostFacts:
             self._silence[question] = asyncio.get_running_loop().time() + _PAUSE, why
             raise ValueError(why) from None
 
-    def _look_at_cards(self) -> Drivers:
-        found = cards(self._tree)
-        others = [card for card in found if card.vendor is not Vendor.NVIDIA]
-        figures = {card.address: card_figures(card, self._tree.sys) for card in others}
-        return Drivers(cards=found, figures=figures, rocm_order=rocm_order(self._tree.sys))
+    def _list_cards(self) -> tuple[Drivers, str | None]:
+        """What the kernel itself knows of GPUs, and the version of NVIDIA's driver."""
+        drivers = Drivers(cards=cards(self._tree), rocm_order=rocm_order(self._tree.sys))
+        return drivers, nvidia_driver_version(self._tree)
+
+    def _look_at_cards(self) -> dict[str, CardFigures]:
+        """What only drivers know, which ask the GPU for it: one that hangs may keep them waiting."""
+        others = [card for card in cards(self._tree) if card.vendor is not Vendor.NVIDIA]
+        return {card.address: card_figures(card, self._tree.sys) for card in others}
 
     async def _users(self, found: tuple[Gpu, ...]) -> dict[str, tuple[str, ...]]:
         """Which models use each GPU, by the processes in the control groups of their units."""
@@ -295,20 +310,22 @@ class HostFacts:
     async def _slices(self) -> tuple[list[SliceLimits], str]:
         """The servers' slice and those above it, as systemd has them; nothing where systemd cannot be asked."""
         try:
-            group = await self._manager.control_group()
-            names = slices_above(SLICE)
-            found = []
-            for depth, name in enumerate(names):
-                path = str(PurePosixPath(group or "/", *reversed(names[depth:])))
-                found.append(SliceLimits(name, path, *await self._manager.memory_limits(name)))
-        except BusError:
+            async with asyncio.timeout(_SYSTEMD_PATIENCE):
+                group = await self._manager.control_group()
+                names = slices_above(SLICE)
+                found = []
+                for depth, name in enumerate(names):
+                    path = str(PurePosixPath(group or "/", *reversed(names[depth:])))
+                    found.append(SliceLimits(name, path, *await self._manager.memory_limits(name)))
+        except (BusError, TimeoutError):
             return [], "/"
         return found, group
 
     async def _systemd_version(self) -> str | None:
         try:
-            return await self._manager.version_text()
-        except BusError:
+            async with asyncio.timeout(_SYSTEMD_PATIENCE):
+                return await self._manager.version_text()
+        except (BusError, TimeoutError):
             return None
 
     def _rest(self) -> tuple[float, Processors]:

@@ -206,9 +206,10 @@ def _told(
 ) -> _Told:
     if (gpu := nvidia.get(address)) is not None:
         return _of_nvml(gpu)
-    if vendors.get(address) is Vendor.NVIDIA or address not in drivers.figures:
-        reason = drivers.nvidia_problem or "its driver is not asked"
-        return _Told(dict.fromkeys(_FIELDS, reason))
+    if vendors.get(address) is Vendor.NVIDIA:
+        return _Told(dict.fromkeys(_FIELDS, drivers.nvidia_problem or "NVIDIA's driver does not know it"))
+    if address not in drivers.figures:
+        return _Told(dict.fromkeys(_FIELDS, "its driver has not answered"))
     return _of_sysfs(drivers.figures[address], listed_total)
 
 

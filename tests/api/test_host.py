@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -277,3 +278,42 @@ def test_libraries_are_looked_for_again_when_the_loaders_cache_is_another(
     cache.write_text("12")
     assert "535.216.01" in (driver.problem() or "")
     assert NvidiaDriver(Tree(proc=tmp_path / "none"), cache).problem() is None
+
+
+async def test_a_driver_that_hangs_in_sysfs_keeps_nobody_waiting_for_long(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Tree(tmp_path / "proc", tmp_path / "sys", tmp_path / "dev")
+    card = tree.sys / "bus" / "pci" / "devices" / "0000:0b:00.0"
+    card.mkdir(parents=True)
+    for name, text in {"vendor": "0x1002", "class": "0x030000"}.items():
+        (card / name).write_text(f"{text}\n")
+    (card / "driver").symlink_to("../../../drivers/amdgpu")
+    # A pipe that nobody writes to is read for ever.
+    os.mkfifo(card / "gpu_busy_percent")
+    api = await serve()
+    host = api.agent._host
+    host._tree = tree
+    host._card_figures._patience = 0.3
+
+    for _ in range(3):
+        answer = (await api.ask("GET", "/api/host")).body
+        with_reasons(answer)
+        [gpu] = answer["gpus"]
+        assert (gpu["pciAddress"], gpu["vendor"]) == ("0000:0b:00.0", "AMD")
+        assert gpu["unavailable"]["utilizationPercent"] == "its driver has not answered"
+    # Whoever reads goes on, and there is one of them.
+    waiting = [thread.name for thread in threading.enumerate() if thread.name == "sysfs of GPUs"]
+    assert len(waiting) == 1
+    (card / "gpu_busy_percent").open("w").close()
+
+
+async def test_without_systemd_the_rest_is_told(serve: Serve) -> None:
+    api = await serve()
+    await api.agent._manager.close()
+    host = (await api.ask("GET", "/api/host?refresh=true")).body
+
+    with_reasons(host)
+    assert host["systemdVersion"] is None
+    assert "connection to systemd" in host["unavailable"]["devices"]
+    assert host["memory"]["totalBytes"] > 0
