@@ -31,7 +31,7 @@ _GPU_COLUMNS = (
 @click.option("--binary", metavar="NAME", help="GPUs as this one of llama_server_alternatives sees them.")
 @click.option("--refresh", is_flag=True, help="Ask llama-server for its devices again.")
 def host(session: Session, binary: str | None, refresh: bool) -> None:
-    """Show what this host has: processors, memory and its limits, GPUs, disks.
+    """Show what this host has: processors, memory, GPUs, disks.
 
     With --json: the answer of GET /api/host.
     """

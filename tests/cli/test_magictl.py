@@ -24,6 +24,7 @@ COMMANDS += [
     "rescan",
     "scan",
     "logs",
+    "host",
     "drain",
     "export",
     "import",
