@@ -136,7 +136,6 @@ class Agent:
             settings.state_directory / "memory.json",
         )
         self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
-        self._driver_problem: str | None = None
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self._metrics = Metrics(
@@ -305,7 +304,7 @@ class Agent:
             await self._reconfigured.wait()
             self._reconfigured.clear()
             await self._ask_binaries()
-            await self._look_at_driver()
+            _ = await self._host.nvidia_problem()
             await self._rescan(within=_FIRST_SCAN_WAIT)
             await self._active_profile.resolve(self.settings.active_profile)
             await self._want_what_is_chosen()
@@ -321,7 +320,7 @@ class Agent:
         """From "the API answers" to "everything that should run is wanted"."""
         await self._take_up_boot()
         await self._ask_binaries()
-        await self._look_at_driver()
+        _ = await self._host.nvidia_problem()
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
@@ -341,13 +340,6 @@ class Agent:
                 await self._preparation.ask_binaries()
         except TimeoutError:
             _LOG.warning("a llama-server takes long to say what it can do; it is asked again before it is started")
-
-    async def _look_at_driver(self) -> None:
-        """Say in the journal, once, that NVIDIA's driver and its libraries do not belong together any more."""
-        problem = await self._host.nvidia_problem()
-        if problem and problem != self._driver_problem:
-            _LOG.error("%s", problem)
-        self._driver_problem = problem
 
     async def _rescan(self, within: float | None) -> None:
         try:
@@ -421,8 +413,8 @@ class Agent:
                         if after in DOWN and model and model.facts.status is ModelStatus.MISSING:
                             self._inventory.look_again()
                         if after in _FAILED:
-                            # It may be why.
-                            await self._look_at_driver()
+                            # It may be why, and is in the journal then.
+                            _ = await self._host.nvidia_problem()
                     # Until then the profile has not spoken yet, and all are looked at right after it.
                     case ModelsChanged(added=added) if added and self._settled:
                         await self._want_what_is_chosen(added)

@@ -148,6 +148,7 @@ class HostFacts:
         self._card_figures = _Kept(lambda: in_daemon_thread(self._look_at_cards, "sysfs of GPUs"))
         self._memory = _Kept(self._look_at_memory)
         self._problem = _Kept(lambda: in_daemon_thread(self._driver.problem, "NVIDIA's driver"), _HEALTH_PATIENCE)
+        self._logged: str | None = None
         self._listing: dict[Path, asyncio.Task[BinaryDevices]] = {}
         self._silence: dict[Question, tuple[float, str]] = {}
         """Until when a driver is left alone, and why."""
@@ -215,11 +216,18 @@ class HostFacts:
         return GpuPicture(found, users, said.problem, drivers.nvidia_problem, said.asked_at)
 
     async def nvidia_problem(self) -> str | None:
-        """Say that NVIDIA's driver and its libraries have different versions, and what mends it."""
+        """Say that NVIDIA's driver and its libraries have different versions, and what mends it.
+
+        What is found new is in the journal too, once.
+        """
         try:
-            return await self._problem.get(_FRESH)
+            problem = await self._problem.get(_FRESH)
         except TimeoutError:
             return None
+        if problem and problem != self._logged:
+            _LOG.error("%s", problem)
+        self._logged = problem
+        return problem
 
     async def _said_of(self, binary: Path, max_age: float | None) -> BinaryDevices:
         """What a llama-server lists; one that takes long goes on, and whoever asks next may have it."""

@@ -4,11 +4,13 @@ AMD: "Misc AMDGPU driver information" and "GPU power controls and monitoring" of
 (https://docs.kernel.org/gpu/amdgpu): ``mem_info_vram_*`` and ``mem_info_gtt_*`` in bytes, ``gpu_busy_percent``,
 ``unique_id``. The driver for computing (KFD) says below ``/sys/class/kfd/kfd`` which GPU has which of its numbers, by
 ``domain`` and ``location_id`` (bus, device and function as on the PCI bus), and what memory of it each process has
-(``proc/<pid>/vram_<gpu id>``; drivers/gpu/drm/amd/amdkfd of the kernel). Temperatures: ``temp1_input`` in thousandths
-of a degree (https://docs.kernel.org/hwmon/sysfs-interface.html).
+(``proc/<pid>/vram_<gpu id>``; drivers/gpu/drm/amd/amdkfd of the kernel). Temperatures: ``temp1_input`` and so
+on, in thousandths of a degree (https://docs.kernel.org/hwmon/sysfs-interface.html; sysfs-driver-intel-xe-hwmon of the
+kernel's ABI documentation).
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from magi_agent.host.gpu_devices import Card, Vendor
 
 _MOST_PROCESSES: Final = 512
 _MOST_NODES: Final = 256
+_SENSOR: Final = re.compile(r"temp[1-9]_input")
 _NOT_SHOWN: Final = "the kernel's driver {driver} shows none in sysfs"
 
 
@@ -92,9 +95,10 @@ def _memory(folder: Path, kind: str) -> tuple[int, int] | None:
 
 def _temperature(folder: Path) -> float | None:
     for monitor in _entries(folder / "hwmon"):
-        found = _number(monitor / "temp1_input")
-        if found is not None:
-            return found / 1000
+        # AMD's first is the one at the edge; Intel's xe begins with the second, the package's.
+        for sensor in _entries(monitor):
+            if _SENSOR.fullmatch(sensor.name) and (found := _number(sensor)) is not None:
+                return found / 1000
     return None
 
 

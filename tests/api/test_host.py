@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import threading
@@ -18,6 +17,7 @@ import pytest
 from magi_agent.host.gpu_devices import Tree
 from magi_agent.host.nvidia_driver import NvidiaDriver
 from magi_agent.servers.questions import Question
+from tests.api.client import until
 from tests.api.conftest import Serve, systemctl
 from tests.conftest import SystemdUser
 from tests.servers.system import script
@@ -252,9 +252,9 @@ async def test_a_driver_whose_halves_differ_is_a_problem_in_health_and_journal(
     assert "535.216.01" in said
     assert said.endswith("reboot this host")
     assert (await api.ask("GET", "/api/host")).body["unavailable"]["nvidiaDriver"] == said
-    with caplog.at_level(logging.ERROR):
-        await api.agent._look_at_driver()
-        await api.agent._look_at_driver()
+    for _ in range(2):
+        host._problem.forget()
+        assert await host.nvidia_problem() == said
     assert [record.message for record in caplog.records if record.message == said] == [said]
 
 
@@ -317,3 +317,20 @@ async def test_without_systemd_the_rest_is_told(serve: Serve) -> None:
     assert host["systemdVersion"] is None
     assert "connection to systemd" in host["unavailable"]["devices"]
     assert host["memory"]["totalBytes"] > 0
+
+
+async def test_a_server_that_fails_has_the_driver_looked_at(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("magi_agent.servers.launcher._RETRY_PAUSE", 0.05)
+    monkeypatch.setattr("magi_agent.host.nvidia_driver.installed_library", lambda _: Path("/x/libcuda.so.535.216.01"))
+    api = await serve("api-no-gpu", llama_server_path=str(script(tmp_path / "failing", "exit 1")))
+    host = api.agent._host
+    host._driver = NvidiaDriver(made_up_driver(tmp_path, "535.183.01"), tmp_path / "none")
+    host._problem.forget()
+    assert (await api.ask("POST", "/api/models/servers/api-no-gpu/start?wait=60")).status == 500
+
+    async def said() -> bool:
+        return any("its libraries are 535.216.01" in record.message for record in caplog.records)
+
+    await until(said, "the journal names the versions")

@@ -156,10 +156,11 @@ class Sysfs:
         for name, text in {"vendor": vendor, "class": "0x030000", **files}.items():
             (folder / name).write_text(f"{text}\n")
 
-    def sensor(self, address: str, thousandths: int) -> None:
+    def sensor(self, address: str, thousandths: int, number: int = 1) -> None:
         folder = self.tree.sys / "bus" / "pci" / "devices" / address / "hwmon" / "hwmon3"
-        folder.mkdir(parents=True)
-        (folder / "temp1_input").write_text(f"{thousandths}\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"temp{number}_input").write_text(f"{thousandths}\n")
+        (folder / f"temp{number}_crit").write_text("100000\n")
 
     def node(self, number: int, gpu_id: int, location: int = 0) -> None:
         folder = self.tree.sys / "class" / "kfd" / "kfd" / "topology" / "nodes" / str(number)
@@ -238,7 +239,8 @@ def test_odd_files_are_no_figures(sysfs: Sysfs, text: str) -> None:
 
 def test_intels_driver_shows_little_and_says_so(sysfs: Sysfs) -> None:
     sysfs.card("0000:03:00.0", vendor="0x8086", driver="xe")
-    sysfs.sensor("0000:03:00.0", 44_000)
+    sysfs.sensor("0000:03:00.0", 61_000, number=3)
+    sysfs.sensor("0000:03:00.0", 44_000, number=2)
 
     [found] = sysfs.figures()
     assert found.temperature == 44.0

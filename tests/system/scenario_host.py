@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from pathlib import Path
 
+from tests.host.nvidia_stand_in import make_libraries
 from tests.system.host import Host
 from tests.system.scenario_launcher import ask
 
@@ -47,3 +50,24 @@ def test_nvidias_driver_is_asked_as_the_servers_user(serving: Host) -> None:
     # Nor are they all over the journal.
     assert serving.journal("--unit=magi-probe-figures.service", "--quiet").strip() == ""
     assert serving.output("find", "/var/lib/magi-launcher", "-name", ".probe*") == ""
+
+
+def test_figures_of_a_driver_come_out_of_the_servers_sandbox(serving: Host, tmp_path: Path) -> None:
+    if serving.run("sh", "-c", "ldconfig -p | grep -q libnvidia-ml", check=False).returncode == 0:
+        return
+    for library in make_libraries(tmp_path):
+        coded = base64.b64encode(library.read_bytes()).decode()
+        serving.run("sh", "-c", f"base64 -d >/usr/lib/{library.name}", stdin=coded)
+    serving.run("ldconfig")
+    try:
+        told = json.loads(ask(serving, verb="probe", question="figures")["text"])
+        assert told["problem"] is None
+        assert [(gpu["pciAddress"], gpu["memoryFreeBytes"]) for gpu in told["gpus"]] == [
+            ("00000000:41:00.0", 42_000_000_000),
+            ("00000000:C1:00.0", None),
+        ]
+        order = json.loads(ask(serving, verb="probe", question="order")["text"])
+        assert order == {"order": ["0000:C1:00.0", "0000:41:00.0"], "problem": None}
+    finally:
+        serving.run("rm", "/usr/lib/libnvidia-ml.so.1", "/usr/lib/libcuda.so.1")
+        serving.run("ldconfig")
