@@ -20,11 +20,13 @@ from magi_agent.api.access import Caller
 from magi_agent.api.answering import answering
 from magi_agent.api.connection import Connection
 from magi_agent.api.cors import CrossOrigin
+from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.listeners import Listeners
 from magi_agent.api.routes import Access
 from magi_agent.api.streaming import Item, StreamForm, add_streams, form_of, stream
 from magi_agent.configuration import Configuration
 from magi_agent.errors import ServiceUnavailable
+from magi_agent.metrics.request_counts import RequestCounts
 from magi_agent.settings import Settings, load_settings
 from tests.conftest import PortRanges
 
@@ -161,9 +163,9 @@ async def served(tmp_path, unused_ports: PortRanges, listener: str) -> AsyncIter
         return await stream(request, source.stubborn(), StreamForm.SSE)
 
     access: dict[object, Access] = {items: Access.READ, flood: Access.READ}
-    application = web.Application(
-        middlewares=[answering(lambda _: made.caller, access, CrossOrigin(Configuration(settings, None)))]
-    )
+    cross_origin = CrossOrigin(Configuration(settings, None))
+    counted = CountedRequests([], RequestCounts())
+    application = web.Application(middlewares=[answering(lambda _: made.caller, access, cross_origin, counted)])
     add_streams(application)
     application.router.add_get("/items", items)
     application.router.add_get("/flood", flood)
