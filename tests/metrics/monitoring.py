@@ -1,4 +1,4 @@
-"""Prometheus's own `promtool`, as the tests use it."""
+"""Prometheus and its own `promtool`, as the tests use them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 import locations
 import pytest
 
+_UNPACKED = locations.CACHE / "prometheus" / "usr" / "bin"
+"""Where packaging/workbench/test_packages unpacks the programs that the host has not installed."""
+
 
 def promtool() -> Path:
     """The program, if the host or the workbench has it; otherwise the test is skipped."""
-    unpacked = locations.CACHE / "prometheus" / "usr" / "bin"
-    found = shutil.which("promtool", path=f"{os.environ['PATH']}:{unpacked}")
+    found = shutil.which("promtool", path=f"{os.environ['PATH']}:{_UNPACKED}")
     if found is None:
         pytest.skip("there is no promtool: `make test` unpacks one where apt-get is")
     return Path(found)
@@ -27,3 +29,11 @@ def run_promtool(*arguments: str | Path, given: bytes = b"", folder: Path | None
         check=False, cwd=folder,
     )  # fmt: skip
     return done.returncode, done.stdout.decode()
+
+
+def prometheus() -> Path:
+    """Prometheus itself, if the host or the workbench has it; otherwise the test is skipped."""
+    found = shutil.which("prometheus", path=f"{os.environ['PATH']}:{_UNPACKED}")
+    if found is None:
+        pytest.skip("there is no prometheus: `make test` unpacks one where apt-get is")
+    return Path(found)

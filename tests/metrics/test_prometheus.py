@@ -1,0 +1,128 @@
+"""A real Prometheus with the shipped files: it scrapes an agent over TCP with a token, and evaluates the alerts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magi_agent.tokens import Token, digest_of, line_of, new_secret
+from magi_agent.vocabulary import TokenScope
+from tests.agent_process import AgentProcess, ended, wait_until
+from tests.conftest import MakeToyModel, PortRanges, SystemdUser
+from tests.metrics.monitoring import prometheus
+from tests.metrics.test_monitoring import PROMETHEUS
+
+MODEL = "prom-toy"
+TOKEN = new_secret()
+
+
+@pytest.fixture
+def agent(
+    systemd_user: SystemdUser, tmp_path: Path, toy_model: MakeToyModel, unused_ports: PortRanges, llama_server: Path
+) -> Iterator[AgentProcess]:
+    toy_model(tmp_path / "models" / f"{MODEL}.gguf")
+    agent = AgentProcess(tmp_path, tmp_path / "models", unused_ports(), llama_server)
+    agent.settings |= {"MAGI_TCP": f"127.0.0.1:{unused_ports()[0]}", "MAGI_TCP_ACCESS": "none"}
+    (tmp_path / "tokens").write_text(f"{line_of(Token('prometheus', TokenScope.READ, digest_of(TOKEN)))}\n")
+    with ended(agent, f"magi-llama-{MODEL}.service"):
+        agent.start()
+        wait_until(lambda: not agent.ask("GET", "/health/ready").body["scanning"], "the first scan")
+        yield agent
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """One that runs."""
+
+    url: str
+    token: Path
+
+    def ask(self, path: str, **query: str) -> Any:
+        """The data of an answer of its API; ``None`` while it does not answer."""
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]
+        return None
+
+    def value(self, query: str) -> float | None:
+        """The one value of a query; ``None`` where it has none, or several."""
+        data = self.ask("query", query=query)
+        results = data["result"] if data else []
+        return float(results[0]["value"][1]) if len(results) == 1 else None
+
+
+@pytest.fixture
+def scraping(agent: AgentProcess, tmp_path: Path, unused_ports: PortRanges) -> Iterator[Prometheus]:
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    for path in PROMETHEUS.iterdir():
+        shutil.copy(path, folder)
+    token = folder / "token"
+    token.write_text(TOKEN)
+    configuration = folder / "magi-agent.yml"
+    text = configuration.read_text()
+    for old, new in {
+        "127.0.0.1:8000": agent.settings["MAGI_TCP"],
+        "file: /etc/prometheus/magi-agent.token\n    static": f"file: {token}\n    static",
+        "scrape_interval: 15s": "scrape_interval: 1s",
+        "scrape_timeout: 10s": "scrape_timeout: 1s",
+        "evaluation_interval: 15s": "evaluation_interval: 1s",
+    }.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    configuration.write_text(text)
+    port = unused_ports()[0]
+    with (tmp_path / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                prometheus(),
+                f"--config.file={configuration}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+        )
+        try:
+            yield Prometheus(f"http://127.0.0.1:{port}", token)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_it_scrapes_with_a_token_and_knows_the_alerts(agent: AgentProcess, scraping: Prometheus) -> None:
+    agent.must("POST", f"/api/models/servers/{MODEL}/start?wait=60")
+
+    up = f'magi_server_ready{{model="{MODEL}"}}'
+    wait_until(lambda: scraping.value(up) == 1, "the model is up to Prometheus", 60)
+
+    assert scraping.value('up{job="magi-agent"}') == 1
+    assert scraping.value(f'llamacpp:requests_processing{{model="{MODEL}"}}') == 0
+    kinds = scraping.ask("metadata", metric="magi_http_requests_total")
+    kinds = kinds or scraping.ask("metadata", metric="magi_http_requests")
+    assert [kind["type"] for kind in next(iter(kinds.values()))] == ["counter"]
+    wait_until(lambda: scraping.ask("rules")["groups"][0]["rules"][0]["health"] == "ok", "the rules are evaluated")
+    groups = scraping.ask("rules")["groups"]
+    assert {rule["health"] for group in groups for rule in group["rules"]} <= {"ok", "unknown"}
+    # While the model was loading, it was missing.
+    wait_until(lambda: scraping.ask("alerts")["alerts"] == [], "no alert is left")
+
+    # One that holds no more.
+    scraping.token.write_text(new_secret())
+    wait_until(lambda: scraping.value('up{job="magi-agent"}') == 0, "the agent refuses it")
+    (target,) = scraping.ask("targets")["activeTargets"]
+    assert "401" in target["lastError"]
