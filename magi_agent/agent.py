@@ -14,7 +14,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection, Coroutine, MutableMapping
+from collections.abc import Callable, Collection, Coroutine, MutableMapping, Sequence
 from typing import Final
 
 from magi_agent import __version__
@@ -26,6 +26,7 @@ from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
@@ -150,6 +151,7 @@ class Agent:
                 events=self._events,
                 is_settled=lambda: self._has_wanted,
                 open_connections=lambda: self._listeners.open_connections,
+                gpus=self._gpus,
             )
         )
         self.services = Services(
@@ -279,6 +281,9 @@ class Agent:
             )
             self._reconfigured.set()
         self._notifier.ready(self._status())
+
+    async def _gpus(self) -> Sequence[Gpu]:
+        return (await self._host.gpus()).gpus
 
     def _reconfigure(self) -> None:
         """Hand each part what it needs of the settings. What runs is not touched, and differs from them now, maybe."""
