@@ -220,6 +220,8 @@ def _users_logs_and_history(serving: Host, own: Own) -> None:
         "systemd-run", "--user", "--unit=own-agent", "--property=Type=notify", "--quiet",
         *(f"--setenv={name}={value}" for name, value in settings.items()), "/usr/bin/magi-agent",
     )  # fmt: skip
+    # An agent answers before its first scan is through.
+    own("magictl", "rescan")
     own("magictl", "start", "toy")
     unit = unit_of("toy")
 
