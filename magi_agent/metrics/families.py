@@ -124,7 +124,7 @@ def _gpus(gpus: Iterable[GpuFigures] | None) -> Iterator[Metric]:
         words = {"name": gpu.name, "uuid": gpu.uuid, "pci_address": gpu.pci_address, "backend": gpu.backend}
         about.add_metric(label, {word: readable(value) for word, value in words.items() if value})
         _add(total, label, gpu.memory_total)
-        _add(free, label, gpu.memory_free)
+        _add(free, label, gpu.memory_free if gpu.is_live else None)
         _add(heat, label, gpu.temperature)
         _add(busy, label, None if gpu.utilization is None else gpu.utilization / 100)
     yield from (about, total, free, heat, busy)
@@ -237,5 +237,6 @@ def _add(family: GaugeMetricFamily | CounterMetricFamily, label: list[str], valu
 
 
 def readable(text: str) -> str:
-    """Text as it can be sent: what is no character stands as the replacement character."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
+    """Text of a file or a driver as it can be sent: what nobody could read stands as the replacement character."""
+    text = text.encode(errors="surrogateescape").decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

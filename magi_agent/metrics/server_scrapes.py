@@ -38,6 +38,8 @@ class ServerScrapes:
 
     def __init__(self, connections: ServerConnections) -> None:
         self._connections = connections
+        # Several threads that read at once would each have their turn before the event loop has its own.
+        self._one_reads = asyncio.Lock()
         self._said: dict[str, str] = {}
 
     async def ask(self, servers: Mapping[str, Reach]) -> dict[str, ServerScrape]:
@@ -58,7 +60,8 @@ class ServerScrapes:
             try:
                 async with asyncio.timeout(min(_PATIENCE, deadline - began)):
                     answer = await self._fetch(reach)
-                samples = await asyncio.to_thread(samples_of, answer)
+                async with self._one_reads:
+                    samples = await asyncio.to_thread(samples_of, answer)
             except TimeoutError:
                 return ServerScrape(loop.time() - began, problem=f"it did not answer within {_PATIENCE:g} seconds")
             except UnreadableAnswer as error:

@@ -46,6 +46,10 @@ class GpuFigures(Protocol):
         """Bytes."""
 
     @property
+    def is_live(self) -> bool:
+        """Whether ``memory_free`` is of now, and not of when llama-server was asked for its devices."""
+
+    @property
     def temperature(self) -> float | None:
         """Degrees Celsius."""
 

@@ -50,6 +50,7 @@ class PicturedGpu:
     pci_address: str | None = "0000:41:00.0"
     memory_total: int | None = 150 << 30
     memory_free: int | None = 100 << 30
+    is_live: bool = True
     temperature: float | None = 41.0
     utilization: float | None = 25.0
 
@@ -70,11 +71,15 @@ def unit() -> UnitStatus:
 
 
 def server(
-    model_id: str = "toy", *, usage: UnitUsage | None = EVERYTHING, scrape: ServerScrape | None = None
+    model_id: str = "toy",
+    *,
+    usage: UnitUsage | None = EVERYTHING,
+    scrape: ServerScrape | None = None,
+    family: str = "llama",
 ) -> ServerFigures:
     """A model's server that is ready."""
     return ServerFigures(
-        model=Model(model_id, facts_at(f"/models/{model_id}.gguf")),
+        model=Model(model_id, facts_at(f"/models/{model_id}.gguf", family=family)),
         state=ServerState.READY,
         is_wanted=True,
         start_policy="alwaysOn",

@@ -59,6 +59,19 @@ def test_what_is_not_known_is_not_told_as_0() -> None:
     assert 'magi_gpu_info{backend="CUDA",gpu="0000:41:00.0",pci_address="0000:41:00.0"} 1.0' in told
 
 
+def test_a_header_cannot_say_more_than_its_word() -> None:
+    told = lines(snapshot(server(family='a"} 1\nmagi_agent_ready 0\r\x00\udcff')))
+
+    (line,) = [line for line in told if line.startswith("magi_server_info")]
+    assert 'family="a\\"} 1\ufffdmagi_agent_ready 0\ufffd\ufffd\ufffd"' in line
+
+
+def test_free_memory_of_some_time_ago_is_not_told() -> None:
+    assert [line for line in lines(snapshot()) if line.startswith("magi_gpu_memory_free_bytes")]
+    told = lines(snapshot(gpus=(PicturedGpu(is_live=False),)))
+    assert not [line for line in told if line.startswith("magi_gpu_memory_free_bytes")]
+
+
 def test_gpus_that_could_not_be_asked_for() -> None:
     assert "magi_gpu_probe_success 0.0" in lines(snapshot(gpus=None))
     assert "magi_gpu_probe_success 1.0" in lines(snapshot(gpus=()))
