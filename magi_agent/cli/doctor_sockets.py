@@ -16,6 +16,7 @@ from magi_agent.host.systemctl import SystemctlFailed
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.vocabulary import Scope
 
+_EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104  # others are found there; nobody listens here
 _ENABLED: Final = frozenset({"enabled", "enabled-runtime"})
 _PASSING: Final = frozenset({"resources", "start-limit-hit", "trigger-limit-hit", "service-start-limit-hit"})
 """What a socket unit fails by that may be over by now, such as an address that somebody else had."""
@@ -106,7 +107,7 @@ def _in_the_way(address: str) -> list[Listener]:
         found = listeners(int(port))
     except ValueError:
         return []
-    return [each for each in found if wanted.is_unspecified or each.address in {str(wanted), "0.0.0.0", "::"}]  # noqa: S104
+    return [each for each in found if wanted.is_unspecified or each.address in {str(wanted), *_EVERY_ADDRESS}]
 
 
 def _is_unheard(address: str) -> bool:

@@ -77,7 +77,7 @@ def _make(missing: dict[tuple[str, ...], list[str]], modprobe: str) -> int:
             status = _say_failed(f"{modprobe} cannot be run: {error.strerror}")
             continue
         for node in nodes:
-            if os.path.exists(node):  # noqa: PTH110
+            if os.path.exists(node):  # noqa: PTH110  # as above
                 sys.stdout.write(f"made {node}\n")
             else:
                 words = " ".join(ran.stdout.decode(errors="replace").split())[:_MAX_WORDS]

@@ -35,7 +35,7 @@ def is_loaded(proc: str) -> bool:
 def gpu_minors(proc: str) -> list[int]:
     """The minor numbers of the driver's GPUs, in order; none where it does not tell."""
     try:
-        folders = os.listdir(f"{proc}/driver/nvidia/gpus")  # noqa: PTH208
+        folders = os.listdir(f"{proc}/driver/nvidia/gpus")  # noqa: PTH208  # see above
     except OSError:
         return []
     minors = (_minor_in(f"{proc}/driver/nvidia/gpus/{folder}/information") for folder in folders)
@@ -67,7 +67,7 @@ def _minor_in(information: str) -> int | None:
 
 def _text(path: str) -> str:
     try:
-        with open(path, errors="replace") as file:  # noqa: PTH123
+        with open(path, errors="replace") as file:  # noqa: PTH123  # see above
             return file.read(1 << 16)
     except OSError:
         return ""

@@ -52,7 +52,7 @@ class ServerConnections:
         method: str,
         path: str,
         *,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # aiohttp's own kind
         headers: Mapping[str, str] | None = None,
         data: bytes | None = None,
         with_key: bool = True,

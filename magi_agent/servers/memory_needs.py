@@ -1,7 +1,7 @@
 """What each model's server needs of memory: estimated before the start, and kept up with what is seen after it.
 
-Of a server that is ready, what it says of
-its buffers is read from its log and what it uses is measured; a while after, once more.
+Of a server that is ready, what it says of its buffers is read from its log and what it uses is measured; a while after,
+once more.
 """
 
 import asyncio

@@ -409,7 +409,7 @@ class Servers:
             outcome = await act(model_id, _OPERATION_WAIT)
         except MagiError as error:
             part.status, part.message = OperationStatus.FAILED, error.message
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # see below
             # A defect in what is done for one model must not cost the others theirs.
             _LOG.exception("%s of %s ended with a defect", kind, model_id)
             part.status, part.message = OperationStatus.FAILED, f"a defect of the agent: {error!r}"

@@ -33,7 +33,7 @@ class JobResult(StrEnum):
     """A word that this version of the agent does not know."""
 
     @classmethod
-    def _missing_(cls, value: object) -> "JobResult":  # noqa: ARG003
+    def _missing_(cls, value: object) -> "JobResult":  # noqa: ARG003  # the enumeration's signature
         return cls.OTHER
 
     @property
