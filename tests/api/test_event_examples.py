@@ -115,7 +115,7 @@ def be_unavailable(port: int) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", ["nobody", "a proxy"])
-@pytest.mark.parametrize("token", ["", TOKEN])
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["no token", "a token"])
 def test_a_page_keeps_up(agent: AgentProcess, token: str, meanwhile: str) -> None:
     with page(agent, token) as said:
         assert said.get(timeout=40) == ["reload"], "it listens, and asks for what it shows"
