@@ -11,7 +11,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,34 @@ _LAST_TEST_PORT = 29999
 _PORT_BLOCK = 100
 _MOST_BLOCKS = 25
 """Of one run, so that several on one machine have enough."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, begin with files of which one test takes longer than any other may.
+
+    Begun last, it would keep all others waiting.
+    """
+    if hasattr(config, "workerinput"):
+        long = {item.path for item in items if item.get_closest_marker("timeout")}
+        items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """Let reports pass between processes that quote a path which is no UTF-8."""
+    return _as_utf8((yield))
+
+
+def _as_utf8(value: object) -> object:
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {_as_utf8(name): _as_utf8(entry) for name, entry in value.items()}
+        case list() | tuple():
+            return type(value)(_as_utf8(entry) for entry in value)
+        case _:
+            return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ import random
 import threading
 from pathlib import Path
 
+import pytest
+
 from tests.agent_process import AgentProcess, ended
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 
@@ -29,6 +31,7 @@ def settings_of(number: int) -> dict[str, object]:
     }
 
 
+@pytest.mark.timeout(600)
 def test_a_thousand_changes_and_kills_between_them(
     tmp_path: Path,
     toy_model: MakeToyModel,

@@ -363,8 +363,9 @@ def test_sockets_from_systemd_win_and_stay(activated: tuple[ActivatedAgent, int]
     problems = agent.ask("GET", "/health/ready").body["problems"]
     assert any(problem.startswith(said) for problem in problems)
     assert any(problem.startswith("api.socket is ") for problem in problems)
-    command = ["journalctl", f"--directory={systemd_user.journal}", "--output=cat", "--no-pager", "--lines=500"]
-    wait_until(lambda: said in subprocess.run(command, capture_output=True, text=True).stdout, "the journal says so")
+    command = ["journalctl", f"--directory={systemd_user.journal}", "--output=cat", "--no-pager", "--lines=2000"]
+    # Other tests' units have their lines there too, and not all of them are UTF-8.
+    wait_until(lambda: said.encode() in subprocess.run(command, capture_output=True).stdout, "the journal says so")
     host, _, own = agent.settings["MAGI_TCP"].rpartition(":")
     with pytest.raises(ConnectionRefusedError):
         over_tcp(host, int(own), "GET", "/")

@@ -52,6 +52,7 @@ parameters = { name = "conform" }
 """
 
 
+@pytest.mark.timeout(300)
 def test_every_answer_is_in_the_document(
     tmp_path: Path,
     toy_model: MakeToyModel,

@@ -6,8 +6,8 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -225,6 +225,15 @@ async def test_what_changes_behind_fuse_is_found_without_an_event(
         assert not kept.inventory._watch.unheard
 
 
+@asynccontextmanager
+async def silent_between_looks(kept: Kept, fuse: FuseMount) -> AsyncIterator[None]:
+    """Have a file system answer nothing, from a moment on at which nothing looks into it: such a look would hang."""
+    with ExitStack() as stack:
+        async with kept.inventory._one_look:
+            stack.enter_context(fuse.silent())
+        yield
+
+
 @as_root
 async def test_a_network_file_system_that_hangs_does_not_stop_the_event_loop(
     tmp_path: Path, models: Path, fuse: FuseMount
@@ -233,7 +242,7 @@ async def test_a_network_file_system_that_hangs_does_not_stop_the_event_loop(
     async with keeping([models], tmp_path) as kept:
         loop = asyncio.get_running_loop()
         await eventually(lambda: str(fuse.point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
-        with fuse.silent():
+        async with silent_between_looks(kept, fuse):
             looks, before = kept.scanner.refreshes, loop.time()
             pauses: list[float] = []
             kept.inventory._watch.begin_anew()
@@ -254,7 +263,7 @@ async def test_a_network_file_system_that_hangs_holds_up_its_own_models_only(
     write_model(fuse.source / "first.gguf")
     async with keeping([models], tmp_path) as kept:
         await eventually(lambda: str(fuse.point) in kept.inventory._watch.unheard, "it is known to be out of earshot")
-        with fuse.silent():
+        async with silent_between_looks(kept, fuse):
             write_model(models / "local.gguf")
             await eventually(lambda: kept.ids == ["first", "local"], "what is local is listed", 30)
             await kept.inventory.rescan(20)
@@ -292,7 +301,7 @@ async def test_a_configured_folder_that_hangs_holds_up_no_other(
     local = write_model(tmp_path / "local" / "local.gguf").parent
     async with keeping([folder, local], tmp_path) as kept:
         await eventually(lambda: str(folder) in kept.inventory._watch.unheard, "it is known to be out of earshot")
-        with fuse.silent():
+        async with silent_between_looks(kept, fuse):
             await kept.inventory.rescan(20)
             write_model(local / "second.gguf")
             # Something else is mounted meanwhile, so that all is looked up again.
