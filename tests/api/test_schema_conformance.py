@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import locations
+import pytest
 
 from tests.agent_process import AgentProcess, ended
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
