@@ -37,12 +37,10 @@ from magi_agent.metrics.unit_usage import UnitUsage, read_usage
 from magi_agent.readiness import readiness
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
-from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.launch import unit_name
-from magi_agent.servers.llama_server import reach_of
 from magi_agent.servers.plan import UnitCondition, condition_of
-from magi_agent.servers.reach import Reach
+from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.servers import UP, Servers
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
@@ -76,7 +74,7 @@ class Sources:
     servers: Servers
     effective: EffectiveSettings
     manager: SystemdManager
-    connections: ServerConnections
+    reports: SelfReports
     events: EventStream
     is_settled: Callable[[], bool]
     open_connections: Callable[[], int]
@@ -90,7 +88,7 @@ class Metrics:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._scrapes = ServerScrapes(sources.connections)
+        self._scrapes = ServerScrapes(sources.reports)
         self._events = EventCounts(sources.events, sources.servers)
         self._lag = LoopLag()
         self._look: asyncio.Task[_Look] | None = None
@@ -193,11 +191,7 @@ class Metrics:
             for model_id, unit in units.items()
             if unit is not None and condition_of(unit) in (UnitCondition.UP, UnitCondition.GOING)
         }
-        reaches: dict[str, Reach] = {}
-        for model_id, unit in running.items():
-            if states[model_id] in UP and (reach := reach_of(unit.argv, unit.environment)):
-                reaches[model_id] = reach
-        usages, scrapes = await asyncio.gather(self._usages(running), self._scrapes.ask(reaches))
+        usages, scrapes = await asyncio.gather(self._usages(running), self._scrapes.all())
         return [
             ServerFigures(
                 model=model,
@@ -207,7 +201,7 @@ class Metrics:
                 unit_name=unit_name(model.model_id),
                 unit=units[model.model_id],
                 usage=usages.get(model.model_id),
-                scrape=scrapes.get(model.model_id),
+                scrape=scrapes.get(model.model_id) if states[model.model_id] in UP else None,
             )
             for model in models
         ]

@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from magi_agent.metrics import metrics as module
 from magi_agent.metrics.exposition import Form
 from magi_agent.servers import record as record_module
+from magi_agent.servers import self_reports as self_reports_module
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.metrics.monitoring import run_promtool
@@ -29,8 +30,9 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest.fixture
 def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scrape looks anew."""
+    """Every scrape looks and asks anew."""
     monkeypatch.setattr(module, "_FRESH", 0.0)
+    monkeypatch.setattr(self_reports_module, "_FRESH", 0.0)
 
 
 async def start(api: Api, model_id: str) -> None:
