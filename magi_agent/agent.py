@@ -153,6 +153,7 @@ class Agent:
                 events=self._events,
                 is_settled=lambda: self._has_wanted,
                 open_connections=lambda: self._listeners.open_connections,
+                room=self._room,
                 gpus=self._gpus,
             )
         )
@@ -237,8 +238,8 @@ class Agent:
         await self._servers.close()
         await self._reconciler.stop()
         await self._metrics.close()
-        await self._connections.close()
         await self._reports.close()
+        await self._connections.close()
         await self._host.close()
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
@@ -287,6 +288,9 @@ class Agent:
 
     async def _gpus(self) -> Sequence[Gpu]:
         return (await self._host.gpus()).gpus
+
+    async def _room(self) -> int:
+        return (await self._host.memory()).room
 
     def _reconfigure(self) -> None:
         """Hand each part what it needs of the settings. What runs is not touched, and differs from them now, maybe."""

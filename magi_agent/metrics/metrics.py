@@ -47,6 +47,7 @@ from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
 
 GpuSource = Callable[[], Awaitable[Sequence[GpuFigures]]]
+RoomSource = Callable[[], Awaitable[int]]
 _FRESH: Final = 1.0
 """Seconds that a look is told to whoever asks."""
 _PATIENCE: Final = 2.0
@@ -79,6 +80,8 @@ class Sources:
     is_settled: Callable[[], bool]
     open_connections: Callable[[], int]
     """How many there are to the API."""
+    room: RoomSource
+    """Bytes of memory that servers may still take."""
     gpus: GpuSource | None = None
     """``None`` where nobody knows of GPUs."""
 
@@ -123,7 +126,7 @@ class Metrics:
 
     async def _take(self) -> _Look:
         began = _now()
-        host, gpus, servers = await asyncio.gather(asyncio.to_thread(_host), self._gpus(), self._servers())
+        host, gpus, servers = await asyncio.gather(self._host(), self._gpus(), self._servers())
         now = _now()
         return _Look(Snapshot(self._agent(), host, gpus, self._models(), servers, now - began), now)
 
@@ -168,6 +171,20 @@ class Metrics:
             scanned_at=registry.last_scan.timestamp() if registry.last_scan else None,
             problems=inventory.problem_count,
         )
+
+    async def _host(self) -> HostFigures:
+        room = await self._room()
+        return await asyncio.to_thread(_host, room)
+
+    async def _room(self) -> int | None:
+        if not self._sources.manager.connected:
+            # Which limits hold for the servers, systemd knows.
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._sources.room()
+        except (MagiError, TimeoutError, OSError):
+            return None
 
     async def _gpus(self) -> Sequence[GpuFigures] | None:
         if self._sources.gpus is None:
@@ -236,10 +253,10 @@ def _text(snapshot: Snapshot, form: Form) -> bytes:
     return rendered(families(snapshot), form)
 
 
-def _host() -> HostFigures:
+def _host(room: int | None) -> HostFigures:
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     return HostFigures(
-        memory.total, memory.available, swap.total, swap.free, os.getloadavg(), os.cpu_count() or 1
+        memory.total, memory.available, room, swap.total, swap.free, os.getloadavg(), os.cpu_count() or 1
     )  # fmt: skip
 
 
