@@ -47,6 +47,7 @@ from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
+from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import DOWN, UP, Servers
 from magi_agent.servers.usage import ServersUsage
@@ -128,6 +129,7 @@ class Agent:
             self._effective,
             self._events,
         )
+        self._reports = SelfReports(self._connections, self._servers.ready)
         self._memory = MemoryNeeds(
             self._registry,
             self._preparation,
@@ -147,10 +149,11 @@ class Agent:
                 servers=self._servers,
                 effective=self._effective,
                 manager=self._manager,
-                connections=self._connections,
+                reports=self._reports,
                 events=self._events,
                 is_settled=lambda: self._has_wanted,
                 open_connections=lambda: self._listeners.open_connections,
+                room=self._room,
                 gpus=self._gpus,
             )
         )
@@ -169,7 +172,7 @@ class Agent:
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
-            usage=ServersUsage(self._connections, self._servers.reaches),
+            usage=ServersUsage(self._reports),
             host=self._host,
             metrics=self._metrics,
             is_settled=lambda: self._has_wanted,
@@ -235,6 +238,7 @@ class Agent:
         await self._servers.close()
         await self._reconciler.stop()
         await self._metrics.close()
+        await self._reports.close()
         await self._connections.close()
         await self._host.close()
         tasks = [task for task in self._tasks if not task.done()]
@@ -284,6 +288,9 @@ class Agent:
 
     async def _gpus(self) -> Sequence[Gpu]:
         return (await self._host.gpus()).gpus
+
+    async def _room(self) -> int:
+        return (await self._host.memory()).room
 
     def _reconfigure(self) -> None:
         """Hand each part what it needs of the settings. What runs is not touched, and differs from them now, maybe."""

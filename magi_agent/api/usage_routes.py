@@ -70,11 +70,11 @@ class UsageRoutes:
         """GET /api/usage."""
         await require_systemd(self._manager)
         servers = await self._servers.list()
-        usage = await self._usage.all()
+        usages = await self._usage.all()
         return answer(
             UsageAnswer(
-                at=self._usage.at,
-                servers=[_answer(server, usage.get(server.model_id, _NOT_READY)) for server in servers],
+                at=usages.at,
+                servers=[_answer(server, usages.servers.get(server.model_id, _NOT_READY)) for server in servers],
             )
         )
 

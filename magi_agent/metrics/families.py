@@ -105,6 +105,7 @@ def _requests(agent: AgentFigures) -> Iterator[Metric]:
 def _host(host: HostFigures) -> Iterator[Metric]:
     yield _gauge("magi_host_memory_bytes", "Memory that the host has.", host.memory)
     yield _gauge("magi_host_memory_available_bytes", "Memory to be had without swapping.", host.memory_available)
+    yield _gauge("magi_host_memory_room_bytes", "Memory that servers may still take.", host.memory_room)
     yield _gauge("magi_host_swap_bytes", "Swap that the host has.", host.swap)
     yield _gauge("magi_host_swap_free_bytes", "Swap that is free.", host.swap_free)
     for minutes, load in zip((1, 5, 15), host.load, strict=True):

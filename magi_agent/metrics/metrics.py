@@ -37,18 +37,17 @@ from magi_agent.metrics.unit_usage import UnitUsage, read_usage
 from magi_agent.readiness import readiness
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
-from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.launch import unit_name
-from magi_agent.servers.llama_server import reach_of
 from magi_agent.servers.plan import UnitCondition, condition_of
-from magi_agent.servers.reach import Reach
+from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.servers import UP, Servers
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
 
 GpuSource = Callable[[], Awaitable[Sequence[GpuFigures]]]
+RoomSource = Callable[[], Awaitable[int]]
 _FRESH: Final = 1.0
 """Seconds that a look is told to whoever asks."""
 _PATIENCE: Final = 2.0
@@ -76,11 +75,13 @@ class Sources:
     servers: Servers
     effective: EffectiveSettings
     manager: SystemdManager
-    connections: ServerConnections
+    reports: SelfReports
     events: EventStream
     is_settled: Callable[[], bool]
     open_connections: Callable[[], int]
     """How many there are to the API."""
+    room: RoomSource
+    """Bytes of memory that servers may still take."""
     gpus: GpuSource | None = None
     """``None`` where nobody knows of GPUs."""
 
@@ -90,7 +91,7 @@ class Metrics:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
-        self._scrapes = ServerScrapes(sources.connections)
+        self._scrapes = ServerScrapes(sources.reports)
         self._events = EventCounts(sources.events, sources.servers)
         self._lag = LoopLag()
         self._look: asyncio.Task[_Look] | None = None
@@ -125,7 +126,7 @@ class Metrics:
 
     async def _take(self) -> _Look:
         began = _now()
-        host, gpus, servers = await asyncio.gather(asyncio.to_thread(_host), self._gpus(), self._servers())
+        host, gpus, servers = await asyncio.gather(self._host(), self._gpus(), self._servers())
         now = _now()
         return _Look(Snapshot(self._agent(), host, gpus, self._models(), servers, now - began), now)
 
@@ -171,6 +172,20 @@ class Metrics:
             problems=inventory.problem_count,
         )
 
+    async def _host(self) -> HostFigures:
+        room = await self._room()
+        return await asyncio.to_thread(_host, room)
+
+    async def _room(self) -> int | None:
+        if not self._sources.manager.connected:
+            # Which limits hold for the servers, systemd knows.
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._sources.room()
+        except (MagiError, TimeoutError, OSError):
+            return None
+
     async def _gpus(self) -> Sequence[GpuFigures] | None:
         if self._sources.gpus is None:
             return ()
@@ -193,11 +208,7 @@ class Metrics:
             for model_id, unit in units.items()
             if unit is not None and condition_of(unit) in (UnitCondition.UP, UnitCondition.GOING)
         }
-        reaches: dict[str, Reach] = {}
-        for model_id, unit in running.items():
-            if states[model_id] in UP and (reach := reach_of(unit.argv, unit.environment)):
-                reaches[model_id] = reach
-        usages, scrapes = await asyncio.gather(self._usages(running), self._scrapes.ask(reaches))
+        usages, scrapes = await asyncio.gather(self._usages(running), self._scrapes.all())
         return [
             ServerFigures(
                 model=model,
@@ -207,7 +218,7 @@ class Metrics:
                 unit_name=unit_name(model.model_id),
                 unit=units[model.model_id],
                 usage=usages.get(model.model_id),
-                scrape=scrapes.get(model.model_id),
+                scrape=scrapes.get(model.model_id) if states[model.model_id] in UP else None,
             )
             for model in models
         ]
@@ -242,10 +253,10 @@ def _text(snapshot: Snapshot, form: Form) -> bytes:
     return rendered(families(snapshot), form)
 
 
-def _host() -> HostFigures:
+def _host(room: int | None) -> HostFigures:
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()
     return HostFigures(
-        memory.total, memory.available, swap.total, swap.free, os.getloadavg(), os.cpu_count() or 1
+        memory.total, memory.available, room, swap.total, swap.free, os.getloadavg(), os.cpu_count() or 1
     )  # fmt: skip
 
 

@@ -85,6 +85,8 @@ class HostFigures:
 
     memory: int
     memory_available: int
+    memory_room: int | None
+    """What servers may still take, by all limits that hold for them."""
     swap: int
     swap_free: int
     load: tuple[float, float, float]

@@ -28,8 +28,8 @@ from magi_agent.servers.llama_server import differences, port_of, reach_of
 from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
 from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
-from magi_agent.servers.reach import Reach
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
+from magi_agent.servers.self_reports import ReadyServer
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
@@ -143,11 +143,11 @@ class Servers:
         """The state a model's server is in; that of a model nobody knows is ``stopped``."""
         return self._reconciler.state(model_id)
 
-    def reaches(self) -> dict[str, Reach]:
-        """Where each server is that is ready, by its model's id."""
+    def ready(self) -> dict[str, ReadyServer]:
+        """The servers that are ready, by their models' ids."""
         units = ((model_id_of(name), unit) for name, unit in self._manager.units.items())
         return {
-            model_id: reach
+            model_id: ReadyServer(reach, unit.invocation_id)
             for model_id, unit in units
             if self._reconciler.state(model_id) in UP and (reach := reach_of(unit.argv, unit.environment))
         }

@@ -2,31 +2,18 @@
 
 llama-server's ``/metrics`` counts a request's tokens when it ends, so those of requests under way are added from
 ``/slots`` (https://github.com/ggml-org/llama.cpp/tree/master/tools/server#get-metrics-prometheus-compatible-metrics-exporter).
-Each of these questions takes its turn in the server's own queue, and one that is asked them all the time does not look
-whether its clients are still there: however many want to know, it is asked every two seconds at most.
 """
 
-import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
-import aiohttp
+from magi_agent.servers.self_reports import Answer, SelfReport, SelfReports
 
-from magi_agent.servers.connections import ServerConnections
-from magi_agent.servers.reach import Reach
-
-_FRESH: Final = 2.0
-"""Seconds for which an answer is as good as a new one."""
-_ANSWER: Final = aiohttp.ClientTimeout(total=2.0)
-_AT_ONCE: Final = 16
-_MOST_BYTES: Final = 1 << 20
-"""Of an answer: some builds show prompts in their slots."""
-_PIECE: Final = 64 * 1024
 _METRIC: Final = re.compile(r"^llamacpp:(\w+) (\S+)$", re.MULTILINE)
 
 
@@ -45,50 +32,45 @@ class ServerUsage:
     """Why nothing is known, in one sentence."""
 
 
+@dataclass(frozen=True, slots=True)
+class Usages:
+    """What all ready servers have to do."""
+
+    at: datetime
+    """When they were asked."""
+    servers: Mapping[str, ServerUsage]
+    """By model."""
+
+
 class ServersUsage:
-    """Asks the servers that are ready, all at once, and keeps the answers for a moment."""
+    """Reads what the servers say; each answer once, however many want to know."""
 
-    def __init__(self, connections: ServerConnections, reaches: Callable[[], Mapping[str, Reach]]) -> None:
-        """``reaches`` says where each server is that is ready, by its model's id."""
-        self._connections = connections
-        self._reaches = reaches
-        self._known: dict[str, ServerUsage] = {}
-        self._asked_at = -math.inf
-        self._turn = asyncio.Lock()
-        self.at = datetime.now(UTC)
-        """When the servers were asked."""
+    def __init__(self, reports: SelfReports) -> None:
+        self._reports = reports
+        self._known: dict[str, tuple[SelfReport, ServerUsage]] = {}
 
-    async def all(self) -> Mapping[str, ServerUsage]:
-        """The usage of each server that is ready, by its model's id."""
-        loop = asyncio.get_running_loop()
-        async with self._turn:
-            if loop.time() - self._asked_at >= _FRESH:
-                reaches = dict(self._reaches())
-                at_once = asyncio.Semaphore(_AT_ONCE)
-                answers = await asyncio.gather(*(self._ask(reach, at_once) for reach in reaches.values()))
-                self._known = dict(zip(reaches, answers, strict=True))
-                self._asked_at, self.at = loop.time(), datetime.now(UTC)
-            return self._known
+    async def all(self) -> Usages:
+        """The usage of each server that is ready."""
+        reports = await self._reports.all(with_slots=True)
+        known = self._known
+        self._known = {
+            model_id: known[model_id] if model_id in known and known[model_id][0] is report else (report, _read(report))
+            for model_id, report in reports.servers.items()
+        }
+        return Usages(reports.at, {model_id: usage for model_id, (_, usage) in self._known.items()})
 
-    async def _ask(self, reach: Reach, at_once: asyncio.Semaphore) -> ServerUsage:
-        async with at_once:
-            try:
-                slots, metrics = await asyncio.gather(self._text(reach, "/slots"), self._text(reach, "/metrics"))
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                return ServerUsage(problem=f"it did not say how busy it is: {str(error) or 'it takes too long'}")
-        return usage_of(slots, metrics)
 
-    async def _text(self, reach: Reach, path: str) -> str | None:
-        """What the server answers, within bounds; ``None`` where it does not have this."""
-        async with self._connections.request(reach, "GET", path, timeout=_ANSWER) as response:
-            if response.status != 200:
-                return None
-            content = bytearray()
-            while piece := await response.content.read(_PIECE):
-                content += piece
-                if len(content) > _MOST_BYTES:
-                    raise ValueError(f"its {path} is larger than {_MOST_BYTES} bytes")
-            return content.decode(errors="replace")
+def _read(report: SelfReport) -> ServerUsage:
+    answers = [answer for answer in (report.slots, report.metrics) if answer is not None]
+    for answer in answers:
+        if answer.problem is not None:
+            why = "it takes too long" if answer.is_late else answer.problem
+            return ServerUsage(problem=f"it did not say how busy it is: {why}")
+    return usage_of(_text(report.slots), _text(report.metrics))
+
+
+def _text(answer: Answer | None) -> str | None:
+    return answer.body.decode(errors="replace") if answer is not None and answer.body is not None else None
 
 
 def usage_of(slots: str | None, metrics: str | None) -> ServerUsage:

@@ -85,6 +85,9 @@ async def test_a_limit_on_the_servers_slice_binds_also_while_nothing_is_in_it(se
     assert (limit["highBytes"], limit["maxBytes"], limit["isBinding"]) == (limited_slice, None, True)
     assert limit["controlGroup"].endswith("/magi.slice/magi-llama.slice")
     assert memory["roomBytes"] == limit["roomBytes"] <= limited_slice < memory["availableBytes"]
+    metrics = (await api.ask("GET", "/metrics")).content.decode()
+    [told] = [line for line in metrics.splitlines() if line.startswith("magi_host_memory_room_bytes ")]
+    assert 0 < float(told.split()[1]) <= limited_slice
 
 
 async def test_a_gpu_is_what_the_configured_llama_server_lists(serve: Serve, software_gpu: Path) -> None:

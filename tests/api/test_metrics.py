@@ -17,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from magi_agent.metrics import metrics as module
 from magi_agent.metrics.exposition import Form
 from magi_agent.servers import record as record_module
+from magi_agent.servers import self_reports as self_reports_module
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.metrics.monitoring import run_promtool
@@ -29,8 +30,9 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @pytest.fixture
 def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scrape looks anew."""
+    """Every scrape looks and asks anew."""
     monkeypatch.setattr(module, "_FRESH", 0.0)
+    monkeypatch.setattr(self_reports_module, "_FRESH", 0.0)
 
 
 async def start(api: Api, model_id: str) -> None:
@@ -140,6 +142,8 @@ async def test_the_agent_and_its_host(serve: Serve, always_fresh: None) -> None:
     assert figure(samples, "magi_models", status="missing", enabled="true") == 0
     assert figure(samples, "magi_agent_systemd_connected") == figure(samples, "magi_agent_settled") == 1
     assert figure(samples, "magi_host_memory_bytes") > figure(samples, "magi_host_memory_available_bytes") > 0
+    room, there = figure(samples, "magi_host_memory_room_bytes"), (await api.get("/api/host"))["memory"]["roomBytes"]
+    assert room == pytest.approx(there, rel=0.2)
     assert figure(samples, "magi_scans_total", outcome="succeeded") >= 1
     assert figure(samples, "magi_scan_duration_seconds") > 0
     assert figure(samples, "process_resident_memory_bytes") > 10 << 20
@@ -321,6 +325,7 @@ async def test_before_the_registry_is_loaded(serve: Serve) -> None:
 
     assert figure(samples, "magi_agent_ready") == 0
     assert labelled(samples, "magi_models") == []
+    assert labelled(samples, "magi_host_memory_room_bytes") == [], "systemd knows the limits, and is not reached"
 
 
 @pytest.mark.parametrize("listener", ["tcp"], indirect=True)

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import aiohttp
+import pytest
 
+from magi_agent.servers.reach import Reach
+from magi_agent.servers.self_reports import SelfReports
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.conftest import MakeToyModel
@@ -73,6 +76,31 @@ async def test_a_server_is_asked_no_more_often_than_is_good_for_it(serve: Serve)
     assert len({answer["at"] for answer in first}) == 1
     await asyncio.sleep(2.1)
     assert (await api.get("/api/usage"))["at"] > first[0]["at"]
+
+
+async def test_usage_and_metrics_have_a_server_asked_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = await serve("api-one")
+    await started(api, "api-one")
+    asked: list[str] = []
+    fetch = SelfReports._fetch
+
+    async def counted(self: SelfReports, reach: Reach, path: str) -> tuple[int, bytes | None]:
+        asked.append(path)
+        return await fetch(self, reach, path)
+
+    monkeypatch.setattr(SelfReports, "_fetch", counted)
+    told, scraped = await asyncio.gather(usage(api, "api-one"), api.ask("GET", "/metrics"))
+
+    assert (told["generatedTokens"], told["problem"]) == (0, None)
+    assert b'llamacpp:tokens_predicted_total{model="api-one"} 0.0' in scraped.content
+    assert asked.count("/slots") == 1
+    assert asked.count("/metrics") <= 2, "the second where slots were not wanted yet when the first was asked"
+
+    asked.clear()
+    await asyncio.sleep(2.1)
+    await api.ask("GET", "/metrics")
+    await usage(api, "api-one")
+    assert sorted(asked) == ["/metrics", "/slots"]
 
 
 async def test_a_server_that_is_not_ready_has_no_figures_of_its_own(serve: Serve) -> None:

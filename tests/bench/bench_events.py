@@ -5,8 +5,9 @@ unix socket; from the moment that the event itself names until the last listener
 for one such change. The listeners are one process beside the agent, so on two processors they wait for each other.
 
 Death: a ready toy server is killed with SIGKILL; from the signal until a listener hears that it is ready no more, with
-the reason. Killed again and again until systemd gives up, which it finds out when its pause of a second before the next
-try is over, the same is measured until the event that the agent lets it cool down; the log's last lines are read first.
+the reason, and likewise until an answer to somebody who asks for that server every 20 ms tells it. Killed again and
+again until systemd gives up, which it finds out when its pause of a second before the next try is over, the same is
+measured until the event that the agent lets it cool down; the log's last lines are read first.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def measure(
             heard = _fan_out(agent, tiers, listeners, changes)
             with listening(agent.socket, 1) as one:
                 first = [_first_death(agent, one) for _ in range(deaths)]
+                answered = [_death_in_answers(agent) for _ in range(deaths)]
                 last = [_last_death(agent, one) for _ in range(last_deaths)]
             agent.stop()
     return {
@@ -66,9 +68,11 @@ def measure(
         "toFirst": spread_of(heard["toFirst"]),
         "cpuPerChange": {"alone": alone["cpu"], "heard": heard["cpu"]},
         "death": spread_of(first),
+        "deathInAnswers": spread_of(answered),
         "lastDeath": spread_of(last),
         "targets": [
             at_most("a server's death to the event that tells it", spread_of(first)["median"], 100, "ms"),
+            at_most("a server's death to the answer that tells it", spread_of(answered)["median"], 100, "ms"),
             at_most("the same until it cools down", spread_of(last)["median"], 1500, "ms"),
             at_most(f"an event to the last of {listeners} listeners", spread_of(heard["toLast"])["median"], 50, "ms"),
         ],
@@ -87,6 +91,7 @@ def print_table(figures: dict[str, Any]) -> None:
             ["a change, nobody listens: processor time of the agent, ms", f"{cpu['alone']:.2f}"],
             [f"the same with {count} listeners, ms", f"{cpu['heard']:.2f}"],
             ["kill -9 to the event that tells it, ms", shown(figures["death"])],
+            ["kill -9 to the first GET of the server that tells it, ms", shown(figures["deathInAnswers"])],
             ["kill -9 to its cool-down, with its last words, ms", shown(figures["lastDeath"])],
         ],
     )
@@ -119,6 +124,18 @@ def _first_death(agent: AgentProcess, listeners: Listeners) -> float:
     late = _kill(int(server["pid"]), listeners, before="ready")
     agent.must("POST", f"/api/models/servers/{_MODEL}/stop?wait=60")
     listeners.wait("it is stopped", "serverChanged", after="stopped")
+    return late
+
+
+def _death_in_answers(agent: AgentProcess) -> float:
+    """Milliseconds from a ready server's death until it is answered that it is ready no more."""
+    path = f"/api/models/servers/{_MODEL}"
+    server = agent.must("POST", f"{path}/start?wait=60")["server"]
+    began = time.time()
+    os.kill(int(server["pid"]), signal.SIGKILL)
+    wait_until(lambda: not agent.must("GET", path)["isReady"], "it is ready no more")
+    late = (time.time() - began) * 1e3
+    agent.must("POST", f"{path}/stop?wait=60")
     return late
 
 

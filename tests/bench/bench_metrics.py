@@ -1,34 +1,29 @@
 """A scrape of `/metrics` with twenty toy servers up, and what it costs the agent.
 
-Each looks anew: they are a second and a half apart. Beside it stands what a look does at its core: the same servers'
-own `/metrics`, asked for one after the other without the agent. Then the same again with a thousand more models listed,
-which no scrape should take longer for, and many scrapers at once, which are told one look.
+Each looks and asks anew: they are more than two seconds apart. Beside it stands what a look does at its core: the same
+servers' own `/metrics`, asked for one after the other without the agent. Then the same again with a thousand more
+models listed, which no scrape should take longer for, and many scrapers at once, which are told one look.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import http.client
-import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from locations import LLAMA_SERVER
-from toy_model import write_toy_model
-
-from tests.agent_process import AgentProcess, ended, wait_until
+from tests.agent_process import AgentProcess, wait_until
 from tests.bench.figures import at_most, print_rows, print_targets, shown, spread_of
 from tests.bench.many_models import write_models
-from tests.bench.ports import is_free
 from tests.bench.process_figures import cpu_seconds
+from tests.bench.toy_servers import toy_servers
 from tests.bench.unix_http import fetch
 
-_NAME = "bench-metrics"
 _SERVERS = 20
 _SCRAPES = 15
-_PAUSE = 1.5
+_PAUSE = 2.2
 _SCRAPERS = 16
 _IDLE_MODELS = 1000
 _WAIT = 120
@@ -38,29 +33,15 @@ def measure() -> dict[str, Any]:
     """Scrape and return milliseconds. Beside a systemd user manager only."""
     with tempfile.TemporaryDirectory(prefix="magi-bench-metrics-") as name:
         folder = Path(name)
-        models = folder / "models"
-        models.mkdir()
-        toy = write_toy_model(folder / "toy.gguf")
-        for number in range(_SERVERS):
-            shutil.copyfile(toy, models / f"{_NAME}-{number}.gguf")
-        agent = AgentProcess(folder, models, _port_range(), LLAMA_SERVER.resolve())
-        with ended(agent, f"magi-llama-{_NAME}-*.service"):
-            agent.start()
-            wait_until(lambda: not agent.ask("GET", "/health/ready").body["scanning"], "the first scan")
-            for number in range(_SERVERS):
-                agent.must("PUT", f"/api/models/{_NAME}-{number}/settings", {"nThreads": 1, "ctxSize": 256})
-                agent.must("POST", f"/api/models/servers/{_NAME}-{number}/start")
-            ready = "every server is ready"
-            wait_until(lambda: agent.must("GET", "/api/models/servers")["readyServers"] == _SERVERS, ready, _WAIT)
+        with toy_servers(folder, "bench-metrics", _SERVERS) as (agent, _):
             ports = [server["port"] for server in agent.must("GET", "/api/models/servers")["servers"]]
             alone = _scrapes(agent)
             by_hand = spread_of(_by_hand(ports) for _ in range(_SCRAPES))
-            write_models(models, _IDLE_MODELS)
+            write_models(folder / "models", _IDLE_MODELS)
             listed = "the models are listed"
             wait_until(lambda: agent.must("GET", "/health/ready")["models"] > _IDLE_MODELS, listed, _WAIT)
             among_many = _scrapes(agent)
             together = _together(agent)
-            agent.stop()
     return {
         "servers": _SERVERS,
         "idleModels": _IDLE_MODELS,
@@ -150,11 +131,3 @@ def _by_hand(ports: list[int]) -> float:
         connection.getresponse().read()
         connection.close()
     return (time.perf_counter() - began) * 1e3
-
-
-def _port_range() -> tuple[int, int]:
-    """As many ports in a row that nothing listens on."""
-    for first in range(20_000, 21_000 - _SERVERS, _SERVERS):
-        if all(is_free(port) for port in range(first, first + _SERVERS)):
-            return first, first + _SERVERS - 1
-    raise RuntimeError(f"no {_SERVERS} free ports in a row")

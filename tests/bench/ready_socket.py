@@ -1,10 +1,13 @@
-"""The socket that a service says READY on, as its manager hears it (sd_notify(3))."""
+"""The socket that a service says READY on, and that it is alive, as its manager hears it (sd_notify(3))."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -42,3 +45,24 @@ class ReadySocket:
             except TimeoutError:
                 continue
         raise RuntimeError(f"process {process.args!r} did not get ready, exit status {process.poll()}")
+
+
+@contextmanager
+def heard(path: Path) -> Iterator[None]:
+    """Take in whatever a service says on a socket at ``path``, as a manager does, until the block is left."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.bind(str(path))
+
+        def hear() -> None:
+            while channel.recv(_MESSAGE_BYTES):
+                pass
+
+        hearing = threading.Thread(target=hear, daemon=True)
+        hearing.start()
+        try:
+            yield
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", str(path))
+            hearing.join()
+            path.unlink()

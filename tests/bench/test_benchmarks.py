@@ -12,7 +12,7 @@ from aiohttp import web
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.gguf.reading import read_facts
 from magi_agent.vocabulary import ModelStatus
-from tests.bench import bench_agent, bench_discovery, bench_events, bench_watching, run
+from tests.bench import bench_agent, bench_discovery, bench_events, bench_idle, bench_watching, run
 from tests.bench.bench_header import differences
 from tests.bench.header_reading import read_by_agent, read_by_reference
 from tests.bench.load import WrongAnswer, ask
@@ -20,7 +20,7 @@ from tests.bench.many_models import MAX_MODELS, write_models
 
 
 def test_every_benchmark_is_found_by_its_name():
-    names = ["agent", "discovery", "events", "header", "memory", "metrics", "registry", "start", "watching"]
+    names = ["agent", "discovery", "events", "header", "idle", "memory", "metrics", "registry", "start", "watching"]
     assert [path.stem for path in run.find([])] == [f"bench_{name}" for name in names]
     assert [path.stem for path in run.find(["start"])] == ["bench_start"]
     with pytest.raises(SystemExit, match="no such benchmark: nothing"):
@@ -28,7 +28,7 @@ def test_every_benchmark_is_found_by_its_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["agent", "discovery", "events", "header", "memory", "metrics", "registry", "start", "watching"]
+    "name", ["agent", "discovery", "events", "header", "idle", "memory", "metrics", "registry", "start", "watching"]
 )
 def test_a_benchmark_can_be_loaded(name):
     (path,) = run.find([name])
@@ -133,10 +133,20 @@ def test_an_agent_at_rest_is_measured(systemd_user, capsys):
     assert "5 known models" in capsys.readouterr().out
 
 
+def test_an_agent_with_servers_that_nobody_asks_is_measured(systemd_user, capsys):
+    figures = bench_idle.measure(servers=2, seconds=0.5, rounds=2, rest=0.0)
+    assert figures["agentPercent"]["runs"] == 2
+    assert figures["agentPercent"]["median"] > 0
+    assert 10 < figures["agentMegabytes"] < 500
+    bench_idle.print_table(figures)
+    assert "2 toy servers ready" in capsys.readouterr().out
+
+
 def test_events_are_measured(systemd_user, capsys):
     figures = bench_events.measure(listeners=5, changes=3, deaths=1, last_deaths=1)
     assert 0 < figures["toFirst"]["median"] <= figures["toLast"]["median"]
     assert figures["death"]["median"] < figures["lastDeath"]["median"]
+    assert figures["deathInAnswers"]["median"] > 0
     assert figures["cpuPerChange"]["alone"] > 0
     bench_events.print_table(figures)
     assert "to the last of 5 listeners" in capsys.readouterr().out

@@ -114,7 +114,7 @@ def snapshot(
             events=EventFigures(failures or {}, {("start-all", "succeeded"): 1}, {"start-all": 2.5}),
             operations_under_way=0,
         ),
-        host=HostFigures(1000, 400, 200, 150, (0.5, 0.4, 0.3), 2),
+        host=HostFigures(1000, 400, 300, 200, 150, (0.5, 0.4, 0.3), 2),
         gpus=gpus,
         models=ModelFigures({("ok", True): 1}, 3, 1, 0.2, 1_700_000_000.0, 0),
         servers=servers or (server(),),

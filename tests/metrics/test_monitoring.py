@@ -244,6 +244,20 @@ CASES = {
         10,
         NO_LABELS,
     ),
+    "MagiNoRoomForModels": Case(
+        {
+            f"magi_host_memory_room_bytes{{{WHERE}}}": "1x70",
+            f"magi_host_memory_available_bytes{{{WHERE}}}": "40x70",
+            f"magi_host_memory_bytes{{{WHERE}}}": "100x70",
+        },
+        {
+            f"magi_host_memory_room_bytes{{{WHERE}}}": "1x70",
+            f"magi_host_memory_available_bytes{{{WHERE}}}": "4x70",
+            f"magi_host_memory_bytes{{{WHERE}}}": "100x70",
+        },
+        15,
+        NO_LABELS,
+    ),
     "MagiGpuProbeFails": Case(
         {f"magi_gpu_probe_success{{{WHERE}}}": "0x70"}, {f"magi_gpu_probe_success{{{WHERE}}}": "1x70"}, 15, NO_LABELS
     ),

@@ -1,40 +1,28 @@
-"""Asking servers for their metrics: aiohttp's own servers play those that a real llama-server is not."""
+"""What servers answer, as metrics: aiohttp's own servers play those that a real llama-server is not."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
 
-from magi_agent.metrics import server_scrapes as module
 from magi_agent.metrics.server_scrapes import ServerScrapes
+from magi_agent.servers import self_reports as module
 from magi_agent.servers.connections import ServerConnections
-from magi_agent.servers.reach import AtPort
+from magi_agent.servers.reach import AtPort, Reach
+from magi_agent.servers.self_reports import ReadyServer, SelfReports
 from tests.conftest import PortRanges
 from tests.metrics.pictures import ANSWER
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Serve = Callable[[Handler], Awaitable[AtPort]]
+from tests.servers.played_servers import Handler, Serve, playing
 
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    runners: list[web.AppRunner] = []
-
-    async def make(handler: Handler) -> AtPort:
-        application = web.Application()
-        application.router.add_get("/metrics", handler)
-        runner = web.AppRunner(application, shutdown_timeout=0.1)
-        runners.append(runner)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return AtPort("127.0.0.1", runner.addresses[0][1])
-
-    yield make
-    await asyncio.gather(*(runner.cleanup() for runner in runners))
+    async with playing() as play:
+        yield play
 
 
 @pytest.fixture
@@ -42,6 +30,13 @@ async def connections() -> AsyncIterator[ServerConnections]:
     opened = ServerConnections()
     yield opened
     await opened.close()
+
+
+def scrapes_of(connections: ServerConnections, servers: dict[str, Reach]) -> ServerScrapes:
+    def ready() -> dict[str, ReadyServer]:
+        return {model_id: ReadyServer(reach, "run") for model_id, reach in servers.items()}
+
+    return ServerScrapes(SelfReports(connections, ready))
 
 
 async def good(_: web.Request) -> web.Response:
@@ -108,7 +103,7 @@ async def test_one_that_does_not_do_what_it_should(
 ) -> None:
     began = asyncio.get_running_loop().time()
 
-    found = await ServerScrapes(connections).ask({"bad": await serve(handler), "good": await serve(good)})
+    found = await scrapes_of(connections, {"bad": await serve(handler), "good": await serve(good)}).all()
 
     assert asyncio.get_running_loop().time() - began < 4
     assert (found["bad"].problem or "").startswith(problem)
@@ -118,7 +113,7 @@ async def test_one_that_does_not_do_what_it_should(
 
 
 async def test_one_that_is_not_there(connections: ServerConnections, unused_ports: PortRanges) -> None:
-    found = await ServerScrapes(connections).ask({"gone": AtPort("127.0.0.1", unused_ports()[0])})
+    found = await scrapes_of(connections, {"gone": AtPort("127.0.0.1", unused_ports()[0])}).all()
 
     assert (found["gone"].problem or "").startswith("it cannot be asked: ")
 
@@ -135,7 +130,7 @@ async def test_many_are_asked_at_once_and_not_all(serve: Serve, connections: Ser
         return web.Response(body=ANSWER)
 
     reach = await serve(counting)
-    found = await ServerScrapes(connections).ask({f"model{number}": reach for number in range(30)})
+    found = await scrapes_of(connections, {f"model{number}": reach for number in range(30)}).all()
 
     assert most == 8
     assert all(scrape.problem is None for scrape in found.values())
@@ -149,7 +144,7 @@ async def test_when_none_of_many_answers_it_ends_all_the_same(
     reach = await serve(silent)
     began = asyncio.get_running_loop().time()
 
-    found = await ServerScrapes(connections).ask({f"model{number}": reach for number in range(100)})
+    found = await scrapes_of(connections, {f"model{number}": reach for number in range(100)}).all()
 
     assert asyncio.get_running_loop().time() - began < 2
     assert all(scrape.problem for scrape in found.values())
@@ -157,13 +152,21 @@ async def test_when_none_of_many_answers_it_ends_all_the_same(
 
 
 async def test_what_is_wrong_is_said_once(
-    serve: Serve, connections: ServerConnections, caplog: pytest.LogCaptureFixture
+    serve: Serve,
+    connections: ServerConnections,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    scrapes, reach = ServerScrapes(connections), await serve(no_metrics)
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    reach = await serve(no_metrics)
+    servers: dict[str, Reach] = {"bad": reach}
+    scrapes = scrapes_of(connections, servers)
     for _ in range(3):
-        await scrapes.ask({"bad": reach})
+        await scrapes.all()
     assert caplog.text.count("the metrics of bad cannot be had") == 1
 
-    await scrapes.ask({"bad": await serve(good)})
-    await scrapes.ask({"bad": reach})
+    servers["bad"] = await serve(good)
+    await scrapes.all()
+    servers["bad"] = reach
+    await scrapes.all()
     assert caplog.text.count("the metrics of bad cannot be had") == 2

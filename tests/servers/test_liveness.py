@@ -10,12 +10,15 @@ from pathlib import Path
 
 import locations
 import pytest
+from aiohttp import web
 
 from magi_agent.servers import record
-from magi_agent.servers.liveness import Rhythm
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.liveness import Rhythm, wait_until_hung
 from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
+from tests.servers.played_servers import playing
 from tests.servers.system import HELP, complete, script
 
 QUICK = Rhythm(interval=0.2, answer=0.3, again=0.1, misses=3)
@@ -85,6 +88,32 @@ async def test_one_that_answers_is_left_alone_whatever_it_does(
             await complete(before.url or "", tokens=200)
         after = await agent.servers.server("srv-writes")
         assert (after.state, after.pid) == (ServerState.READY, before.pid)
+
+
+async def test_what_one_does_is_looked_at_only_where_it_does_not_answer() -> None:
+    looks = 0
+
+    async def progress() -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    answers = True
+
+    async def health(_: web.Request) -> web.Response:
+        if not answers:
+            await asyncio.sleep(30)
+        return web.Response()
+
+    connections = ServerConnections()
+    async with playing() as play:
+        hanging = asyncio.create_task(wait_until_hung(connections, await play(health), progress, QUICK))
+        await asyncio.sleep(1)
+        assert (looks, hanging.done()) == (0, False)
+        answers = False
+        assert await asyncio.wait_for(hanging, 5) >= 3 * QUICK.answer + 2 * QUICK.again
+        assert looks == QUICK.misses
+    await connections.close()
 
 
 @pytest.mark.parametrize(("work", "hangs"), [("time.sleep(1)", True), ("sum(range(100000))", False)])
