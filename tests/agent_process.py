@@ -155,6 +155,8 @@ class AgentProcess:
         finally:
             connection.close()
         headers = {name.lower(): value for name, value in response.getheaders()}
+        if content and "json" not in headers.get("content-type", "json"):
+            return Answer(response.status, headers, content.decode())
         return Answer(response.status, headers, json.loads(content) if content else None)
 
     def must(self, method: str, path: str, body: Any = None) -> Any:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from magi_agent.cli.address import Address, SocketAddress
 from magi_agent.cli.exits import CommandError, RefusedError, UnknownNameError, UnreachableError
+from magi_agent.cli.silence import Silence
 from magi_agent.vocabulary import RESERVED_IDS
 
 Json = dict[str, object] | list[object] | str | int | float | bool | None
@@ -24,6 +25,10 @@ Json = dict[str, object] | list[object] | str | int | float | bool | None
 REQUEST_SECONDS = 30.0
 """How long one answer may take where the caller says nothing else."""
 CONNECT_SECONDS = 5.0
+_PATIENT_SECONDS = 10.0
+"""Who waits shorter has a reason to say nothing."""
+_LONG_SECONDS = 60.0
+"""Who waits longer than this waits for what the agent does, and knows."""
 LARGEST_ANSWER = 64 * 1024 * 1024
 """Bytes of one answer: some 40,000 models; what is larger is no answer of the agent's."""
 
@@ -50,10 +55,11 @@ class Reply:
 class Client:
     """Asks the agent at one address. Holds no connection between requests, so threads may share it."""
 
-    def __init__(self, address: Address, token: str | None = None) -> None:
-        """``token`` goes with each request: it says who asks."""
+    def __init__(self, address: Address, token: str | None = None, silence: Silence | None = None) -> None:
+        """``token`` goes with each request: it says who asks. ``silence`` looks after the wait for the first answer."""
         self.address = address
         self._token = token
+        self._silence = silence
 
     def get(self, path: str, *keys: str, timeout: float = REQUEST_SECONDS) -> dict[str, object]:
         """Return the JSON object at ``path``; an answer without ``keys`` is none of the agent's."""
@@ -150,7 +156,15 @@ class Client:
             headers["Content-Type"] = "application/json"
         prefix = "" if isinstance(self.address, SocketAddress) else self.address.prefix
         connection.request(method, prefix + path, content, headers)
-        return connection.getresponse()
+        silence, channel = self._silence, connection.sock
+        if silence is not None and channel is not None and (seconds := channel.gettimeout() or 0.0) >= _PATIENT_SECONDS:
+            began = time.monotonic()
+            silence.until_answered(channel, seconds, quiet=seconds > _LONG_SECONDS)
+            channel.settimeout(max(0.01, seconds - (time.monotonic() - began)))
+        response = connection.getresponse()
+        # The agent is there; what takes long from here on is what it does.
+        self._silence = None
+        return response
 
     def _read(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float

@@ -10,6 +10,7 @@ import click
 from magi_agent.cli.screen import Screen
 
 if TYPE_CHECKING:
+    from magi_agent.cli.address import Address
     from magi_agent.cli.client import Client
 
 
@@ -26,7 +27,6 @@ class Session:
     def client(self) -> "Client":
         """The client for the address that was given, or the default. Raises ``click.UsageError`` for a bad one."""
         from magi_agent.cli.address import SocketAddress, UrlAddress, default_address, parse_url
-        from magi_agent.cli.client import Client
 
         if self.socket is not None and self.url is not None:
             raise click.UsageError("give --socket or --url, not both")
@@ -34,13 +34,23 @@ class Session:
             raise click.UsageError("--socket needs a path")
         try:
             if self.socket is not None:
-                return Client(SocketAddress(self.socket), self._token(None))
+                return self._client_at(SocketAddress(self.socket), None)
             address = parse_url(self.url) if self.url is not None else default_address(os.environ)
             # On the unix socket everybody is known without a token, and may do no more with that of the environment.
             named = os.environ.get("MAGI_TOKEN_FILE") if isinstance(address, UrlAddress) else None
-            return Client(address, self._token(named))
+            return self._client_at(address, named)
         except ValueError as error:
             raise click.UsageError(str(error)) from None
+
+    def _client_at(self, address: "Address", token_named: str | None) -> "Client":
+        from magi_agent.cli.client import Client
+        from magi_agent.cli.silence import Silence
+
+        def say(line: str) -> None:
+            if not self.as_json:
+                self.screen.note(line)
+
+        return Client(address, self._token(token_named), Silence(address, say))
 
     def _token(self, named: str | None) -> str | None:
         """Return the token of the file that the option names, or else ``named``. Raises ``ValueError``."""

@@ -66,7 +66,7 @@ class RemoteLauncher:
         """Have a model's unit stopped; returns when nothing of it runs."""
         request = written_request("stop", model_id=model_id)
         try:
-            return await self._job(request, model_id, 2 * stop_timeout + _BEYOND_STOP)
+            return await self._job(request, model_id, 4 * stop_timeout + _BEYOND_STOP)
         except Refused as error:
             raise Unreachable(f"the launcher does not stop {model_id}: {error}") from None
 

@@ -11,9 +11,11 @@ from magi_agent.host.executable import NotElf, read_executable
 from magi_agent.host.listeners import owned_by
 from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
 from magi_agent.servers.diagnosis import READ_LINES
+from magi_agent.servers.failure import Failure
 from magi_agent.servers.port_holder import holder_of, holder_of_socket
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 from magi_agent.servers.readiness import LoadProgress
+from magi_agent.servers.survivors import survived
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
@@ -66,6 +68,10 @@ class UnitEvidence:
     async def foreign_machine(self, unit: UnitStatus) -> str | None:
         """The machine that the unit's program is made for, where that is not this one."""
         return await asyncio.to_thread(_foreign_machine, unit.argv[0]) if unit.argv else None
+
+    def survived(self, unit: UnitStatus) -> Failure | None:
+        """Why a unit that systemd has given up is not gone; ``None`` where none of its processes is left."""
+        return survived(unit.control_group)
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines of the unit's last run, as many as tell why it ended."""

@@ -217,8 +217,8 @@ class DirectLauncher:
     async def stop(self, model_id: str, stop_timeout: float) -> JobResult:
         """Stop a model's unit."""
         try:
-            # After SIGKILL systemd waits as long again before it gives up on what is left.
-            result = await self._manager.stop(unit_name(model_id), timeout=2 * stop_timeout + 5)
+            # systemd gives up on what survives SIGTERM, SIGKILL, and both of them once more.
+            result = await self._manager.stop(unit_name(model_id), timeout=4 * stop_timeout + 5)
         except NoSuchUnit:
             await self._manager.refresh(unit_name(model_id))
             result = JobResult.DONE

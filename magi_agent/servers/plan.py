@@ -24,6 +24,8 @@ class UnitCondition(StrEnum):
     """Not running, with a job of systemd's under way: the end of a stop or of half a restart, or a start that waits."""
     FAILED = "failed"
     """It ended badly; its name is taken until that is cleared."""
+    STUCK = "stuck"
+    """It ended for systemd, and has processes left: nothing can be done about it until they are gone."""
 
 
 def condition_of(unit: UnitStatus | None) -> UnitCondition:
@@ -88,7 +90,7 @@ def make_plan(
     wake_at: float | None = None
     for model_id in sorted(wanted):
         condition = units.get(model_id, UnitCondition.ABSENT)
-        if condition is UnitCondition.GOING:
+        if condition in (UnitCondition.GOING, UnitCondition.STUCK):
             continue
         if not wanted[model_id]:
             if condition in (UnitCondition.UP, UnitCondition.QUEUED):

@@ -11,6 +11,8 @@ nothing else.
                           ▲                 │ failed, or no progress           │
                           └── cool-down ◀───┴──────────────◀───────────────────┘ failed
 
+What survives SIGKILL is stuck, whatever came before, and nothing is done about it until its processes are gone.
+
 An end that the agent did not bring about is somebody's word if it was clean: systemctl stop, or of the slice. It is
 taken back by any wish that is newer than it. That holds too where it came while nobody looked: before the agent was
 there, or while the bus was gone. So nothing is started after such a time until that has been sorted out.
@@ -57,6 +59,8 @@ _BUS_PAUSE: Final = 0.05
 _STEP_PAUSE: Final = 1.0
 """Seconds before a step that could not be taken is planned again, at first."""
 _LONGEST_STEP_PAUSE: Final = 8.0
+_SURVIVORS_PAUSE: Final = 1.0
+"""Seconds between two looks whether what survived SIGKILL is gone: systemd does not tell."""
 
 _STAYS: Final = "it stays stopped until somebody starts it (magictl start %s; systemctl cannot, as the unit is gone)"
 
@@ -73,7 +77,9 @@ _PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "clea
 _OUTSIDE: Final = "systemctl"
 """Who stopped a server that neither the agent nor a failure has ended."""
 
-OUTCOMES: Final = frozenset({ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN})
+OUTCOMES: Final = frozenset(
+    {ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK}
+)
 """The states in which a start has ended, one way or the other."""
 
 
@@ -98,6 +104,9 @@ class Evidence(Protocol):
 
     async def progress(self, unit: UnitStatus) -> LoadProgress:
         """A value that changes while the unit's processes get on."""
+
+    def survived(self, unit: UnitStatus) -> Failure | None:
+        """Why a unit that systemd has given up is not gone; ``None`` where none of its processes is left."""
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines the unit wrote to the journal, as many as tell why it ended. Raises ``MagiError``."""
@@ -189,11 +198,13 @@ class Reconciler:
     def failure(self, model_id: str) -> Failure | None:
         """Why a model's server failed last, or could not be stopped, while that matters."""
         record = self._records.get(model_id)
-        return record.failure or self.trouble(model_id) if record else None
+        return record.stuck or record.failure or self.trouble(model_id) if record else None
 
     def trouble(self, model_id: str) -> Failure | None:
         """Why what is wished for could not be done about a model's server; it is tried again."""
         record = self._records.get(model_id)
+        if record and record.stuck:
+            return record.stuck
         return record.trouble if record and record.troubled is self._desired[model_id] else None
 
     @property
@@ -272,6 +283,10 @@ class Reconciler:
             self._note_met(model_id, record, change.after)
         else:
             self._end_watch(record)
+        if after is UnitCondition.UP:
+            record.stuck = None
+        elif after is UnitCondition.ABSENT and change.after and (stuck := self._evidence.survived(change.after)):
+            self._be_stuck(model_id, record, change.after, stuck)
         if after is not UnitCondition.UP and before not in _ON_THE_MOVE:
             # One that was leaving already when it was first looked at may do so because an agent said so that is dead.
             is_known = change.before is not None or self._desired.is_met(model_id)
@@ -355,19 +370,46 @@ class Reconciler:
             _LOG.warning("%s", error)
 
     def _unit_failed(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
-        if record.counted == unit.invocation_id:
+        stuck = self._evidence.survived(unit)
+        if stuck and record.ending:
+            # systemd starts nothing again after a stop, so these are no processes of a next run.
+            self._be_stuck(model_id, record, unit, stuck)
+        if record.counted == unit.invocation_id and (stuck is None or record.stuck):
             return
         if record.ending:
             record.counted = unit.invocation_id
-            _LOG.warning("server of %s had to be killed to stop it (%s)", model_id, unit.result)
+            if stuck is None:
+                _LOG.warning("server of %s had to be killed to stop it (%s)", model_id, unit.result)
             return
         record.doubtful = unit.invocation_id
         self._background(partial(self._judge_failure, model_id, record, unit), f"failure of {model_id}")
+
+    def _be_stuck(self, model_id: str, record: ServerRecord, unit: UnitStatus, stuck: Failure) -> None:
+        """Take note of processes that systemd left behind when it gave the unit up."""
+        if record.stuck is None:
+            record.stuck = stuck = replace(stuck, invocation_id=unit.invocation_id or None)
+            self._tell_failure(model_id, stuck)
+            self._background(partial(self._await_release, model_id, record, unit, stuck), f"survivors of {model_id}")
+
+    async def _await_release(self, model_id: str, record: ServerRecord, unit: UnitStatus, stuck: Failure) -> None:
+        """Have the server's name and memory taken for as long as processes are left of its last run."""
+        while record.stuck is stuck:
+            if not self._evidence.survived(unit):
+                record.stuck = None
+                _LOG.info("server of %s: what had survived SIGKILL is gone", model_id, extra={"magi_model": model_id})
+                self._announce(model_id)
+                self.wake()
+                return
+            await asyncio.sleep(_SURVIVORS_PAUSE)
 
     async def _judge_failure(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
         """Tell a failure from the moment before systemd's own restart, in which a unit is shown as failed too."""
         try:
             now = await self._manager.refresh(unit.name)
+            if now and condition_of(now) is UnitCondition.FAILED and (stuck := self._evidence.survived(now)):
+                again = await self._manager.refresh(unit.name)
+                if condition_of(again) is UnitCondition.FAILED and again and again.invocation_id == now.invocation_id:
+                    self._be_stuck(model_id, record, now, stuck)
         except BusDisconnected:
             return  # with the connection comes the question again
         finally:
@@ -684,7 +726,7 @@ class Reconciler:
             result = await self._launcher.stop(model_id, self._stop_timeout)
         finally:
             record.ending = condition_of(self._manager.get(unit_name(model_id))) in _ON_THE_MOVE
-        if result.ok and unit is not None:
+        if result.ok and unit is not None and record.stuck is None:
             self._note_stop(model_id, record, unit)
 
     def _note_start(self, model_id: str, record: ServerRecord) -> None:
@@ -749,6 +791,8 @@ class Reconciler:
     @staticmethod
     def _failure_behind(state: ServerState, record: ServerRecord, unit: UnitStatus | None) -> Failure | None:
         """Why a server is in a state, where a failure is behind it."""
+        if state is ServerState.STUCK:
+            return record.stuck
         if state in (ServerState.FAILED, ServerState.COOLDOWN):
             return record.failure
         if state is ServerState.STARTING and unit and unit.main_pid is None and unit.result not in ("", "success"):

@@ -37,6 +37,8 @@ class ServerRecord:
     """Invocation of which it is known already how it ended."""
     recording: Failure | None = None
     """The failure whose last log lines are being read; it is told with them."""
+    stuck: Failure | None = None
+    """What is left of its last run, though that was killed; nothing is done about it while something is."""
     attempts: int = 0
     retry_at: float | None = None
     restart: bool = False
@@ -69,6 +71,8 @@ class ServerRecord:
 
     def condition(self, unit: UnitStatus | None) -> UnitCondition:
         """What matters of its unit, a failure that is not certain yet being none."""
+        if self.stuck is not None:
+            return UnitCondition.STUCK
         condition = condition_of(unit)
         return UnitCondition.QUEUED if condition is UnitCondition.FAILED and self.doubtful is not None else condition
 

@@ -265,7 +265,7 @@ class Servers:
                 ),
                 wait,
             )
-        if wait and self._reconciler.restart_pending(model_id):
+        if wait and (self._reconciler.restart_pending(model_id) or self.state(model_id) is ServerState.STUCK):
             self._raise_trouble(model_id)
         if done and self._reconciler.state(model_id) not in UP:
             raise self._start_failed(model_id)
@@ -433,7 +433,7 @@ class Servers:
 
     def _raise_trouble(self, model_id: str) -> None:
         if trouble := self._reconciler.trouble(model_id):
-            raise StopFailed(f"model {model_id}: {trouble.message}", {"modelId": model_id})
+            raise _stop_failed(model_id, trouble)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -444,8 +444,10 @@ class Servers:
         unit = self._manager.units.get(unit_name(model_id))
         return self._reconciler.state(model_id) in DOWN and condition_of(unit) is UnitCondition.ABSENT
 
-    def _start_failed(self, model_id: str) -> StartFailed:
+    def _start_failed(self, model_id: str) -> StartFailed | StopFailed:
         failure = self._reconciler.failure(model_id)
+        if failure and self._reconciler.state(model_id) is ServerState.STUCK:
+            return _stop_failed(model_id, failure)
         if failure is None:
             return StartFailed(f"model {model_id} was stopped before it was ready", {"modelId": model_id})
         return StartFailed(
@@ -488,7 +490,8 @@ class Servers:
         unit = self._manager.units.get(unit_name(model_id))
         runs = unit is not None and condition_of(unit) in (UnitCondition.UP, UnitCondition.GOING)
         port = (port_of(unit.argv) if unit and runs else None) or model.choices.port
-        memory, cpu = await self._usage(unit) if unit and runs else (None, None)
+        is_there = runs or self._reconciler.state(model_id) is ServerState.STUCK
+        memory, cpu = await self._usage(unit) if unit and is_there else (None, None)
         since = unit.exec_main_start_timestamp if unit and runs and unit.main_pid else None
         reach = reach_of(unit.argv, unit.environment) if unit and runs else None
         return Server(
@@ -534,3 +537,8 @@ class Servers:
             except psutil.Error:
                 return memory, cpu
         return memory, cpu
+
+
+def _stop_failed(model_id: str, failure: Failure) -> StopFailed:
+    advice = f"; {failure.advice}" if failure.advice else ""
+    return StopFailed(f"model {model_id}: {failure.message}{advice}", {"modelId": model_id, "advice": failure.advice})

@@ -17,6 +17,8 @@ def state_of(
     match record.condition(unit):
         case UnitCondition.UP if unit is not None:
             return _state_up(record, unit, wanted)
+        case UnitCondition.STUCK:
+            return ServerState.STUCK
         case UnitCondition.GOING:
             return ServerState.STOPPING
         case UnitCondition.QUEUED:

@@ -15,6 +15,7 @@ import pytest
 from tests.agent_process import AgentProcess, ended, units, wait_until
 from tests.cli.terminal import MAGICTL, on_terminal, piped, surroundings
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
+from tests.servers.freezer import frozen
 
 PREFIX = "cli-agent"
 CHAT, DRAFT, BROKEN = f"{PREFIX}-chat", f"{PREFIX}-draft", f"{PREFIX}-broken"
@@ -36,7 +37,7 @@ def service(
     broken = toy_model(models / f"{BROKEN}.gguf", name="broken", seed=3)
     broken.write_bytes(broken.read_bytes()[:200_000])
     first, last = unused_ports(5)
-    settings = {"MAGI_TCP": f"127.0.0.1:{last}", "MAGI_TCP_ACCESS": "read"}
+    settings = {"MAGI_TCP": f"127.0.0.1:{last}", "MAGI_TCP_ACCESS": "read", "MAGI_STOP_TIMEOUT": "2"}
     agent = AgentProcess(folder, models, (first, last - 1), llama_server, settings)
     with ended(agent, PATTERN):
         agent.start()
@@ -263,6 +264,28 @@ def test_on_a_terminal_a_start_is_watched(agent: AgentProcess, environment: dict
 
     assert f"✓ {CHAT} ready on port " in terminal.text
     assert terminal.output.endswith("\r\n")
+
+
+def test_a_server_that_survives_sigkill_is_said_everywhere(agent: AgentProcess, environment: dict[str, str]) -> None:
+    assert piped("start", CHAT, DRAFT, environment=environment).returncode == 0
+    pid = agent.must("GET", f"/api/models/{CHAT}")["server"]["pid"]
+    said = f"it survived SIGKILL: process {pid} (llama-server, state D"
+    with frozen(pid):
+        stopped = piped("stop", CHAT, environment=environment)
+        assert (stopped.returncode, said in stopped.stderr) == (1, True), stopped.stderr
+        assert f"sudo cat /proc/{pid}/stack" in " ".join(stopped.stderr.split())
+        status = " ".join(piped("status", environment=environment).stdout.split())
+        assert f"problems: server of {CHAT}: {said}" in status
+        assert f"{CHAT} stuck" in status
+        assert f"sudo cat /proc/{pid}/stack" in status
+        answer = agent.ask("POST", f"/api/models/servers/{CHAT}/restart?wait=30")
+        assert (answer.status, answer.body["error"]) == (500, "StopFailed")
+        health = agent.ask("GET", "/health/ready")
+        assert (health.status, health.body["serversWanted"], health.body["missing"]) == (503, 2, {CHAT: "stuck"})
+        figures = agent.ask("GET", "/metrics").body
+        assert f'magi_server_state{{model="{CHAT}",state="stuck"}} 1' in figures
+    wait_until(lambda: agent.must("GET", f"/api/models/{CHAT}")["server"]["state"] == "ready", "it is started anew")
+    assert agent.ask("GET", "/health/ready").status == 200
 
 
 def test_an_agent_that_is_down_is_said(service: AgentProcess) -> None:

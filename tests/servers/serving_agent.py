@@ -37,7 +37,13 @@ MakeLauncher = Callable[[SystemdManager, Path], Launcher]
 """Makes a launcher of a manager and the agent's state folder."""
 
 LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
-    ServerState.STOPPED: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.COOLDOWN},
+    ServerState.STOPPED: {
+        ServerState.STARTING,
+        ServerState.LOADING,
+        ServerState.STOPPING,
+        ServerState.COOLDOWN,
+        ServerState.STUCK,
+    },
     ServerState.STARTING: {ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED, ServerState.COOLDOWN},
     ServerState.LOADING: {
         ServerState.READY,
@@ -54,7 +60,9 @@ LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
         ServerState.COOLDOWN,
         ServerState.LOADING,
         ServerState.READY,
+        ServerState.STUCK,
     },
+    ServerState.STUCK: {ServerState.STARTING, ServerState.STOPPING, ServerState.STOPPED, ServerState.COOLDOWN},
     ServerState.COOLDOWN: {ServerState.STARTING, ServerState.STOPPED, ServerState.STOPPING, ServerState.FAILED},
     ServerState.FAILED: {ServerState.STARTING, ServerState.STOPPING, ServerState.STOPPED},
 }

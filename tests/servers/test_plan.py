@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, make_plan
 
-ABSENT, UP, GOING, QUEUED, FAILED = (
+ABSENT, UP, GOING, QUEUED, FAILED, STUCK = (
     UnitCondition.ABSENT,
     UnitCondition.UP,
     UnitCondition.GOING,
     UnitCondition.QUEUED,
     UnitCondition.FAILED,
+    UnitCondition.STUCK,
 )
 NOW = 100.0
 
@@ -28,6 +29,9 @@ NOW = 100.0
         (True, UP, True, NOW + 5, Verb.RESTART, None),
         (True, GOING, False, None, None, None),
         (True, GOING, True, None, None, None),
+        (True, STUCK, False, None, None, None),
+        (True, STUCK, True, NOW - 1, None, None),
+        (False, STUCK, False, None, None, None),
         (True, QUEUED, False, None, None, None),
         (True, QUEUED, True, None, None, None),
         (True, FAILED, False, NOW - 1, Verb.START, None),
@@ -107,8 +111,8 @@ def test_carrying_plans_out_leads_to_what_is_wanted_and_to_nothing_else(
         for step in plan.steps:
             _carry_out(step, world, wanted, restarts, retry_at, now)
         for model_id, condition in world.items():
-            if model_id in wanted and condition in (GOING, QUEUED):
-                world[model_id] = queued_become if condition is QUEUED else ABSENT
+            if model_id in wanted and condition in (GOING, QUEUED, STUCK):
+                world[model_id] = {GOING: ABSENT, QUEUED: queued_become, STUCK: FAILED}[condition]
         if plan.wake_at is not None:
             assert plan.wake_at > now
             now = max(retry_at.values())

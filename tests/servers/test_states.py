@@ -87,6 +87,10 @@ def test_what_matters_of_a_unit(unit: UnitStatus | None, condition: UnitConditio
         (ServerRecord(proven=RUN, ending=True), UNIT, True, True, ServerState.STOPPING),
         (ServerRecord(proven=RUN), replace(UNIT, active_state="deactivating"), True, True, ServerState.STOPPING),
         (ServerRecord(failure=FAILURE, recording=FAILURE), UNIT, True, True, ServerState.LOADING),
+        (ServerRecord(stuck=FAILURE), FAILED, True, True, ServerState.STUCK),
+        (ServerRecord(stuck=FAILURE, doubtful=RUN[0]), FAILED, False, True, ServerState.STUCK),
+        (ServerRecord(stuck=FAILURE, failure=FAILURE, recording=FAILURE), INACTIVE, None, False, ServerState.STUCK),
+        (ServerRecord(stuck=FAILURE), None, False, True, ServerState.STUCK),
     ],
 )
 def test_the_state_that_follows(
