@@ -65,6 +65,7 @@ class ActiveProfile:
         self._events = events
         self._effective = effective
         self._changes = SerialChanges("activation")
+        self._places: Mapping[str, int] = {}
         self.problem: str | None = None
         """Why the profile that should be active does not hold."""
 
@@ -72,6 +73,10 @@ class ActiveProfile:
     def slug(self) -> str | None:
         """The active profile's slug."""
         return self._registry.active_profile
+
+    def place(self, model_id: str) -> int | None:
+        """Where a model stands among the active profile's enabled ones, from 0; ``None`` where it does not."""
+        return self._places.get(model_id)
 
     async def resolve(self, configured: str) -> None:
         """Apply the profile that ``ACTIVE_PROFILE`` names, if it is new; else take up the active one's settings.
@@ -99,6 +104,7 @@ class ActiveProfile:
         """Read the active profile's settings again. Raises ``ProfileNotFound``, ``ProfileInvalid``."""
         if self.slug is None:
             self._effective.hold_profile({})
+            self._places = {}
             self.problem = None
             return
         self._hold(await self._profiles.profile(self.slug))
@@ -211,4 +217,7 @@ class ActiveProfile:
 
     def _hold(self, profile: Profile) -> None:
         self._effective.hold_profile(self._settings_of(profile))
+        models = self._models_by_name()
+        named = (models[name].model_id for name in profile.enabled_models if name in models)
+        self._places = {model_id: place for place, model_id in enumerate(dict.fromkeys(named))}
         self.problem = None
