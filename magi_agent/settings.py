@@ -776,6 +776,11 @@ def _shown_defaults(defaults: RuntimeDefaults) -> dict[str, str]:
     }
 
 
+def _in_units(count: int) -> str:
+    exponent = next((exponent for exponent in (4, 3, 2, 1) if count and not count % (1 << exponent * 10)), 0)
+    return f"{count >> exponent * 10}{' KMGT'[exponent].strip()}"
+
+
 def shown(settings: Settings) -> dict[str, str]:
     """Each setting's value as an operator would write it, by name; the defaults by ``defaults.`` and their names."""
     shown: dict[str, str] = {}
@@ -785,6 +790,8 @@ def shown(settings: Settings) -> dict[str, str]:
             shown[each.name] = f"{value[0]}-{value[1]}"
         elif each.name == "llama_server_alternatives":
             shown[each.name] = ":".join(f"{name}={path}" for name, path in value)
+        elif each.name == "memory_reserve":
+            shown[each.name] = _in_units(value)
         elif each.name == "defaults":
             shown |= _shown_defaults(value)
         elif isinstance(value, tuple):

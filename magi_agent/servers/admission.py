@@ -1,8 +1,9 @@
 """Who may start: each start is decided alone, one after the other, the most wanted first.
 
-What was admitted is a promise until the server is ready, has failed or is gone: what it needs without what it uses
-already is not there for others. Nothing of it is kept: of a server that is loading when the agent comes up, it is
-derived anew.
+What was admitted is a promise until the server has failed or is gone: what it needs without what it uses already is
+not there for others. That holds for one that is ready too, as far as its own memory goes: llama-server allocates its
+buffers at once, and takes the pages of a large part of them when the first long prompts come. Nothing of it is kept: of
+what runs when the agent comes up, it is derived anew.
 
 Of GPUs, the whole of what a server was given is promised until it is ready: what it has taken of it by then is counted
 twice so long, and the start that is refused for it is tried again when it is ready.
@@ -16,9 +17,10 @@ from typing import Final, Protocol
 
 from magi_agent.errors import MagiError
 from magi_agent.host.memory import HostMemory
-from magi_agent.host.unit_memory import UnitMemory, unit_memory
-from magi_agent.memory.need import MemoryNeed, NeedUnknown
-from magi_agent.servers.launch import LaunchSpecification
+from magi_agent.host.unit_memory import UnitMemory, mapped_by, unit_memory
+from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
+from magi_agent.servers.launch import LaunchSpecification, model_id_of
+from magi_agent.servers.llama_server import differences
 from magi_agent.servers.placed import Placed
 from magi_agent.servers.shortage import Room, Shortage, insufficient_memory, outstanding, room_of, shortage_of
 from magi_agent.servers.start_order import Rank
@@ -76,10 +78,12 @@ class HostOnly:
 class Situation:
     """What the reconciler knows of servers that take memory, or give it back."""
 
-    on_the_way: Mapping[str, UnitStatus | None] = field(default_factory=dict)
-    """The models that are being started, or are to be: what was promised to one of them holds. With its unit."""
-    loading: Collection[str] = ()
-    """Those of them that have processes, and are not ready."""
+    standing: Mapping[str, UnitStatus | None] = field(default_factory=dict)
+    """The models that run, or are being started, or are to be: what was promised to them holds. With their units."""
+    running: Collection[str] = ()
+    """Those of them that have processes."""
+    ready: Collection[str] = ()
+    """Those of them that are ready."""
     leaving: Collection[str] = ()
     """The models whose servers are being stopped."""
 
@@ -140,9 +144,8 @@ class Admission:
         """The models whose start is neither admitted nor refused yet."""
         return tuple(self._undecided)
 
-    def note_ready(self, model_id: str) -> None:
-        """Take note that a server is ready: what it needs, it uses."""
-        self._promises.pop(model_id, None)
+    def note_ready(self) -> None:
+        """Take note that a server is ready: less may be promised to it from now on."""
         self._took = True
         self._tell()
 
@@ -187,7 +190,7 @@ class Admission:
                 if loop.time() - known_at > _STALE:
                     continue
                 async with self._turn:
-                    placed, shortage, ceiling = await self._decide(placed, model_id)
+                    placed, shortage, ceiling = await self._decide(placed, {model_id})
                     if shortage is None or is_forced():
                         self._promises[model_id] = placed
                         self._took = True
@@ -210,22 +213,23 @@ class Admission:
         """
         placed = await self._place(launch, {})
         async with self._turn:
-            _, shortage, ceiling = await self._decide(placed, launch.model_id, running)
+            _, shortage, ceiling = await self._decide(placed, {launch.model_id}, [running] if running else ())
         # What the server that runs gives back of GPUs is not known here.
         is_short = shortage is not None and (running is None or shortage.short_by > 0)
         if shortage is not None and is_short and not self._may_come_back(shortage, ceiling):
             raise insufficient_memory(launch.model_id, shortage)
 
     async def not_fitting(
-        self, launches: Sequence[LaunchSpecification], leaving: Collection[UnitStatus]
+        self, launches: Sequence[LaunchSpecification], leaving: Sequence[UnitStatus]
     ) -> dict[str, Shortage]:
         """Which of some starts would not fit, one after the other, once some servers are gone. Promises nothing."""
         found: dict[str, Shortage] = {}
         admitted = 0
+        gone = {model_id_of(unit.name) for unit in leaving}
         for launch in launches:
             placed = await self._place(launch, {})
             async with self._turn:
-                _, shortage, _ = await self._decide(placed, launch.model_id, *leaving, promised=admitted)
+                _, shortage, _ = await self._decide(placed, {launch.model_id, *gone}, leaving, promised=admitted)
             if shortage is not None:
                 found[launch.model_id] = shortage
             elif placed.need is not None:
@@ -233,17 +237,21 @@ class Admission:
         return found
 
     async def _decide(
-        self, placed: Placed, model_id: str, *returning: UnitStatus | None, promised: int = 0
+        self, placed: Placed, but: Collection[str], returning: Sequence[UnitStatus] = (), *, promised: int = 0
     ) -> tuple[Placed, Shortage | None, int]:
-        """Whether one start fits beside all others that were admitted; and the most that any start may need."""
-        host, gpus = await self._outstanding(model_id)
+        """Whether one start fits beside all but some that were admitted; and the most that any start may need.
+
+        What the units ``returning`` use counts as free, and ``promised`` bytes more as promised.
+        """
+        model_id = placed.launch.model_id
+        host, gpus = await self._outstanding(but)
         if placed.gpu_bytes or placed.gpu_shortage:
             placed = await self._place(placed.launch, gpus)
         if placed.unknown:
             self._say_once(model_id, f"what it needs of memory is not known: {placed.unknown}")
         room, ceiling = await self._room(model_id, host + promised) if placed.need else (None, 0)
-        if room is not None and any(returning):
-            used = await asyncio.to_thread(_used_by, {str(at): unit for at, unit in enumerate(returning)})
+        if room is not None and returning:
+            used = await asyncio.to_thread(_used_by, {unit.name: unit for unit in returning})
             back = sum(each.anonymous + each.mapped for each in used.values())
             room = replace(room, available=room.available + back)
         return placed, shortage_of(placed, room), ceiling
@@ -261,25 +269,42 @@ class Admission:
         ceiling = min((memory.total, *(limit.least for limit in memory.limits))) - self._reserve
         return room_of(memory, promised, self._reserve), ceiling
 
-    async def _outstanding(self, but: str) -> tuple[int, dict[str, int]]:
-        """What other servers will take yet, of the host and of each GPU."""
+    async def _outstanding(self, but: Collection[str]) -> tuple[int, dict[str, int]]:
+        """What all servers but some will take yet, of the host and of each GPU."""
         situation = self.look()
-        for model_id in self._promises.keys() - situation.on_the_way.keys() - {but}:
+        for model_id in self._promises.keys() - situation.standing.keys() - set(but):
             del self._promises[model_id]
             self._took = True
-        for model_id in situation.loading:
-            if model_id not in self._promises and (launch := self._launch_of(model_id)):
-                self._promises[model_id] = await self._place(launch, {})
-        others = {model_id: placed for model_id, placed in self._promises.items() if model_id != but}
+        for model_id in situation.running:
+            await self._look_at(model_id, situation.standing[model_id], is_ready=model_id in situation.ready)
+        others = {model_id: placed for model_id, placed in self._promises.items() if model_id not in but}
         if not others:
             return 0, {}
-        used = await asyncio.to_thread(_used_by, {each: situation.on_the_way.get(each) for each in others})
+        used = await asyncio.to_thread(_used_by, {each: situation.standing.get(each) for each in others})
         gpus: dict[str, int] = {}
-        for placed in others.values():
-            for name, count in placed.gpu_bytes.items():
-                gpus[name] = gpus.get(name, 0) + count
-        needs = {model_id: placed.need for model_id, placed in others.items() if placed.need is not None}
-        return sum(outstanding(need, used.get(model_id)) for model_id, need in needs.items()), gpus
+        host = 0
+        for model_id, placed in others.items():
+            is_ready = model_id in situation.ready
+            if placed.need is not None:
+                host += outstanding(placed.need, used.get(model_id), is_ready=is_ready)
+            if not is_ready:
+                for name, count in placed.gpu_bytes.items():
+                    gpus[name] = gpus.get(name, 0) + count
+        return host, gpus
+
+    async def _look_at(self, model_id: str, unit: UnitStatus | None, *, is_ready: bool) -> None:
+        """See to it that what a running server needs is known, and as surely as it can be."""
+        promise = self._promises.get(model_id)
+        if promise is None:
+            launch = self._launch_of(model_id)
+            if launch is None or unit is None:
+                return
+            self._promises[model_id] = placed = await self._place(launch, {})
+            if is_ready and differences(launch, unit.argv, unit.environment):
+                # It was started by other settings, which nobody knows any more.
+                self._promises[model_id] = replace(placed, need=None)
+        elif is_ready and promise.need is not None and promise.need.basis is not Basis.MEASURED:
+            self._promises[model_id] = replace(promise, need=(await self._place(promise.launch, {})).need)
 
     async def _place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:
         try:
@@ -338,9 +363,9 @@ def _need_bytes(placed: Placed, otherwise: int) -> int:
 
 def _used_by(units: Mapping[str, UnitStatus | None]) -> dict[str, UnitMemory]:
     """What the processes of some units use. Blocks a little."""
-    seen = {
-        model_id: unit_memory(unit.control_group, unit.main_pid)
-        for model_id, unit in units.items()
-        if unit is not None and unit.main_pid
-    }
-    return {model_id: used for model_id, used in seen.items() if used is not None}
+    found = {}
+    for model_id, unit in units.items():
+        if unit is not None and unit.main_pid and (seen := unit_memory(unit.control_group, unit.main_pid)):
+            # Its control group counts only what it brought in itself.
+            found[model_id] = replace(seen, mapped=max(seen.mapped, mapped_by(unit.main_pid)))
+    return found

@@ -314,9 +314,9 @@ class Reconciler:
         self.wake()
 
     def _situation(self) -> Situation:
-        """Which servers are about to take memory, and which to give it back."""
-        on_the_way: dict[str, UnitStatus | None] = {}
-        loading, leaving = [], []
+        """Which servers take memory, and which are about to give it back."""
+        standing: dict[str, UnitStatus | None] = {}
+        running, ready, leaving = [], [], []
         for model_id, record in self._records.items():
             unit = self._manager.get(unit_name(model_id))
             condition = record.condition(unit)
@@ -327,14 +327,15 @@ class Reconciler:
                 leaving.append(model_id)
             elif is_restarted:
                 leaving.append(model_id)
-                on_the_way[model_id] = unit
+                standing[model_id] = unit
             elif condition is UnitCondition.UP:
-                if unit is not None and record.proven != (unit.invocation_id, unit.main_pid):
-                    on_the_way[model_id] = unit
-                    loading.append(model_id)
+                standing[model_id] = unit
+                running.append(model_id)
+                if unit is not None and record.proven == (unit.invocation_id, unit.main_pid):
+                    ready.append(model_id)
             elif record.is_doing(Verb.START) or (self._is_to_start(model_id) and record.failure is None):
-                on_the_way[model_id] = unit
-        return Situation(on_the_way, loading, leaving)
+                standing[model_id] = unit
+        return Situation(standing, running, ready, leaving)
 
     def _is_to_start(self, model_id: str) -> bool:
         return self.wants(model_id) and self._preparation.knows(model_id)
@@ -557,7 +558,7 @@ class Reconciler:
             message = f"server of {model_id} is ready on {reach.words}"
             note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
             self._announce(model_id)
-            self._admission.note_ready(model_id)
+            self._admission.note_ready()
             self._retry_for_memory()
             await self._look_at_key(model_id, reach)
             await self._await_hanging(model_id, record, unit, reach)

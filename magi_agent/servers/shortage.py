@@ -30,7 +30,7 @@ class Room:
     available: int
     """The host's room: what is available and no running server has mapped, or what a limit leaves of it."""
     promised: int
-    """To servers that were admitted and do not use it yet."""
+    """To servers that are loading, or run, and do not use it yet."""
     reserve: int
     limit: str | None = None
     """The unit whose limit leaves least; ``None`` where that is the host itself."""
@@ -89,12 +89,16 @@ def shortage_of(placed: Placed, room: Room | None) -> Shortage | None:
     )
 
 
-def outstanding(need: MemoryNeed, used: UnitMemory | None) -> int:
-    """What a server that was admitted will take yet of the host's memory, where it uses so much now."""
+def outstanding(need: MemoryNeed, used: UnitMemory | None, *, is_ready: bool) -> int:
+    """What a server that was admitted will take yet of the host's memory, where it uses so much now.
+
+    One that is ready has mapped its weights, and takes the rest of its buffers with the first large batches.
+    """
     if used is None:
-        return need.host_bytes
+        return 0 if is_ready else need.host_bytes
     # Of one that uses more than was foreseen of one kind, the other is still to come.
-    return max(0, need.anonymous_bytes - used.anonymous) + max(0, need.mapped - used.mapped)
+    anonymous = max(0, need.anonymous_bytes - used.anonymous)
+    return anonymous if is_ready else anonymous + max(0, need.mapped - used.mapped)
 
 
 def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory:
@@ -107,7 +111,7 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
         parts.append(
             f"it needs {size(shortage.needed)} of memory ({size(shortage.anonymous)} of its own and "
             f"{size(shortage.mapped)} of weights mapped from files, {shortage.basis}); {size(room.available)} are "
-            f"available{where}, of which {size(room.promised)} are promised to servers that are loading and "
+            f"available{where}, of which {size(room.promised)} are promised to other servers and "
             f"{size(room.reserve)} are kept in reserve: {size(shortage.short_by)} are missing"
         )
     if room is not None and shortage.needed:
@@ -125,7 +129,7 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
     if gpu := shortage.gpu:
         parts.append(
             f"it needs {size(gpu.needed)} of GPU memory ({shortage.gpu_basis}) on {', '.join(gpu.devices) or 'GPUs'}; "
-            f"{size(gpu.free)} are free, of which {size(gpu.promised)} are promised to servers that are loading: "
+            f"{size(gpu.free)} are free, of which {size(gpu.promised)} are promised to other servers: "
             f"{size(shortage.gpu_short_by)} are missing"
         )
         details["gpu"] = {

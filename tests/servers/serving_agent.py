@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.events import Event, EventStream, ServerChanged
+from magi_agent.host.memory import HostMemory
 from magi_agent.host_facts import HostFacts
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import RuntimeSettings
@@ -106,6 +107,8 @@ class ServingAgent:
     host: HostFacts = field(init=False)
     admission: Admission = field(init=False)
     order: StartOrder = field(init=False)
+    figures: Callable[[], Awaitable[HostMemory]] | None = None
+    """What is taken for the host's memory, in place of what it is."""
     started: bool = False
     looking: asyncio.Task[None] | None = None
 
@@ -130,7 +133,7 @@ class ServingAgent:
         self.admission = Admission(
             HostOnly(self.memory),
             self.preparation.launch_as_it_stands,
-            lambda max_age: self.host.memory(max_age=max_age),
+            lambda max_age: self.figures() if self.figures else self.host.memory(max_age=max_age),
             self.settings.memory_reserve,
         )
         self.order = StartOrder(self.registry, self.effective, self.desired, lambda _: None)
