@@ -43,6 +43,8 @@ _TURN: Final = 1.0
 """Seconds that a start which is being prepared holds up those that are less wanted."""
 _STALE: Final = 1.0
 """Seconds after which a launch that waited is prepared anew: its settings may be others by now."""
+_ASK_AGAIN: Final = 5.0
+"""Seconds after which it is asked again what a server needs that is ready and was not measured yet."""
 _MOST_TOLD: Final = 1000
 
 
@@ -130,6 +132,8 @@ class Admission:
         self._ended: dict[str, float] = {}
         self._leaving: dict[str, float] = {}
         """Since when each server is known to be leaving."""
+        self._asked: dict[str, float] = {}
+        """When it was asked last whether it is known more surely what a server needs."""
         self._told: set[tuple[str, str]] = set()
         self.look: Callable[[], Situation] = Situation
         """How things are; the reconciler's."""
@@ -274,6 +278,7 @@ class Admission:
         situation = self.look()
         for model_id in self._promises.keys() - situation.standing.keys() - set(but):
             del self._promises[model_id]
+            self._asked.pop(model_id, None)
             self._took = True
         for model_id in situation.running:
             await self._look_at(model_id, situation.standing[model_id], is_ready=model_id in situation.ready)
@@ -303,7 +308,11 @@ class Admission:
             if is_ready and differences(launch, unit.argv, unit.environment):
                 # It was started by other settings, which nobody knows any more.
                 self._promises[model_id] = replace(placed, need=None)
-        elif is_ready and promise.need is not None and promise.need.basis is not Basis.MEASURED:
+            return
+        now = asyncio.get_running_loop().time()
+        is_unsure = is_ready and promise.need is not None and promise.need.basis is not Basis.MEASURED
+        if is_unsure and now - self._asked.get(model_id, -_ASK_AGAIN) >= _ASK_AGAIN:
+            self._asked[model_id] = now
             self._promises[model_id] = replace(promise, need=(await self._place(promise.launch, {})).need)
 
     async def _place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:
