@@ -40,6 +40,8 @@ class Plan:
     """Wanted before and after; they are not touched."""
     settings: Mapping[str, RuntimeSettings]
     """The profile's settings, by model id."""
+    places: Mapping[str, int]
+    """Where each model stands among the profile's enabled ones, from 0."""
     absent: tuple[str, ...]
     """Named in the profile, and not there now; they are enabled nevertheless, and in use when they come back."""
     unknown: tuple[str, ...]
@@ -187,6 +189,7 @@ class ActiveProfile:
             later={model_id: run for model_id, run in changed.items() if model_id not in listed},
             keep=tuple(sorted(model_id for model_id in runs.keys() & listed if model_id not in changed)),
             settings=settings,
+            places=self._places_in(profile),
             absent=tuple(sorted(chosen - listed.keys())),
             unknown=unknown,
             unusable={
@@ -201,6 +204,11 @@ class ActiveProfile:
         models = self._models_by_name()
         chosen = {models[name].model_id for name in profile.enabled_models if name in models}
         return chosen, tuple(dict.fromkeys(name for name in profile.enabled_models if name not in models))
+
+    def _places_in(self, profile: Profile) -> dict[str, int]:
+        models = self._models_by_name()
+        named = (models[name].model_id for name in profile.enabled_models if name in models)
+        return {model_id: place for place, model_id in enumerate(dict.fromkeys(named))}
 
     def _settings_of(self, profile: Profile) -> dict[str, RuntimeSettings]:
         models = self._models_by_name()
@@ -217,7 +225,5 @@ class ActiveProfile:
 
     def _hold(self, profile: Profile) -> None:
         self._effective.hold_profile(self._settings_of(profile))
-        models = self._models_by_name()
-        named = (models[name].model_id for name in profile.enabled_models if name in models)
-        self._places = {model_id: place for place, model_id in enumerate(dict.fromkeys(named))}
+        self._places = self._places_in(profile)
         self.problem = None

@@ -31,6 +31,7 @@ from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.reach import Reach
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
+from magi_agent.servers.shortage import insufficient_memory
 from magi_agent.servers.start_order import StartOrder
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
@@ -380,6 +381,20 @@ class Servers:
                 if differences(launch, unit.argv, unit.environment):
                     changed.append(model_id)
         return tuple(changed)
+
+    async def not_fitting(
+        self, runs: Mapping[str, bool], effective: EffectiveSettings, places: Mapping[str, int]
+    ) -> dict[str, InsufficientMemory]:
+        """Which of some models would not fit into memory if they were started and others stopped, and why.
+
+        ``effective`` are the settings that would hold, and ``places`` where models would stand in the active profile.
+        """
+        starts = self._order.under(effective, places).ordered(model_id for model_id, run in runs.items() if run)
+        launches = [self._preparation.launch_as_it_stands(model_id, effective) for model_id in starts]
+        stopped = [self._manager.units.get(unit_name(model_id)) for model_id, run in runs.items() if not run]
+        leaving = [unit for unit in stopped if unit is not None and condition_of(unit) is UnitCondition.UP]
+        found = await self._admission.not_fitting([launch for launch in launches if launch], leaving)
+        return {model_id: insufficient_memory(model_id, shortage) for model_id, shortage in found.items()}
 
     def follow(self, kind: str, runs: Mapping[str, bool]) -> Operation:
         """An operation for wishes that were made already: it ends when each model runs, or does not, as it says.

@@ -1,7 +1,7 @@
 """In which order models are started where not all fit at once: the most wanted first."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +44,10 @@ class StartOrder:
         self._effective = effective
         self._desired = desired
         self._place = place
+
+    def under(self, effective: EffectiveSettings, places: Mapping[str, int]) -> "StartOrder":
+        """The order if another profile were active: by its settings, and the places it gives models."""
+        return StartOrder(self._registry, effective, self._desired, places.get)
 
     def rank(self, model_id: str) -> Rank:
         """How much a model is wanted."""

@@ -89,8 +89,10 @@ async def test_what_no_host_has_is_refused_with_the_arithmetic_and_nothing_is_wi
 ) -> None:
     toy_model(models / "srv-huge.gguf")
     async with make_agent() as agent:
-        need = await sized(agent, "srv-huge", tokens=2_000_000_000)
-        assert need > 1 << 40
+        settings = RuntimeSettings(ctx_size=100_000_000, parallel_slots=1, batch_size=4096, ubatch_size=4096)
+        await agent.choose("srv-huge", settings)
+        need = (await agent.memory.need("srv-huge")).host_bytes
+        assert need > 1 << 39
         with pytest.raises(InsufficientMemory, match=r"model srv-huge does not fit: it needs \d+\.\d GiB") as refused:
             await agent.servers.start("srv-huge", by="test", wait=PATIENCE_OF_TESTS)
 
