@@ -35,6 +35,7 @@ from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
+from magi_agent.servers.admission import Admission, HostOnly
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
@@ -50,6 +51,7 @@ from magi_agent.servers.reconciler import Reconciler
 from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import DOWN, UP, Servers
+from magi_agent.servers.start_order import StartOrder
 from magi_agent.servers.usage import ServersUsage
 from magi_agent.settings import Settings
 from magi_agent.state_lock import StateLock
@@ -109,6 +111,22 @@ class Agent:
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
         self._connections = ServerConnections()
         journal = Journal(settings.journal_directory)
+        self._memory = MemoryNeeds(
+            self._registry,
+            self._preparation,
+            self._manager,
+            journal,
+            self._events,
+            settings.state_directory / "memory.json",
+        )
+        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
+        self._admission = Admission(
+            HostOnly(self._memory),
+            self._preparation.launch_as_it_stands,
+            lambda max_age: self._host.memory(max_age=max_age),
+            settings.memory_reserve,
+        )
+        order = StartOrder(self._registry, self._effective, self._desired, self._active_profile.place)
         self._reconciler = Reconciler(
             self._manager,
             self._launcher,
@@ -119,6 +137,8 @@ class Agent:
             self._events,
             _patience(settings),
             settings.stop_timeout,
+            self._admission,
+            order,
         )
         self._servers = Servers(
             self._manager,
@@ -128,17 +148,10 @@ class Agent:
             self._preparation,
             self._effective,
             self._events,
+            self._admission,
+            order,
         )
         self._reports = SelfReports(self._connections, self._servers.ready)
-        self._memory = MemoryNeeds(
-            self._registry,
-            self._preparation,
-            self._manager,
-            journal,
-            self._events,
-            settings.state_directory / "memory.json",
-        )
-        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self._metrics = Metrics(
@@ -301,6 +314,7 @@ class Agent:
         self._launcher.reconfigure(settings.llama_server_user or None)
         self._preparation.reconfigure(settings)
         self._host.reconfigure(settings)
+        self._admission.reconfigure(settings.memory_reserve)
         self._reconciler.reconfigure(_patience(settings), settings.stop_timeout)
         self._inventory.reconfigure(settings.model_scan_path, _thresholds(settings), settings.rescan_interval)
 

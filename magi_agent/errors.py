@@ -14,6 +14,7 @@
     │   └── ValidationFailed
     ├── Conflict (409)
     │   ├── Draining
+    │   ├── InsufficientMemory
     │   ├── ModelNotUsable
     │   ├── NoFreePort
     │   ├── PortInUse
@@ -146,6 +147,12 @@ class Draining(Conflict):
             "'magictl drain --off' ends it",
             {"by": by},
         )
+
+
+class InsufficientMemory(Conflict):
+    """The server does not fit into the memory there is; ``details`` has the arithmetic, in bytes."""
+
+    error = "InsufficientMemory"
 
 
 class ModelNotUsable(Conflict):

@@ -40,6 +40,8 @@ from magi_agent.systemd.manager import SystemdManager
 _LOG: Final = logging.getLogger(__name__)
 _FRESH: Final = 1.0
 """Seconds that figures hold."""
+_LIMITS_FRESH: Final = 3.0
+"""Seconds that systemd's word on the limits of slices holds."""
 _PATIENCE: Final = 10.0
 """Seconds that somebody who asks waits for a driver or a llama-server."""
 _HEALTH_PATIENCE: Final = 2.0
@@ -147,6 +149,7 @@ class HostFacts:
         self._order = _Kept(self._ask_for_order)
         self._card_figures = _Kept(lambda: in_daemon_thread(self._look_at_cards, "sysfs of GPUs"))
         self._memory = _Kept(self._look_at_memory)
+        self._slice_limits = _Kept(self._slices)
         self._problem = _Kept(lambda: in_daemon_thread(self._driver.problem, "NVIDIA's driver"), _HEALTH_PATIENCE)
         self._logged: str | None = None
         self._listing: dict[Path, asyncio.Task[BinaryDevices]] = {}
@@ -162,7 +165,10 @@ class HostFacts:
 
     async def close(self) -> None:
         """Wait for no answer any more."""
-        for kept in (self._figures, self._order, self._card_figures, self._memory, self._problem):
+        for kept in (
+            *(self._figures, self._order, self._card_figures, self._memory, self._problem),
+            self._slice_limits,
+        ):
             await kept.close()
         for task in self._listing.values():
             task.cancel()
@@ -312,7 +318,8 @@ class HostFacts:
         }
 
     async def _look_at_memory(self) -> HostMemory:
-        slices, group = await self._slices()
+        # A start asks for figures of this moment; limits that somebody changes may come a moment later.
+        slices, group = await self._slice_limits.get(_LIMITS_FRESH)
         return await asyncio.to_thread(host_memory, slices, group, self._tree)
 
     async def _slices(self) -> tuple[list[SliceLimits], str]:

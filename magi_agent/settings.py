@@ -23,6 +23,7 @@ DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_SECONDS: Final = 7 * 86_400.0
 _MOST_LINES: Final = 1_000_000
+_MOST_BYTES: Final = 1 << 60
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 DEFAULTS_SECTION: Final = "defaults"
 """The section with the runtime settings of all models, and in sections below it those of a tier's."""
@@ -90,6 +91,8 @@ class Settings:
     stop_timeout: float
     log_rate_limit_interval: float
     log_rate_limit_burst: int
+    memory_reserve: int
+    """Bytes of the host's memory that no server gets."""
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None
@@ -232,6 +235,17 @@ def _lines(value: object) -> int:
     if not 0 <= lines <= _MOST_LINES or lines != int(lines):
         raise ValueError(f"must be a number of lines from 0, for no limit, to {_MOST_LINES}")
     return int(lines)
+
+
+def _bytes(value: object) -> int:
+    allowed = "bytes, 0 or more, such as 536870912, '512M' or '2G'"
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, allowed)
+    # In powers of 1024, as systemd reads it.
+    found = re.fullmatch(r"(\d{1,18})([KMGT]?)", text.strip().removesuffix("iB").upper(), re.ASCII)
+    count = int(found[1]) << " KMGT".index(found[2] or " ") * 10 if found else -1
+    if not 0 <= count <= _MOST_BYTES:
+        raise ValueError(f"must be {allowed}")
+    return count
 
 
 def _billions(value: object) -> float:
@@ -455,6 +469,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "1000",
         _lines,
         "lines of a server that journald takes in that time, and more where its disk has room; 0 for no limit",
+    ),
+    Setting(
+        "memory_reserve",
+        "servers",
+        "MAGI_MEMORY_RESERVE",
+        "512M",
+        _bytes,
+        "bytes of the host's memory that no server gets, such as 512M or 2G",
     ),
     Setting(
         "profiles_path",
@@ -754,6 +776,11 @@ def _shown_defaults(defaults: RuntimeDefaults) -> dict[str, str]:
     }
 
 
+def _in_units(count: int) -> str:
+    exponent = next((exponent for exponent in (4, 3, 2, 1) if count and not count % (1 << exponent * 10)), 0)
+    return f"{count >> exponent * 10}{' KMGT'[exponent].strip()}"
+
+
 def shown(settings: Settings) -> dict[str, str]:
     """Each setting's value as an operator would write it, by name; the defaults by ``defaults.`` and their names."""
     shown: dict[str, str] = {}
@@ -763,6 +790,8 @@ def shown(settings: Settings) -> dict[str, str]:
             shown[each.name] = f"{value[0]}-{value[1]}"
         elif each.name == "llama_server_alternatives":
             shown[each.name] = ":".join(f"{name}={path}" for name, path in value)
+        elif each.name == "memory_reserve":
+            shown[each.name] = _in_units(value)
         elif each.name == "defaults":
             shown |= _shown_defaults(value)
         elif isinstance(value, tuple):

@@ -78,6 +78,7 @@ BAD: dict[str, list[object]] = {
     "stop_timeout": ["0", "soon"],
     "log_rate_limit_interval": ["0", "soon"],
     "log_rate_limit_burst": ["-1", "1.5", "1000001", "many", True],
+    "memory_reserve": ["-1", -1, "1.5G", "12P", "G", "much", True, str(1 << 61), "2000000T"],
     "profiles_path": ["", []],
     "active_profile": ["a\tb", 5],
     "tcp": [
@@ -231,6 +232,7 @@ def test_every_setting_is_read_from_file_environment_and_option(config, name):
         "stop_timeout": "44",
         "log_rate_limit_interval": "45.5",
         "log_rate_limit_burst": "46",
+        "memory_reserve": "47M",
         "profiles_path": "/p:/q",
         "active_profile": "night",
         "tcp": "[::1]:8001",
@@ -540,6 +542,9 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "stop_timeout": _SECONDS,
     "log_rate_limit_interval": _SECONDS,
     "log_rate_limit_burst": st.integers(0, 1_000_000).map(str),
+    "memory_reserve": st.one_of(
+        st.integers(0, 1 << 60).map(str), st.from_regex(r"[0-9]{1,4}[KMGTkmgt](iB)?", fullmatch=True)
+    ),
     "profiles_path": st.lists(_paths(), min_size=1, max_size=4).map(":".join),
     "active_profile": _TEXT,
     "tcp": st.one_of(st.just("off"), st.builds("{}:{}".format, _HOSTS, st.integers(0, 65_535))),
@@ -589,3 +594,16 @@ def test_a_dynamic_users_sockets_are_for_root_alone(monkeypatch):
     assert load({**socket, "MAGI_LLAMA_SERVER_USER": "magi-llama"}).server_access is ServerAccess.SOCKET
     assert load({**socket, "MAGI_SYSTEMD_SCOPE": "user"}).server_access is ServerAccess.SOCKET
     assert load({"MAGI_SERVER_ACCESS": "key"}).server_access is ServerAccess.KEY
+
+
+@pytest.mark.parametrize(
+    ("written", "count", "told"),
+    [
+        ("0", 0, "0"), ("512M", 512 << 20, "512M"), ("2GiB", 2 << 30, "2G"), ("3g", 3 << 30, "3G"),
+        ("1t", 1 << 40, "1T"), ("1537", 1537, "1537"), ("1536K", 1536 << 10, "1536K"), (str(1 << 31), 1 << 31, "2G"),
+    ],
+)  # fmt: skip
+def test_a_size_is_read_in_powers_of_1024_and_told_as_one_would_write_it(written: str, count: int, told: str) -> None:
+    settings = load_settings({"memory_reserve": written}, {})
+    assert settings.memory_reserve == count
+    assert shown(settings)["memory_reserve"] == told

@@ -49,7 +49,9 @@ class MemoryAnswer(Answer):
     available_bytes: int = Field(description="what processes may take without swapping, as the kernel estimates it")
     swap_total_bytes: int
     swap_free_bytes: int
-    room_bytes: int = Field(description="what servers may still take: what is available, or what a limit leaves of it")
+    room_bytes: int = Field(
+        description="what servers may still take: what is available and not mapped, or what a limit leaves of it"
+    )
     limits: list[MemoryLimitAnswer] = Field(description="from the servers' slice upwards")
     pressure: PressureAnswer | None
     unavailable: dict[str, str] = Field(description=_WHY)

@@ -26,6 +26,7 @@ from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
     Draining,
+    InsufficientMemory,
     InvalidTier,
     ModelNotFound,
     ModelNotUsable,
@@ -128,7 +129,10 @@ class ModelRoutes:
                 _TAG,
                 {200: EnabledAnswer, 202: EnabledAnswer},
                 body=EnabledRequest,
-                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed, StopFailed),
+                errors=(
+                    *(*_SAVING, ModelNotUsable, SettingsNotUsable, InsufficientMemory, NoFreePort, Draining),
+                    *(StartFailed, StopFailed),
+                ),
                 query=(APPLY, WAIT),
             ),
         )

@@ -1,5 +1,7 @@
 """Profiles: named sets of enabled models with their settings."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
@@ -163,7 +165,9 @@ class ProfileRoutes:
         await require_systemd(services.manager)
         if dry_run:
             plan = await services.active_profile.plan(slug)
-            return answer(self._plan_answer(plan, f"Profile '{slug}' would be activated", None))
+            effective = services.effective.with_profile(plan.settings)
+            not_fitting = await services.servers.not_fitting(plan.runs, effective, plan.places)
+            return answer(self._plan_answer(plan, f"Profile '{slug}' would be activated", None, not_fitting))
         if services.servers.drain and any((await services.active_profile.plan(slug)).runs.values()):
             services.servers.refuse_while_draining()
         plan = await services.active_profile.activate(slug, by=request[CALLER].name)
@@ -175,7 +179,13 @@ class ProfileRoutes:
             headers=None if ended else location(request, f"/api/operations/{operation.operation_id}"),
         )
 
-    def _plan_answer(self, plan: Plan, message: str, operation_id: str | None) -> PlanAnswer:
+    def _plan_answer(
+        self,
+        plan: Plan,
+        message: str,
+        operation_id: str | None,
+        not_fitting: Mapping[str, MagiError] = MappingProxyType({}),
+    ) -> PlanAnswer:
         services = self._services
         return PlanAnswer(
             message=message,
@@ -190,6 +200,7 @@ class ProfileRoutes:
             absent=list(plan.absent),
             unknown=list(plan.unknown),
             unusable={model_id: readable(problem) for model_id, problem in plan.unusable.items()},
+            insufficient_memory={model_id: readable(error.message) for model_id, error in not_fitting.items()},
             operation_id=operation_id,
         )
 

@@ -66,4 +66,5 @@ WAIT: Final = QueryParameter(
     "wait", "number", "seconds to wait for the outcome; without it the answer comes at once", MAX_WAIT
 )
 APPLY: Final = QueryParameter("apply", "boolean", "start or stop the server at once, as the choice says")
+FORCE: Final = QueryParameter("force", "boolean", "start it also where it does not fit into memory")
 DRY_RUN: Final = QueryParameter("dryRun", "boolean", "say what would be changed, and change nothing")

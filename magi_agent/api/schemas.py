@@ -422,6 +422,9 @@ class PlanAnswer(Answer):
     absent: list[str] = Field(description="named in the profile, and not there now; in use when they come back")
     unknown: list[str] = Field(description="named in the profile, and no model's id")
     unusable: dict[str, str] = Field(description="models whose files are not whole, and why")
+    insufficient_memory: dict[str, str] = Field(
+        description="in a dry run, models that would not fit into memory once what stops is gone, and why"
+    )
     operation_id: str | None = Field(description="by which starts and stops can be followed")
 
 

@@ -6,14 +6,15 @@ from urllib.parse import quote
 from aiohttp import web
 
 from magi_agent.api.etag import answer_unless_known, tagged
-from magi_agent.api.exchange import CALLER, answer, location, wait_of
+from magi_agent.api.exchange import CALLER, answer, flag_of, location, wait_of
 from magi_agent.api.representations import operation_answer, server_answer
-from magi_agent.api.routes import WAIT, Access, Route
+from magi_agent.api.routes import FORCE, WAIT, Access, Route
 from magi_agent.api.schemas import OperationAnswer, ServerActionAnswer, ServerAnswer, ServersAnswer
 from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
     Draining,
+    InsufficientMemory,
     ModelNotFound,
     ModelNotUsable,
     NoFreePort,
@@ -29,7 +30,10 @@ from magi_agent.servers.servers import Outcome
 
 _TAG: Final = "servers"
 _SAVING: Final = (ModelNotFound, RegistrySaveFailed, ServiceUnavailable)
-_STARTING: Final = (*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed, StopFailed)
+_STARTING: Final = (
+    *(*_SAVING, ModelNotUsable, SettingsNotUsable, InsufficientMemory, NoFreePort, Draining),
+    *(StartFailed, StopFailed),
+)
 _ON_ONE: Final[dict[int, Any]] = {200: ServerActionAnswer, 202: ServerActionAnswer}
 _ON_SEVERAL: Final[dict[int, Any]] = {200: OperationAnswer, 202: OperationAnswer}
 
@@ -107,7 +111,7 @@ class ServerRoutes:
                 _TAG,
                 _ON_ONE,
                 errors=_STARTING,
-                query=(WAIT,),
+                query=(WAIT, FORCE),
             ),
             Route(
                 "POST",
@@ -129,7 +133,7 @@ class ServerRoutes:
                 _TAG,
                 _ON_ONE,
                 errors=_STARTING,
-                query=(WAIT,),
+                query=(WAIT, FORCE),
             ),
             Route(
                 "GET",
@@ -163,7 +167,8 @@ class ServerRoutes:
         """POST /api/models/servers/{modelId}/start."""
         await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
-        return _on_one(request, await self._servers.start(model_id, by=by, wait=wait))
+        forced = flag_of(request, "force")
+        return _on_one(request, await self._servers.start(model_id, by=by, wait=wait, forced=forced))
 
     async def stop_server(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/{modelId}/stop."""
@@ -175,7 +180,8 @@ class ServerRoutes:
         """POST /api/models/servers/{modelId}/restart."""
         await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
-        return _on_one(request, await self._servers.restart(model_id, by=by, wait=wait))
+        forced = flag_of(request, "force")
+        return _on_one(request, await self._servers.restart(model_id, by=by, wait=wait, forced=forced))
 
     async def start_all_servers(self, request: web.Request) -> web.Response:
         """POST /api/models/servers/start-all."""

@@ -30,6 +30,7 @@ from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import (
     Draining,
+    InsufficientMemory,
     ModelNotFound,
     ModelNotUsable,
     NoFreePort,
@@ -76,7 +77,10 @@ class SettingsRoutes:
                 _TAG,
                 {200: SettingsChangedAnswer, 202: SettingsChangedAnswer},
                 body=RuntimeSettings,
-                errors=(*_SAVING, ModelNotUsable, SettingsNotUsable, NoFreePort, Draining, StartFailed, StopFailed),
+                errors=(
+                    *(*_SAVING, ModelNotUsable, SettingsNotUsable, InsufficientMemory, NoFreePort, Draining),
+                    *(StartFailed, StopFailed),
+                ),
                 query=(APPLY, WAIT),
             ),
             Route(

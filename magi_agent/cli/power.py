@@ -51,18 +51,21 @@ wait_option = click.option(
     help="How long to wait for the outcome.",
 )
 
+_force = click.option("--force", is_flag=True, help="Start them also where they do not fit into memory.")
+
 
 @command("magictl start smollm2-135m-instruct.q4_1", "magictl start --all", "magictl start big-model --no-wait")
 @_ids
 @_all_in_use
+@_force
 @no_wait_option
 @wait_option
-def start(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool, seconds: int) -> int:
+def start(session: Session, ids: tuple[str, ...], everything: bool, force: bool, no_wait: bool, seconds: int) -> int:
     """Start models, and watch them load.
 
     Ctrl-C ends the watching only: the agent goes on loading.
     """
-    return _act(session, "start", ids, "all" if everything else None, 0 if no_wait else seconds)
+    return _act(session, "start", ids, "all" if everything else None, 0 if no_wait else seconds, force=force)
 
 
 @command("magictl stop smollm2-135m-instruct.q4_1", "magictl stop --all")
@@ -78,30 +81,35 @@ def stop(session: Session, ids: tuple[str, ...], everything: bool, no_wait: bool
 @command("magictl restart smollm2-135m-instruct.q4_1", "magictl restart --changed")
 @_ids_running
 @click.option("--changed", is_flag=True, help="All that run with other settings, or another llama-server, than is due.")
+@_force
 @no_wait_option
 @wait_option
-def restart(session: Session, ids: tuple[str, ...], changed: bool, no_wait: bool, seconds: int) -> int:
+def restart(session: Session, ids: tuple[str, ...], changed: bool, force: bool, no_wait: bool, seconds: int) -> int:
     """Stop models and start them again, with their present settings.
 
     With --changed one after the other, which ends at the first that fails.
     """
-    return _act(session, "restart", ids, "changed" if changed else None, 0 if no_wait else seconds)
+    return _act(session, "restart", ids, "changed" if changed else None, 0 if no_wait else seconds, force=force)
 
 
-def _act(session: Session, verb: str, ids: tuple[str, ...], several: str | None, seconds: int) -> int:
+def _act(
+    session: Session, verb: str, ids: tuple[str, ...], several: str | None, seconds: int, *, force: bool = False
+) -> int:
     """Act on ``ids``, or on the ``several`` that the agent finds."""
     if bool(ids) == bool(several):
         option = "--changed" if verb == "restart" else "--all"
         raise click.UsageError(f"name the models to {verb}, or {option}", click.get_current_context())
+    if several and force:
+        raise click.UsageError("--force goes with the names of models", click.get_current_context())
     if several:
         return follow(session, f"{verb}-{several}", seconds)
-    return act_on_each(session, verb, ids, seconds)
+    return act_on_each(session, verb, ids, seconds, force=force)
 
 
-def act_on_each(session: Session, verb: str, ids: Iterable[str], seconds: int) -> int:
+def act_on_each(session: Session, verb: str, ids: Iterable[str], seconds: int, *, force: bool = False) -> int:
     """Start, stop or restart models, wait at most ``seconds`` for each, say what came of it; return the exit status."""
     client = session.client
-    errands = Errands([Errand(name, partial(_ask, client, verb, name, seconds)) for name in dict.fromkeys(ids)])
+    errands = Errands([Errand(name, partial(_ask, client, verb, name, seconds, force)) for name in dict.fromkeys(ids)])
     try:
         with live_lines(session.screen) as live:
             errands.begin()
@@ -111,9 +119,9 @@ def act_on_each(session: Session, verb: str, ids: Iterable[str], seconds: int) -
     return _report_all(session, verb, errands.all, seconds)
 
 
-def _ask(client: Client, verb: str, model_id: str, seconds: int) -> Reply:
-    query = f"?wait={seconds}" if seconds else ""
-    path = f"{server_path(model_id, verb)}{query}"
+def _ask(client: Client, verb: str, model_id: str, seconds: int, force: bool) -> Reply:
+    query = "&".join([*([f"wait={seconds}"] if seconds else ()), *(["force=true"] if force else ())])
+    path = f"{server_path(model_id, verb)}{f'?{query}' if query else ''}"
     return client.request("POST", path, timeout=seconds + _ANSWER_SECONDS)
 
 

@@ -70,6 +70,8 @@ def _show(screen: Screen, name: str, plan: Mapping[str, object], *, dry_run: boo
         screen.note(Cell("! ", "yellow"), f"{unknown}: no model has this id")
     for model_id, problem in record(plan.get("unusable")).items():
         screen.note(Cell("! ", "yellow"), f"{model_id} cannot be used: {problem}")
+    for problem in texts(list(record(plan.get("insufficientMemory")).values())):
+        screen.note(Cell("! ", "yellow"), problem)
 
 
 def _changes(plan: Mapping[str, object]) -> Iterator[Fact]:

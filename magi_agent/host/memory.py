@@ -76,17 +76,24 @@ class HostMemory:
     pressure: Pressure | None
     limits: tuple[MemoryLimit, ...]
     """Those that hold for the servers, the innermost first."""
+    mapped: int = 0
+    """Of what is available, pages of files that processes have mapped: they are in use, as the weights of a server."""
+
+    @property
+    def unused(self) -> int:
+        """What is available and not in use."""
+        return max(0, self.available - self.mapped)
 
     @property
     def binding(self) -> MemoryLimit | None:
         """The limit that leaves least, where it leaves less than the host has."""
         least = min(self.limits, key=lambda limit: limit.room, default=None)
-        return least if least is not None and least.room < self.available else None
+        return least if least is not None and least.room < self.unused else None
 
     @property
     def room(self) -> int:
         """What servers may still take."""
-        return self.binding.room if self.binding else self.available
+        return self.binding.room if self.binding else self.unused
 
 
 def host_memory(slices: Sequence[SliceLimits], control_group: str, tree: Tree) -> HostMemory:
@@ -103,7 +110,20 @@ def host_memory(slices: Sequence[SliceLimits], control_group: str, tree: Tree) -
         swap_free=swap.free,
         pressure=pressure(tree),
         limits=tuple(limits(slices, control_group)),
+        mapped=_mapped(tree),
     )
+
+
+def _mapped(tree: Tree) -> int:
+    """Bytes of mapped files that the kernel may drop: what is locked it does not call available (proc(5), meminfo)."""
+    try:
+        lines = (tree.proc / "meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    words = (line.replace(":", " ").split() for line in lines)
+    kibibytes = {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdecimal()}
+    files = kibibytes.get("Active(file)", 0) + kibibytes.get("Inactive(file)", 0)
+    return max(0, min(kibibytes.get("Mapped", 0) - kibibytes.get("Mlocked", 0), files)) * 1024
 
 
 def pressure(tree: Tree) -> Pressure | None:

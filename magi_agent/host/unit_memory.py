@@ -30,6 +30,12 @@ def unit_memory(control_group: str, main_pid: int | None) -> UnitMemory | None:
     return _of_control_group(control_group) or (_of_process(main_pid) if main_pid else None)
 
 
+def mapped_by(pid: int) -> int:
+    """Bytes of files that a process has mapped and that are in memory, whoever brought them in; 0 where it is gone."""
+    seen = _of_process(pid)
+    return seen.mapped if seen else 0
+
+
 def _of_control_group(control_group: str) -> UnitMemory | None:
     root = unified_hierarchy()
     folder = root.folder_of(control_group) if root and control_group else None

@@ -40,6 +40,8 @@ class Plan:
     """Wanted before and after; they are not touched."""
     settings: Mapping[str, RuntimeSettings]
     """The profile's settings, by model id."""
+    places: Mapping[str, int]
+    """Where each model stands among the profile's enabled ones, from 0."""
     absent: tuple[str, ...]
     """Named in the profile, and not there now; they are enabled nevertheless, and in use when they come back."""
     unknown: tuple[str, ...]
@@ -65,6 +67,7 @@ class ActiveProfile:
         self._events = events
         self._effective = effective
         self._changes = SerialChanges("activation")
+        self._places: Mapping[str, int] = {}
         self.problem: str | None = None
         """Why the profile that should be active does not hold."""
 
@@ -72,6 +75,10 @@ class ActiveProfile:
     def slug(self) -> str | None:
         """The active profile's slug."""
         return self._registry.active_profile
+
+    def place(self, model_id: str) -> int | None:
+        """Where a model stands among the active profile's enabled ones, from 0; ``None`` where it does not."""
+        return self._places.get(model_id)
 
     async def resolve(self, configured: str) -> None:
         """Apply the profile that ``ACTIVE_PROFILE`` names, if it is new; else take up the active one's settings.
@@ -99,6 +106,7 @@ class ActiveProfile:
         """Read the active profile's settings again. Raises ``ProfileNotFound``, ``ProfileInvalid``."""
         if self.slug is None:
             self._effective.hold_profile({})
+            self._places = {}
             self.problem = None
             return
         self._hold(await self._profiles.profile(self.slug))
@@ -181,6 +189,7 @@ class ActiveProfile:
             later={model_id: run for model_id, run in changed.items() if model_id not in listed},
             keep=tuple(sorted(model_id for model_id in runs.keys() & listed if model_id not in changed)),
             settings=settings,
+            places=self._places_in(profile),
             absent=tuple(sorted(chosen - listed.keys())),
             unknown=unknown,
             unusable={
@@ -195,6 +204,11 @@ class ActiveProfile:
         models = self._models_by_name()
         chosen = {models[name].model_id for name in profile.enabled_models if name in models}
         return chosen, tuple(dict.fromkeys(name for name in profile.enabled_models if name not in models))
+
+    def _places_in(self, profile: Profile) -> dict[str, int]:
+        models = self._models_by_name()
+        named = (models[name].model_id for name in profile.enabled_models if name in models)
+        return {model_id: place for place, model_id in enumerate(dict.fromkeys(named))}
 
     def _settings_of(self, profile: Profile) -> dict[str, RuntimeSettings]:
         models = self._models_by_name()
@@ -211,4 +225,5 @@ class ActiveProfile:
 
     def _hold(self, profile: Profile) -> None:
         self._effective.hold_profile(self._settings_of(profile))
+        self._places = self._places_in(profile)
         self.problem = None

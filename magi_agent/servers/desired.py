@@ -36,6 +36,10 @@ class Wish:
     by: str
     """Who said so: a person, a profile, ``systemctl``, the agent's own reasons."""
     at: datetime
+    is_forced: bool = False
+    """Whether it is to run even where it does not fit into memory; until it is stopped."""
+    is_named: bool = False
+    """Whether somebody asked for this very model, and not for all or for a profile's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class _StoredWish(BaseModel):
     run: bool
     by: str
     at: datetime
+    forced: bool = False
+    named: bool = False
 
 
 class _StoredDesired(BaseModel):
@@ -91,7 +97,10 @@ class Desired:
         stored = await asyncio.to_thread(self._read)
         known = stored is not None and stored.boot == boot
         self._wishes = (
-            {model_id: Wish(wish.run, wish.by, wish.at) for model_id, wish in stored.models.items()}
+            {
+                model_id: Wish(wish.run, wish.by, wish.at, wish.forced, wish.named)
+                for model_id, wish in stored.models.items()
+            }
             if stored is not None and known
             else {}
         )
@@ -150,25 +159,39 @@ class Desired:
             await asyncio.to_thread(self._write, self._wishes, after, self._drain)
             self._met = after
 
-    async def wish(self, model_ids: Iterable[str], *, run: bool, by: str) -> None:
+    async def wish(
+        self, model_ids: Iterable[str], *, run: bool, by: str, forced: bool = False, named: bool = False
+    ) -> None:
         """Say what is wanted of some models; on disk when this returns. As ``wish_each`` otherwise."""
-        await self.wish_each(dict.fromkeys(model_ids, run), by=by)
+        await self.wish_each(dict.fromkeys(model_ids, run), by=by, forced=forced, named=named)
 
-    async def wish_each(self, runs: Mapping[str, bool], *, by: str) -> None:
+    async def wish_each(self, runs: Mapping[str, bool], *, by: str, forced: bool = False, named: bool = False) -> None:
         """Say for each model whether it should run; on disk when this returns.
+
+        That one is forced or named holds until it is wished to stop, whatever is wished for in between.
 
         Raises ``RegistrySaveFailed``, and ``ServiceUnavailable`` while it is not known which boot this is.
         """
         self._require_boot()
-        await self._changes.make(partial(self._change, dict(runs), by))
+        await self._changes.make(partial(self._change, dict(runs), by, forced=forced, named=named))
 
     def _require_boot(self) -> None:
         if not self._boot:
             raise ServiceUnavailable("systemd", "systemd has not been reached yet; try again in a moment")
 
-    async def _change(self, runs: Mapping[str, bool], by: str) -> None:
+    async def _change(self, runs: Mapping[str, bool], by: str, *, forced: bool, named: bool) -> None:
         now = datetime.now(UTC)
-        wishes = {**self._wishes, **{model_id: Wish(run, by, now) for model_id, run in runs.items()}}
+        wishes = dict(self._wishes)
+        for model_id, run in runs.items():
+            before = wishes.get(model_id)
+            goes_on = run and before is not None and before.run
+            wishes[model_id] = Wish(
+                run,
+                by,
+                now,
+                is_forced=run and (forced or (goes_on and before is not None and before.is_forced)),
+                is_named=run and (named or (goes_on and before is not None and before.is_named)),
+            )
         # One that is wished for anew has yet to run, unless it does already: then it is soon noted.
         met = self._met - runs.keys()
         await asyncio.to_thread(self._write, wishes, met, self._drain)
@@ -180,7 +203,13 @@ class Desired:
         document = {
             "boot": self._boot,
             "models": {
-                model_id: {"run": wish.run, "by": wish.by, "at": wish.at.isoformat()}
+                model_id: {
+                    "run": wish.run,
+                    "by": wish.by,
+                    "at": wish.at.isoformat(),
+                    "forced": wish.is_forced,
+                    "named": wish.is_named,
+                }
                 for model_id, wish in wishes.items()
             },
             "met": sorted(met),

@@ -1,13 +1,24 @@
 """Why a server failed, as a person and a program want to know it."""
 
 import signal
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final
 
+from magi_agent.errors import MagiError
 from magi_agent.systemd.status import UnitStatus
 
 LOG_LINES: Final = 20
+INSUFFICIENT_MEMORY: Final = "insufficient-memory"
+_REFUSALS: Final = {
+    "PortInUse": "port-in-use",
+    "ModelNotUsable": "not-usable",
+    "NoFreePort": "no-free-port",
+    "SettingsNotUsable": "settings",
+    "InsufficientMemory": INSUFFICIENT_MEMORY,
+}
+"""In one word, why a server was not started, by the error."""
 _EXITED: Final = 1  # CLD_EXITED of siginfo: the status is an exit status; otherwise it is a signal's number.
 # Exit statuses that systemd itself gives a process it could not execute: systemd.exec(5), "Process exit codes".
 NOT_EXECUTED: Final = 203
@@ -28,7 +39,7 @@ class Failure:
     result: str
     """systemd's ``Result`` of the unit, or the agent's own word: ``start-timeout``, ``port-in-use``, ``no-free-port``,
     ``not-reachable``, ``not-usable``, ``ended-early``, ``start-error``, ``stop-error``, ``hung``,
-    ``stuck``.
+    ``stuck``, ``insufficient-memory``.
     """
     message: str
     """One sentence."""
@@ -41,6 +52,8 @@ class Failure:
     restarts: int = 0
     """How often systemd tried again by itself before it gave up."""
     log_lines: tuple[str, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict)
+    """What a program can use of a start that could not be made, with camelCase keys."""
 
 
 def ended_early(unit: UnitStatus) -> Failure:
@@ -48,6 +61,18 @@ def ended_early(unit: UnitStatus) -> Failure:
     failure = failure_of(unit)
     how = f"by {failure.signal}" if failure.signal else f"with status {failure.exit_status or 0}"
     return replace(failure, result="ended-early", message=f"it ended by itself, {how}, before it was ready")
+
+
+def not_started(error: MagiError) -> Failure:
+    """A start that could not be made."""
+    advice = error.details.get("advice")
+    return Failure(
+        datetime.now(UTC),
+        _REFUSALS.get(error.error, "start-error"),
+        str(error),
+        advice=advice if isinstance(advice, str) else None,
+        details=error.details,
+    )
 
 
 def failure_of(unit: UnitStatus) -> Failure:

@@ -4,9 +4,10 @@ A plan can be shown without being carried out, and is made anew from the whole s
 depends on how the situation came about.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from magi_agent.systemd.status import UnitStatus
 
@@ -79,14 +80,16 @@ def make_plan(
     restarts: Collection[str],
     retry_at: Mapping[str, float],
     now: float,
+    order: Callable[[str], Any] = str,
 ) -> Plan:
     """What leads from ``units`` to ``wanted``.
 
     ``wanted`` says run or stop for each model somebody spoke about; a unit nobody spoke about is left alone.
     ``restarts`` are models whose running server is to be replaced; ``retry_at`` says when a model that failed may be
-    tried again.
+    tried again. ``order`` ranks models: those with the least rank are started first, and after all other steps.
     """
     steps = []
+    starts = []
     wake_at: float | None = None
     for model_id in sorted(wanted):
         condition = units.get(model_id, UnitCondition.ABSENT)
@@ -103,7 +106,9 @@ def make_plan(
             if model_id in restarts:
                 steps.append(Step(Verb.RESTART, model_id))
         elif (due := retry_at.get(model_id, now)) <= now:
-            steps.append(Step(Verb.START, model_id))
+            starts.append(model_id)
         else:
             wake_at = due if wake_at is None else min(wake_at, due)
-    return Plan(tuple(steps), wake_at)
+    if len(starts) > 1:
+        starts.sort(key=order)
+    return Plan((*steps, *(Step(Verb.START, model_id) for model_id in starts)), wake_at)

@@ -44,6 +44,13 @@ class StartPreparation:
         """How ``model`` would be started on ``port``, as things stand, or with other settings than those that hold."""
         return self._specification(model, port, self._runtime_of(model, effective or self._effective))
 
+    def launch_as_it_stands(
+        self, model_id: str, effective: EffectiveSettings | None = None
+    ) -> LaunchSpecification | None:
+        """How a model would be started, on the port it has; ``None`` where there is no such model."""
+        model = self._registry.models.get(model_id)
+        return self.launch_of(model, model.choices.port or 0, effective) if model else None
+
     def _specification(self, model: Model, port: int, runtime: RuntimeSettings) -> LaunchSpecification:
         binary = self._settings.binary(runtime.binary) or self._settings.llama_server_path
         file = self._binaries.file(binary)

@@ -30,10 +30,19 @@ from typing import Any, Final, Protocol
 
 from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged, ServerProgress, ServerTroubled
+from magi_agent.servers.admission import Admission, Situation
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
 from magi_agent.servers.diagnosis import diagnosed
-from magi_agent.servers.failure import LOG_LINES, NOT_EXECUTED, Failure, ended_early, failure_of
+from magi_agent.servers.failure import (
+    INSUFFICIENT_MEMORY,
+    LOG_LINES,
+    NOT_EXECUTED,
+    Failure,
+    ended_early,
+    failure_of,
+    not_started,
+)
 from magi_agent.servers.history import BY_AGENT, BY_SYSTEMD, Happened, note
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import Launcher
@@ -43,6 +52,7 @@ from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_o
 from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.readiness import LoadProgress, Patience, Verdict, wait_until_ready
 from magi_agent.servers.record import ServerRecord
+from magi_agent.servers.start_order import StartOrder
 from magi_agent.servers.states import state_of
 from magi_agent.systemd.errors import BusDisconnected
 from magi_agent.systemd.manager import SystemdManager
@@ -129,6 +139,8 @@ class Reconciler:
         events: EventStream,
         patience: Patience,
         stop_timeout: float,
+        admission: Admission,
+        order: StartOrder,
         rhythm: Rhythm = RHYTHM,
     ) -> None:
         self._manager = manager
@@ -140,6 +152,8 @@ class Reconciler:
         self._events = events
         self._patience = patience
         self._stop_timeout = stop_timeout
+        self._admission = admission
+        self._order = order
         self._rhythm = rhythm
         self._records: dict[str, ServerRecord] = {}
         self._wake = asyncio.Event()
@@ -152,6 +166,7 @@ class Reconciler:
         self._sorted_out = 0
         """The absences, by number, after which it was looked what ended unseen."""
         desired.on_change = self.wake
+        admission.look = self._situation
         self.last_look = 0.0
         """When the loop last looked, on the event loop's clock; a liveness probe reads it."""
 
@@ -159,6 +174,7 @@ class Reconciler:
         """Take another patience and another time in seconds to stop in, for what begins from now on."""
         self._patience = patience
         self._stop_timeout = stop_timeout
+        self._retry_for_memory()
 
     async def start(self) -> None:
         """Begin to reconcile. Until then nothing that is said of units counts."""
@@ -258,6 +274,7 @@ class Reconciler:
                 model_id: record.retry_at for model_id, record in self._records.items() if record.retry_at is not None
             },
             now=asyncio.get_running_loop().time(),
+            order=self._order.rank,
         )
 
     def running(self) -> Collection[str]:
@@ -298,8 +315,45 @@ class Reconciler:
         elif after is UnitCondition.ABSENT and before in (UnitCondition.UP, *_ON_THE_MOVE):
             self._unit_gone(model_id, record, change)
             record.ending = record.restart = False
+        if after in (UnitCondition.ABSENT, UnitCondition.FAILED) and before in (UnitCondition.UP, *_ON_THE_MOVE):
+            self._admission.note_ended(model_id, is_restarted=record.is_doing(Verb.RESTART))
+            self._retry_for_memory()
         self._announce(model_id)
         self.wake()
+
+    def _retry_for_memory(self) -> None:
+        """Have those tried at once that did not fit into memory: some of it came back."""
+        for record in self._records.values():
+            if record.failure is not None and record.failure.result == INSUFFICIENT_MEMORY and record.retry_at:
+                record.retry_at = 0.0
+        self.wake()
+
+    def _situation(self) -> Situation:
+        """Which servers take memory, and which are about to give it back."""
+        standing: dict[str, UnitStatus | None] = {}
+        running, ready, leaving = [], [], []
+        for model_id, record in self._records.items():
+            unit = self._manager.get(unit_name(model_id))
+            condition = record.condition(unit)
+            has_unit = condition in (UnitCondition.UP, *_ON_THE_MOVE)
+            is_restarted = record.is_doing(Verb.RESTART) or (record.restart and has_unit)
+            is_unwanted = self._desired[model_id] is not None and not self.wants(model_id)
+            if condition is UnitCondition.GOING or record.is_doing(Verb.STOP) or (has_unit and is_unwanted):
+                leaving.append(model_id)
+            elif is_restarted:
+                leaving.append(model_id)
+                standing[model_id] = unit
+            elif condition is UnitCondition.UP:
+                standing[model_id] = unit
+                running.append(model_id)
+                if unit is not None and record.proven == (unit.invocation_id, unit.main_pid):
+                    ready.append(model_id)
+            elif record.is_doing(Verb.START) or (self._is_to_start(model_id) and record.failure is None):
+                standing[model_id] = unit
+        return Situation(standing, running, ready, leaving)
+
+    def _is_to_start(self, model_id: str) -> bool:
+        return self.wants(model_id) and self._preparation.knows(model_id)
 
     def lose_sight(self) -> None:
         """Take note that units may change unseen from now on; nothing is started until ``look_after_absence``."""
@@ -480,7 +534,14 @@ class Reconciler:
             return ()
 
     def _fail(self, model_id: str, failure: Failure) -> None:
-        self._record(model_id).count_failure(failure, asyncio.get_running_loop().time())
+        record = self._record(model_id)
+        is_known = record.failure is not None and record.failure.result == failure.result == INSUFFICIENT_MEMORY
+        record.count_failure(failure, asyncio.get_running_loop().time())
+        if is_known:
+            # It is tried again whenever a server ends or is ready: the journal has said it already.
+            self._announce(model_id)
+            self.wake()
+            return
         self._tell_failure(model_id, failure)
 
     def _tell_failure(self, model_id: str, failure: Failure) -> None:
@@ -539,6 +600,8 @@ class Reconciler:
             message = f"server of {model_id} is ready on {reach.words}"
             note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
             self._announce(model_id)
+            self._admission.note_ready()
+            self._retry_for_memory()
             await self._look_at_key(model_id, reach)
             await self._await_hanging(model_id, record, unit, reach)
             return
@@ -626,6 +689,10 @@ class Reconciler:
                 model_id = model_id_of(name)
                 self._watch_loading(model_id, self._record(model_id), unit)
                 self._note_met(model_id, self._record(model_id), unit)
+        for model_id in self._admission.undecided:
+            record = self._record(model_id)
+            if record.step is not None and (self._halted or self._desired.drain or not self.wants(model_id)):
+                record.step.cancel()
         plan = self.plan()
         for step in plan.steps:
             if self._halted and step.verb is not Verb.STOP:
@@ -655,6 +722,8 @@ class Reconciler:
                 case Verb.RESTART:
                     # Were the agent to die between stop and start, the next one must not take it for somebody's word.
                     await self._note(step.model_id, met=False)
+                    if record.failure is None:
+                        await self._admission.hold(step.model_id)
                     await self._stop(step.model_id, record)
                 case Verb.CLEAR:
                     await self._launcher.clear(step.model_id)
@@ -670,13 +739,7 @@ class Reconciler:
                 # The plan asks for the same again at once.
                 await asyncio.sleep(min(_STEP_PAUSE * 2 ** (record.tries - 1), _LONGEST_STEP_PAUSE))
             elif self.wants(step.model_id):
-                words = {
-                    "PortInUse": "port-in-use",
-                    "ModelNotUsable": "not-usable",
-                    "NoFreePort": "no-free-port",
-                    "SettingsNotUsable": "settings",
-                }
-                self._fail(step.model_id, Failure(datetime.now(UTC), words.get(error.error, "start-error"), str(error)))
+                self._fail(step.model_id, not_started(error))
         except Exception as error:
             # A defect. It is reported as one; the pause keeps the loop from running hot on it.
             if step.verb is Verb.START:
@@ -700,15 +763,17 @@ class Reconciler:
 
     async def _start(self, model_id: str, record: ServerRecord) -> None:
         record.restart = False
+        placed = await self._admission.admit(
+            self._order.rank(model_id), partial(self._prepared, model_id), partial(self._is_forced, model_id)
+        )
         async with self._starting:
-            launch = await self._preparation.launch_for(model_id)
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
                 self.halt()
             if self._halted or self._desired.drain or not self.wants(model_id):
                 return
             await self._note(model_id, met=False)
-            result = await self._launcher.start(launch)
+            result = await self._launcher.start(placed.launch)
         if result.ok:
             self._note_start(model_id, record)
         else:
@@ -716,6 +781,14 @@ class Reconciler:
             if condition_of(unit) is UnitCondition.ABSENT and self.wants(model_id):
                 message = f"systemd's job to start it ended with {result.value!r}"
                 self._fail(model_id, Failure(datetime.now(UTC), "start-error", message))
+
+    async def _prepared(self, model_id: str) -> LaunchSpecification:
+        async with self._starting:
+            return await self._preparation.launch_for(model_id)
+
+    def _is_forced(self, model_id: str) -> bool:
+        wish = self._desired[model_id]
+        return wish is not None and wish.run and wish.is_forced
 
     async def _stop(self, model_id: str, record: ServerRecord) -> None:
         record.ending = True

@@ -7,22 +7,23 @@ the events that tell of it.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import psutil
 
-from magi_agent.errors import Draining, MagiError, StartFailed, StopFailed
+from magi_agent.errors import Draining, InsufficientMemory, MagiError, StartFailed, StopFailed
 from magi_agent.events import DrainChanged, EventStream, OperationFinished
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
+from magi_agent.servers.admission import Admission
 from magi_agent.servers.desired import Desired, Drain
 from magi_agent.servers.effective import EffectiveSettings
-from magi_agent.servers.failure import Failure
+from magi_agent.servers.failure import INSUFFICIENT_MEMORY, Failure
 from magi_agent.servers.launch import model_id_of, unit_name
 from magi_agent.servers.llama_server import differences, port_of, reach_of
 from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
@@ -30,6 +31,8 @@ from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.servers.self_reports import ReadyServer
+from magi_agent.servers.shortage import insufficient_memory
+from magi_agent.servers.start_order import StartOrder
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
@@ -40,6 +43,7 @@ UP: Final = frozenset({ServerState.READY, ServerState.DEGRADED})
 RUNNING: Final = frozenset({*UP, ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STUCK})
 DOWN: Final = frozenset({ServerState.STOPPED, ServerState.FAILED})
 _OPERATION_WAIT: Final = 3600.0
+_Done = TypeVar("_Done")
 _Accept = Callable[[ServerState], bool]
 _Act = Callable[[str, float], Awaitable["Outcome"]]
 """What is done for one model of several, with the seconds it may take."""
@@ -103,6 +107,8 @@ class Servers:
         preparation: StartPreparation,
         effective: EffectiveSettings,
         events: EventStream,
+        admission: Admission,
+        order: StartOrder,
     ) -> None:
         self._manager = manager
         self._registry = registry
@@ -111,6 +117,8 @@ class Servers:
         self._preparation = preparation
         self._effective = effective
         self._events = events
+        self._admission = admission
+        self._order = order
         self._operations = Operations()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -204,11 +212,13 @@ class Servers:
             return runs
         return not runs and self._effective.start_policy(model) is StartPolicy.ALWAYS_ON
 
-    async def start(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
+    async def start(self, model_id: str, *, by: str, wait: float = 0.0, forced: bool = False) -> Outcome:
         """Want a model's server to run; wait up to ``wait`` seconds until it is ready.
 
-        Raises ``ModelNotFound``, ``ModelNotUsable``, ``SettingsNotUsable``, ``NoFreePort``, ``Draining``,
-        ``RegistrySaveFailed`` and, if the wait saw it fail, ``StartFailed``.
+        With ``forced`` it is started also where it does not fit into memory.
+
+        Raises ``ModelNotFound``, ``ModelNotUsable``, ``SettingsNotUsable``, ``InsufficientMemory``, ``NoFreePort``,
+        ``Draining``, ``RegistrySaveFailed`` and, if the wait saw it fail, ``StartFailed``.
         """
         model = self._registry.model(model_id)
         model_id = model.model_id
@@ -217,10 +227,12 @@ class Servers:
         self.refuse_while_draining()
         await self._preparation.check(model)
         changed = not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
+        if changed:
+            await self._check_memory(model_id, forced=forced)
         if model.choices.port is None:
             await self._preparation.give_port(model_id)
         async with self._following(model_id) as settled:
-            await self._desired.wish([model_id], run=True, by=by)
+            await self._desired.wish([model_id], run=True, by=by, forced=forced, named=True)
             self._reconciler.forgive(model_id)
             done = await settled(lambda state: state in OUTCOMES or not self._reconciler.wants(model_id), wait)
         if done and self._reconciler.state(model_id) not in UP:
@@ -246,16 +258,31 @@ class Servers:
             message = f"Model {model_id} is to run again: somebody said so meanwhile"
         return await self._outcome(model_id, message, changed=True, settled=done)
 
-    async def restart(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
-        """Replace a model's running server by a new one; start it where none runs. As ``start`` otherwise."""
+    async def _check_memory(self, model_id: str, *, forced: bool, running: UnitStatus | None = None) -> None:
+        """See that a start is not refused for memory, unless somebody forced it. Raises ``InsufficientMemory``."""
+        wish = self._desired[model_id]
+        if forced or (wish is not None and wish.run and wish.is_forced):
+            return
+        if launch := self._preparation.launch_as_it_stands(model_id):
+            await self._admission.check(launch, running)
+
+    async def restart(
+        self, model_id: str, *, by: str, wait: float = 0.0, forced: bool = False, named: bool = True
+    ) -> Outcome:
+        """Replace a model's running server by a new one; start it where none runs. As ``start`` otherwise.
+
+        What the running one uses counts as free. ``named`` is whether somebody asked for this very model.
+        """
         model_id = self._registry.model(model_id).model_id
         # The unit is asked: a state is known only once an agent that has just come up has looked at what runs.
-        if condition_of(self._manager.units.get(unit_name(model_id))) is not UnitCondition.UP:
-            return await self.start(model_id, by=by, wait=wait)
+        unit = self._manager.units.get(unit_name(model_id))
+        if condition_of(unit) is not UnitCondition.UP:
+            return await self.start(model_id, by=by, wait=wait, forced=forced)
         self.refuse_while_draining()
         await self._preparation.check(self._registry.model(model_id))
+        await self._check_memory(model_id, forced=forced, running=unit)
         async with self._following(model_id) as settled:
-            await self._desired.wish([model_id], run=True, by=by)
+            await self._desired.wish([model_id], run=True, by=by, forced=forced, named=named)
             self._reconciler.ask_restart(model_id)
             done = await settled(
                 lambda state: (
@@ -273,10 +300,39 @@ class Servers:
         return await self._outcome(model_id, message, changed=True, settled=done)
 
     def start_all(self, *, by: str) -> Operation:
-        """Want every enabled model to run. Raises ``Draining``."""
+        """Want every enabled model to run, the most wanted first. Raises ``Draining``."""
         self.refuse_while_draining()
         ids = [model_id for model_id, model in self._registry.models.items() if model.choices.enabled]
-        return self._on_several("start-all", ids, lambda model_id, wait: self.start(model_id, by=by, wait=wait))
+        operation = Operation("start-all", {model_id: Part() for model_id in self._order.ordered(ids)})
+        return self._begin(operation, self._start_together(operation, by))
+
+    async def _start_together(self, operation: Operation, by: str) -> None:
+        """Want all models that can be started at once, so that none is admitted before a more wanted one is known."""
+        kind = operation.kind
+
+        async def prepared(model_id: str) -> Model:
+            await self._preparation.check(self._registry.model(model_id))
+            return await self._preparation.give_port(model_id)
+
+        await asyncio.gather(
+            *(self._attempt(kind, each, part, prepared(each)) for each, part in operation.parts.items())
+        )
+        parts = {each: part for each, part in operation.parts.items() if part.status is OperationStatus.PENDING}
+        running = {each for each in parts if self._reconciler.state(each) in UP and self._reconciler.wants(each)}
+        due = [each for each in parts if each not in running]
+        wished = asyncio.ensure_future(self._desired.wish(due, run=True, by=by))
+        await asyncio.wait({wished})
+        for model_id in due:
+            self._reconciler.forgive(model_id)
+
+        async def come_about(model_id: str, wait: float) -> Outcome:
+            if model_id in running:
+                message = f"Model {model_id} is running already"
+                return await self._outcome(model_id, message, changed=False, settled=True)
+            await wished
+            return await self._come_about(model_id, True, wait)
+
+        await asyncio.gather(*(self._carry_out(kind, each, part, come_about) for each, part in parts.items()))
 
     def stop_all(self, *, by: str) -> Operation:
         """Want no model to run."""
@@ -312,7 +368,7 @@ class Servers:
             return Outcome(f"Model {model_id} was stopped meanwhile, and stays so", False, True, server)
         if not server.restart_reasons:
             return Outcome(f"Model {model_id} runs as it should already", False, True, server)
-        return await self.restart(model_id, by=by, wait=wait)
+        return await self.restart(model_id, by=by, wait=wait, named=False)
 
     def changed_by(self, effective: EffectiveSettings, model_ids: Iterable[str]) -> tuple[str, ...]:
         """Which of some models run with other settings than those of ``effective``."""
@@ -325,6 +381,20 @@ class Servers:
                 if differences(launch, unit.argv, unit.environment):
                     changed.append(model_id)
         return tuple(changed)
+
+    async def not_fitting(
+        self, runs: Mapping[str, bool], effective: EffectiveSettings, places: Mapping[str, int]
+    ) -> dict[str, InsufficientMemory]:
+        """Which of some models would not fit into memory if they were started and others stopped, and why.
+
+        ``effective`` are the settings that would hold, and ``places`` where models would stand in the active profile.
+        """
+        starts = self._order.under(effective, places).ordered(model_id for model_id, run in runs.items() if run)
+        launches = [self._preparation.launch_as_it_stands(model_id, effective) for model_id in starts]
+        stopped = [self._manager.units.get(unit_name(model_id)) for model_id, run in runs.items() if not run]
+        leaving = [unit for unit in stopped if unit is not None and condition_of(unit) is UnitCondition.UP]
+        found = await self._admission.not_fitting([launch for launch in launches if launch], leaving)
+        return {model_id: insufficient_memory(model_id, shortage) for model_id, shortage in found.items()}
 
     def follow(self, kind: str, runs: Mapping[str, bool]) -> Operation:
         """An operation for wishes that were made already: it ends when each model runs, or does not, as it says.
@@ -366,12 +436,16 @@ class Servers:
 
     def _on_several(self, kind: str, ids: Iterable[str], verb: _Act, *, one_by_one: bool = False) -> Operation:
         operation = Operation(kind, {model_id: Part() for model_id in ids})
+        carry_out = self._one_by_one if one_by_one else self._all_at_once
+        return self._begin(operation, carry_out(operation, verb))
+
+    def _begin(self, operation: Operation, work: Coroutine[object, object, None]) -> Operation:
         self._operations.add(operation)
         if not operation.parts:
             operation.finished_at = datetime.now(UTC)
+            work.close()
             return operation
-        carry_out = self._one_by_one if one_by_one else self._all_at_once
-        task = asyncio.create_task(carry_out(operation, verb), name=f"{kind} {operation.operation_id}")
+        task = asyncio.create_task(work, name=f"{operation.kind} {operation.operation_id}")
         self._tasks.add(task)
         task.add_done_callback(partial(self._operation_ended, operation))
         return operation
@@ -405,17 +479,22 @@ class Servers:
 
     async def _carry_out(self, kind: str, model_id: str, part: Part, act: _Act) -> None:
         part.status = OperationStatus.RUNNING
+        outcome = await self._attempt(kind, model_id, part, act(model_id, _OPERATION_WAIT))
+        if outcome is not None:
+            part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
+            part.message = outcome.message
+
+    async def _attempt(self, kind: str, model_id: str, part: Part, work: Awaitable[_Done]) -> _Done | None:
+        """What comes of something that is done for one model of several; ``None`` where its part has failed by it."""
         try:
-            outcome = await act(model_id, _OPERATION_WAIT)
+            return await work
         except MagiError as error:
             part.status, part.message = OperationStatus.FAILED, error.message
         except Exception as error:  # noqa: BLE001  # see below
             # A defect in what is done for one model must not cost the others theirs.
             _LOG.exception("%s of %s ended with a defect", kind, model_id)
             part.status, part.message = OperationStatus.FAILED, f"a defect of the agent: {error!r}"
-        else:
-            part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
-            part.message = outcome.message
+        return None
 
     async def _stopped(self, model_id: str, settled: Callable[[_Accept, float], Awaitable[bool]], wait: float) -> None:
         """Wait for the end of a stop, and raise ``StopFailed`` where nobody can bring it about for now."""
@@ -444,12 +523,14 @@ class Servers:
         unit = self._manager.units.get(unit_name(model_id))
         return self._reconciler.state(model_id) in DOWN and condition_of(unit) is UnitCondition.ABSENT
 
-    def _start_failed(self, model_id: str) -> StartFailed | StopFailed:
+    def _start_failed(self, model_id: str) -> StartFailed | StopFailed | InsufficientMemory:
         failure = self._reconciler.failure(model_id)
         if failure and self._reconciler.state(model_id) is ServerState.STUCK:
             return _stop_failed(model_id, failure)
         if failure is None:
             return StartFailed(f"model {model_id} was stopped before it was ready", {"modelId": model_id})
+        if failure.result == INSUFFICIENT_MEMORY:
+            return InsufficientMemory(failure.message, failure.details)
         return StartFailed(
             f"model {model_id} did not start: {failure.message}",
             {

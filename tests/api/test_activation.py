@@ -47,6 +47,7 @@ async def test_activation_is_a_difference(serve: Serve) -> None:
         "absent": [],
         "unknown": ["api-nobody"],
         "unusable": {},
+        "insufficientMemory": {},
         "operationId": None,
     }
     assert (await api.get("/api/models/profiles/active"))["name"] == "day"
@@ -266,3 +267,23 @@ async def test_choices_of_an_earlier_magi_are_not_undone_because_their_disk_is_a
     toy_model(path)
     (await api.ask("POST", "/api/models/rescan")).success()
     assert await enabled(api) == ["api-former"]
+
+
+async def test_a_dry_run_says_what_would_not_fit_into_memory(serve: Serve) -> None:
+    api = await serve("api-big", "api-fits")
+    settings = {"api-big": {"ctxSize": 100_000_000, "batchSize": 4096, "ubatchSize": 4096}}
+    body = {"name": "large", "enabledModels": ["api-big", "api-fits"], "runtimeSettings": settings}
+    (await api.ask("POST", "/api/models/profiles", body)).success(201)
+
+    plan = (await api.ask("POST", "/api/models/profiles/large/activate?dryRun=true")).success()
+
+    assert plan["start"] == ["api-big", "api-fits"]
+    assert list(plan["insufficientMemory"]) == ["api-big"]
+    assert plan["insufficientMemory"]["api-big"].startswith("model api-big does not fit: it needs ")
+    done = (await api.ask("POST", "/api/models/profiles/large/activate?wait=60")).success()
+    operation = await api.get(f"/api/operations/{done['operationId']}")
+    assert {each: part["status"] for each, part in operation["models"].items()} == {
+        "api-big": "failed",
+        "api-fits": "succeeded",
+    }
+    assert "model api-big does not fit" in operation["models"]["api-big"]["message"]

@@ -267,3 +267,40 @@ async def test_systemd_that_executes_itself_anew_is_waited_for(serve: Serve) -> 
         while not watching.done():
             (await api.ask("GET", "/api/models/servers")).success()
     await asyncio.gather(watching, executing)
+
+
+async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(serve: Serve) -> None:
+    api = await serve("api-one", "api-two", memory_reserve="1000T")
+    path = "/api/models/servers/api-one"
+    for verb in ("start", "restart", "start?force=false"):
+        details = (await api.ask("POST", f"{path}/{verb}")).failure(409, "InsufficientMemory")
+        assert details["modelId"] == "api-one"
+        assert details["reserveBytes"] == 1000 << 40
+        assert details["neededBytes"] == details["anonymousBytes"] + details["mappedBytes"] > 0
+        assert (
+            details["shortByBytes"]
+            == sum(details[each] for each in ("neededBytes", "reserveBytes", "promisedBytes"))
+            - details["availableBytes"]
+        )
+        assert "magictl start --force api-one" in details["advice"]
+    assert (await api.get(path))["state"] == "stopped"
+    (await api.ask("POST", f"{path}/start?force=perhaps")).failure(422, "ValidationError")
+
+    forced = (await api.ask("POST", f"{path}/start?{WAIT}&force=true")).success()
+
+    assert forced["server"]["state"] == "ready"
+    assert (await api.ask("POST", f"{path}/start")).success()["changed"] is False
+    # It was forced once, and is that until it is stopped.
+    assert (await api.ask("POST", f"{path}/restart?{WAIT}")).success()["server"]["state"] == "ready"
+
+    for model_id in ("api-one", "api-two"):
+        (await api.ask("PUT", f"/api/models/{model_id}/enabled", {"enabled": True})).success()
+    operation = (await api.ask("POST", f"/api/models/servers/start-all?{WAIT}")).success()
+    parts = operation["models"]
+    assert parts["api-one"]["status"] == "succeeded"
+    assert parts["api-two"]["status"] == "failed"
+    assert parts["api-two"]["message"].startswith("model api-two does not fit: it needs ")
+    server = await api.get("/api/models/servers/api-two")
+    assert (server["state"], server["failure"]["result"]) == ("cooldown", "insufficient-memory")
+    (await api.ask("POST", f"/api/models/servers/api-two/start?{WAIT}")).failure(409, "InsufficientMemory")
+    (await api.ask("POST", f"/api/models/servers/stop-all?{WAIT}")).success()

@@ -365,6 +365,7 @@ class StandIn:
             "absent": [],
             "unknown": sorted(set(named) - wanted),
             "unusable": {name: "it is cut" for name in wanted if self.models[name]["status"] != "ok"},
+            "insufficientMemory": {},
             "operationId": None,
         }
         if dry_run:

@@ -331,3 +331,26 @@ def test_ctrl_c_while_an_operation_is_followed(agent: StandIn) -> None:
         assert terminal.end() == 1
 
     assert "start-all goes on in the agent; see how: magictl servers" in terminal.text
+
+
+def test_a_start_and_a_restart_can_be_forced_by_name(agent: StandIn, magictl: Magictl) -> None:
+    assert magictl("start", "old-14b", "--force").status == 0
+    assert magictl("restart", "tiny-chat", "--force", "--no-wait").status == 0
+    several = magictl("start", "--all", "--force")
+
+    assert several.status == 2
+    assert "--force goes with the names of models" in several.err
+    asked = [path for method, path in agent.seen if method == "POST"]
+    assert asked == [
+        "/api/models/servers/old-14b/start?wait=600&force=true",
+        "/api/models/servers/tiny-chat/restart?force=true",
+    ]
+
+
+def test_a_refusal_for_memory_says_what_to_do(agent: StandIn, magictl: Magictl) -> None:
+    advice = "stop another model, or start it nevertheless: magictl start --force old-14b"
+    agent.always(*error(409, "InsufficientMemory", "model old-14b does not fit: 2 GiB are missing", advice=advice))
+
+    told = magictl("start", "old-14b")
+
+    assert told.err == f"magictl: model old-14b does not fit: 2 GiB are missing\n  {advice}\n"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.events import Event, EventStream, ServerChanged
+from magi_agent.host.memory import HostMemory
+from magi_agent.host_facts import HostFacts
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.servers.admission import Admission, HostOnly
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
@@ -20,10 +23,12 @@ from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.launch import unit_name
 from magi_agent.servers.launcher import DirectLauncher, Launcher
+from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
 from magi_agent.servers.servers import Server, Servers
+from magi_agent.servers.start_order import StartOrder
 from magi_agent.settings import Settings
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
@@ -106,6 +111,12 @@ class ServingAgent:
     reconciler: Reconciler = field(init=False)
     preparation: StartPreparation = field(init=False)
     servers: Servers = field(init=False)
+    memory: MemoryNeeds = field(init=False)
+    host: HostFacts = field(init=False)
+    admission: Admission = field(init=False)
+    order: StartOrder = field(init=False)
+    figures: Callable[[], Awaitable[HostMemory]] | None = None
+    """What is taken for the host's memory, in place of what it is."""
     started: bool = False
     looking: asyncio.Task[None] | None = None
 
@@ -123,6 +134,17 @@ class ServingAgent:
         self.launcher = self.make_launcher(self.manager, self.state)
         self.binaries = Binaries(self.launcher, self.state / "binaries.json")
         self.preparation = StartPreparation(self.registry, self.settings, self.effective, self.binaries)
+        self.memory = MemoryNeeds(
+            self.registry, self.preparation, self.manager, self.journal, self.events, self.state / "memory.json"
+        )
+        self.host = HostFacts(self.manager, self.launcher, self.binaries, self.settings)
+        self.admission = Admission(
+            HostOnly(self.memory),
+            self.preparation.launch_as_it_stands,
+            lambda max_age: self.figures() if self.figures else self.host.memory(max_age=max_age),
+            self.settings.memory_reserve,
+        )
+        self.order = StartOrder(self.registry, self.effective, self.desired, lambda _: None)
         self.reconciler = Reconciler(
             self.manager,
             self.launcher,
@@ -133,6 +155,8 @@ class ServingAgent:
             self.events,
             Patience(self.settings.max_startup_time, self.settings.readiness_check_interval),
             self.settings.stop_timeout,
+            self.admission,
+            self.order,
         )
         self.servers = Servers(
             self.manager,
@@ -142,6 +166,8 @@ class ServingAgent:
             self.preparation,
             self.effective,
             self.events,
+            self.admission,
+            self.order,
         )
 
     def _connection_changed(self, connected: bool) -> None:
@@ -166,6 +192,8 @@ class ServingAgent:
         await self.servers.close()
         await self.reconciler.stop()
         await self.connections.close()
+        await self.host.close()
+        await self.memory.close()
         await self.manager.close()
 
     async def scan(self) -> None:
