@@ -44,6 +44,8 @@ from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.offload import Offload
+from magi_agent.servers.placements import Placements
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
@@ -108,6 +110,17 @@ class Agent:
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
         self._connections = ServerConnections()
         journal = Journal(settings.journal_directory)
+        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
+        self._memory = MemoryNeeds(
+            self._registry,
+            self._preparation,
+            self._manager,
+            journal,
+            self._events,
+            settings.state_directory / "memory.json",
+            devices=lambda launch: self._placements.devices(launch),
+        )
+        self._placements = Placements(self._host, self._memory, self._manager)
         self._reconciler = Reconciler(
             self._manager,
             self._launcher,
@@ -118,6 +131,8 @@ class Agent:
             self._events,
             _patience(settings),
             settings.stop_timeout,
+            placing=self._placements,
+            offload=Offload(self._host),
         )
         self._servers = Servers(
             self._manager,
@@ -128,15 +143,6 @@ class Agent:
             self._effective,
             self._events,
         )
-        self._memory = MemoryNeeds(
-            self._registry,
-            self._preparation,
-            self._manager,
-            journal,
-            self._events,
-            settings.state_directory / "memory.json",
-        )
-        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
         self._metrics = Metrics(

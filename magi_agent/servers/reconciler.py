@@ -37,6 +37,7 @@ from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_nam
 from magi_agent.servers.launcher import Launcher
 from magi_agent.servers.liveness import RHYTHM, Rhythm, wait_until_hung
 from magi_agent.servers.llama_server import reach_of
+from magi_agent.servers.placed import Placing
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
 from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.readiness import LoadProgress, Patience, Verdict, wait_until_ready
@@ -106,6 +107,13 @@ class Evidence(Protocol):
         """The machine that the unit's program is made for, where that is not this one."""
 
 
+class OffloadCheck(Protocol):
+    """Looks at servers that have become ready."""
+
+    async def missing(self, unit: UnitStatus) -> Failure | None:
+        """Why no GPU is used though that was asked for; ``None`` where one is, or nobody can tell, or nobody asked."""
+
+
 class Reconciler:
     """Brings the servers from what is to what should be."""
 
@@ -121,6 +129,8 @@ class Reconciler:
         patience: Patience,
         stop_timeout: float,
         rhythm: Rhythm = RHYTHM,
+        placing: Placing | None = None,
+        offload: OffloadCheck | None = None,
     ) -> None:
         self._manager = manager
         self._launcher = launcher
@@ -132,6 +142,8 @@ class Reconciler:
         self._patience = patience
         self._stop_timeout = stop_timeout
         self._rhythm = rhythm
+        self._placing = placing
+        self._offload = offload
         self._records: dict[str, ServerRecord] = {}
         self._wake = asyncio.Event()
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
@@ -187,9 +199,12 @@ class Reconciler:
         return wish is not None and wish.run and wish is not self._record(model_id).let_go
 
     def failure(self, model_id: str) -> Failure | None:
-        """Why a model's server failed last, or could not be stopped, while that matters."""
+        """Why a model's server failed last, could not be stopped, or is degraded, while that matters."""
         record = self._records.get(model_id)
-        return record.failure or self.trouble(model_id) if record else None
+        if record is None:
+            return None
+        lack = record.lack if record.state is ServerState.DEGRADED else None
+        return record.failure or self.trouble(model_id) or lack
 
     def trouble(self, model_id: str) -> Failure | None:
         """Why what is wished for could not be done about a model's server; it is tried again."""
@@ -491,10 +506,12 @@ class Reconciler:
             patience=self._patience,
         )
         if verdict is Verdict.READY:
+            record.lack = await self._offload.missing(unit) if self._offload else None
             record.proven = (unit.invocation_id, unit.main_pid)
             record.ready_since = asyncio.get_running_loop().time()
             record.forget_failure()
-            message = f"server of {model_id} is ready on {reach.words}"
+            but = f", but {record.lack.message}" if record.lack else ""
+            message = f"server of {model_id} is ready on {reach.words}{but}"
             note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
             self._announce(model_id)
             await self._look_at_key(model_id, reach)
@@ -660,6 +677,8 @@ class Reconciler:
         record.restart = False
         async with self._starting:
             launch = await self._preparation.launch_for(model_id)
+            if self._placing is not None:
+                launch = (await self._placing.place(launch, {})).launch
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
                 self.halt()
@@ -751,6 +770,8 @@ class Reconciler:
         """Why a server is in a state, where a failure is behind it."""
         if state in (ServerState.FAILED, ServerState.COOLDOWN):
             return record.failure
+        if state is ServerState.DEGRADED:
+            return record.lack
         if state is ServerState.STARTING and unit and unit.main_pid is None and unit.result not in ("", "success"):
             # It died, and systemd starts it anew.
             return failure_of(unit)
