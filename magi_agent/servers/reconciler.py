@@ -216,6 +216,15 @@ class Reconciler:
         """The ``trouble`` of every model that has some."""
         return {model_id: trouble for model_id in self._records if (trouble := self.trouble(model_id))}
 
+    @property
+    def lacks(self) -> Mapping[str, Failure]:
+        """What each server that is degraded does without."""
+        return {
+            model_id: record.lack
+            for model_id, record in self._records.items()
+            if record.lack and record.state is ServerState.DEGRADED
+        }
+
     def retry_in(self, model_id: str) -> float | None:
         """Seconds until a model that failed is tried again."""
         record = self._records.get(model_id)
