@@ -10,7 +10,7 @@ no other; a GPU that two back ends list counts once (``llama_prepare_model_devic
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Final
 
@@ -217,8 +217,12 @@ def _in_part(
     for count in range(len(with_room), 0, -1):
         some = _largest(gpus, by_room, count)
         need = need_for([gpu.device for gpu in some], False)
-        found = _tried(some, need, settings, 0)
-        if found is not None and need.gpu_layers:
+        # It fills each one by itself, as far as there is room.
+        taken = shares(need, [replace(gpu, free=gpu.room, promised=0) for gpu in some], settings)
+        if any(taken[gpu.name] > gpu.room for gpu in some):
+            continue
+        found = Choice(tuple(gpu.name for gpu in some), tuple(some), need, taken)
+        if need.gpu_layers:
             return found
         # Without a layer there, one still helps with long prompts.
         bare = found if count == 1 else None

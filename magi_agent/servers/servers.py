@@ -441,7 +441,10 @@ class Servers:
         troubles = tuple(
             f"server of {model_id}: {each.message}" for model_id, each in self._reconciler.troubles.items()
         )
-        return (*troubles, *(f"server of {name} is degraded: {it.message}" for name, it in self._reconciler.lacks.items()))
+        return (
+            *troubles,
+            *(f"server of {name} is degraded: {it.message}" for name, it in self._reconciler.lacks.items()),
+        )
 
     def _is_down(self, model_id: str) -> bool:
         unit = self._manager.units.get(unit_name(model_id))
