@@ -35,7 +35,7 @@ from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
-from magi_agent.servers.admission import Admission, HostOnly
+from magi_agent.servers.admission import Admission
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
@@ -45,6 +45,8 @@ from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.offload import Offload
+from magi_agent.servers.placements import Placements
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
@@ -111,6 +113,7 @@ class Agent:
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
         self._connections = ServerConnections()
         journal = Journal(settings.journal_directory)
+        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
         self._memory = MemoryNeeds(
             self._registry,
             self._preparation,
@@ -118,10 +121,11 @@ class Agent:
             journal,
             self._events,
             settings.state_directory / "memory.json",
+            devices=lambda launch: self._placements.devices(launch),
         )
-        self._host = HostFacts(self._manager, self._launcher, self._binaries, settings)
+        self._placements = Placements(self._host, self._memory, self._manager)
         self._admission = Admission(
-            HostOnly(self._memory),
+            self._placements,
             self._preparation.launch_as_it_stands,
             lambda max_age: self._host.memory(max_age=max_age),
             settings.memory_reserve,
@@ -139,6 +143,7 @@ class Agent:
             settings.stop_timeout,
             self._admission,
             order,
+            Offload(self._host),
         )
         self._servers = Servers(
             self._manager,

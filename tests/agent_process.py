@@ -159,6 +159,15 @@ class AgentProcess:
             return Answer(response.status, headers, content.decode())
         return Answer(response.status, headers, json.loads(content) if content else None)
 
+    def text(self, path: str) -> str:
+        """What is answered that is no JSON."""
+        connection = _UnixConnection(self.socket)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
     def must(self, method: str, path: str, body: Any = None) -> Any:
         """Ask, and fail for anything but success."""
         answer = self.ask(method, path, body)

@@ -22,6 +22,9 @@ _WORDS: Final = {
 }
 _INTEGRATED: Final = 1.25
 """A device that is said to have that many times its own memory has the host's too."""
+_WITHOUT_MEMORY: Final = ("llvmpipe", "SwiftShader", "Orin", "Xavier", "Tegra", "GB10", "NVIDIA Thor")
+"""Words in the names of GPUs in software, and of NVIDIA's that have the host's memory."""
+_PROCESSORS_BUS: Final = "0000:00:"
 _PART: Final = 0.75
 """A device with less than so much of its GPU's memory is a part of that GPU."""
 _NO_LIST: Final = "llama-server tells only total and free memory"
@@ -58,6 +61,8 @@ class Gpu:
     is_live: bool
     """Whether ``memory_free`` is of now; otherwise it is of when llama-server was asked for its devices."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
+    is_integrated: bool = False
+    """Whether its memory is the host's, as of a part of the processor, or of a GPU in software."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,7 @@ def _joined(
         pids=told.pids,
         is_live=is_live,
         unavailable=reasons,
+        is_integrated=told.is_integrated or _is_integrated(device.description, vendor, address),
     )
 
 
@@ -195,6 +201,7 @@ class _Told:
     temperature: float | None = None
     utilization: float | None = None
     pids: tuple[int, ...] | None = None
+    is_integrated: bool = False
 
 
 def _told(
@@ -241,6 +248,7 @@ def _of_nvml(gpu: NvidiaGpu) -> _Told:
 
 def _of_sysfs(card: CardFigures, listed_total: int | None) -> _Told:
     total, free = card.vram_total, card.vram_free
+    is_integrated = False
     if (
         total is not None
         and free is not None
@@ -250,6 +258,14 @@ def _of_sysfs(card: CardFigures, listed_total: int | None) -> _Told:
     ):
         # Of an integrated one its own memory is the smaller part of what llama-server uses.
         total, free = listed_total, min(listed_total, free + card.shared_free)
+        is_integrated = True
     return _Told(
-        card.reasons, card.name, card.uuid, total, free, card.temperature, card.utilization, card.pids
-    )  # fmt: skip
+        card.reasons, card.name, card.uuid, total, free, card.temperature, card.utilization, card.pids, is_integrated
+    )
+
+
+def _is_integrated(description: str, vendor: Vendor | None, address: str | None) -> bool:
+    """Whether a device has the host's memory, by what is known of it but sizes."""
+    # Intel's own GPUs are on the processor's bus, its cards behind a bridge.
+    on_processor = vendor is Vendor.INTEL and (address or "").startswith(_PROCESSORS_BUS)
+    return on_processor or any(word in description for word in _WITHOUT_MEMORY)

@@ -54,6 +54,8 @@ class RemoteLauncher:
             projector_path=launch.projector_path,
             port=launch.port,
             settings=written(launch.runtime_settings),
+            # A launcher from before an upgrade, which knows no such field, may still be up.
+            **({"devices": launch.devices} if launch.devices else {}),
         )
         try:
             return await self._job(request, launch.model_id, _START)

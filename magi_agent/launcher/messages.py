@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
 
 from magi_agent.errors import MagiError, ModelNotUsable, ProbeFailed, SettingsNotUsable
+from magi_agent.host.listed_devices import MOST_DEVICES
 from magi_agent.runtime_settings.known_options import MAX_HELP
+from magi_agent.servers.launch import NO_DEVICE
 from magi_agent.servers.questions import Question
 from magi_agent.systemd.errors import BusError, JobTimeout
 from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
@@ -24,6 +26,8 @@ ModelId = Annotated[str, StringConstraints(pattern=r"\A[a-z0-9]([a-z0-9._-]*[a-z
 """As the registry makes them, so fit for a unit's name."""
 _MOST_SETTINGS: Final = 64
 _Line = Annotated[str, StringConstraints(max_length=512)]
+_Device = Annotated[str, StringConstraints(pattern=r"\A([A-Za-z][A-Za-z_]{0,30}[0-9]{1,3}|none)\z")]
+"""One word: what ends an option, begins another, or lists several has other characters."""
 _Path = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f]{2,4096}\z")]
 
 
@@ -53,6 +57,15 @@ class StartRequest(_Request):
     port: Annotated[int, Field(ge=1, le=65535)]
     settings: Annotated[dict[str, Any], Field(max_length=_MOST_SETTINGS)]
     """Runtime settings, as files hold them."""
+    devices: Annotated[tuple[_Device, ...], Field(max_length=MOST_DEVICES)] = ()
+    """The GPUs that the agent has chosen, by llama-server's names for them, or ``none`` alone."""
+
+    @field_validator("devices")
+    @classmethod
+    def _check_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(devices)) < len(devices) or (NO_DEVICE[0] in devices and devices != NO_DEVICE):
+            raise ValueError("names a device twice, or none beside others")
+        return devices
 
 
 class StopRequest(_Request):

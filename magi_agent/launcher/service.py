@@ -172,6 +172,7 @@ class LauncherService:
             request.projector_path,
             request.port,
             runtime,
+            request.devices,
         )
         known = await self._binaries.ask(binary)
         await asyncio.to_thread(check, wanted, settings, known)

@@ -29,6 +29,7 @@ _Ratio = Annotated[float, Gt(0), Le(1e9)]
 NO_PROJECTOR: Final = "none"
 _ALIAS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*")
 _BINARY: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_GPU: Final = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|GPU-[0-9a-fA-F][0-9a-fA-F-]{7,63}")
 _FLAG: Final = re.compile(r"--[a-z0-9][a-z0-9-]*(=.*)?")
 _NUMBERS: Final = re.compile(r"\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?)*", re.ASCII)
 MOST_CPUS: Final = 8192
@@ -93,6 +94,8 @@ class RuntimeSettings:
     """The share of each GPU, as proportions."""
     main_gpu: Annotated[int, Ge(0), Le(255)] | None = None
     """Index of the GPU that holds the model (split mode none) or its small tensors (row)."""
+    gpus: Annotated[tuple[Annotated[str, MinLen(1), MaxLen(100)], ...], MinLen(1), MaxLen(64)] | None = None
+    """The GPUs to use and no other, by PCI address ("0000:01:00.0") or UUID ("GPU-…"), as magictl host shows them."""
     n_cpu_moe: Annotated[int, Ge(0), Le(100_000)] | None = None
     """Layers whose experts stay in main memory."""
     lora: Annotated[tuple[LoraAdapter, ...], MaxLen(32)] | None = None
@@ -281,8 +284,20 @@ def _word_faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
             yield "aliases", f"{alias!r} has other characters than letters, digits and '._:/@+-'"
     if len(set(settings.aliases or ())) < len(settings.aliases or ()):
         yield "aliases", "must not name anything twice"
+    yield from _gpu_faults(settings)
     for flag in settings.extra_flags or ():
         if not _FLAG.fullmatch(flag) or not flag.isprintable() or "$" in flag or ";" in flag:
             yield "extra_flags", f"{flag!r} must be '--flag' or '--flag=value', without '$' and ';'"
     if settings.binary is not None and not _BINARY.fullmatch(settings.binary):
         yield "binary", "must be a name made of lower-case letters, digits, '-' and '_'"
+
+
+def _gpu_faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
+    gpus = settings.gpus or ()
+    for gpu in gpus:
+        if not _GPU.fullmatch(gpu):
+            yield "gpus", f"{gpu!r} is neither a PCI address (0000:01:00.0) nor a UUID (GPU-…); magictl host shows them"
+    if len({gpu.lower() for gpu in gpus}) < len(gpus):
+        yield "gpus", "must not name anything twice"
+    if gpus and any(flag.startswith("--device=") for flag in settings.extra_flags or ()):
+        yield "gpus", "goes with no --device among extra_flags: give one of them"

@@ -13,15 +13,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
 from magi_agent.errors import MagiError
 from magi_agent.host.memory import HostMemory
 from magi_agent.host.unit_memory import UnitMemory, mapped_by, unit_memory
-from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
+from magi_agent.memory.need import Basis
 from magi_agent.servers.launch import LaunchSpecification, model_id_of
 from magi_agent.servers.llama_server import differences
-from magi_agent.servers.placed import Placed
+from magi_agent.servers.placed import Placed, Placing
 from magi_agent.servers.shortage import Room, Shortage, insufficient_memory, outstanding, room_of, shortage_of
 from magi_agent.servers.start_order import Rank
 from magi_agent.systemd.status import UnitStatus
@@ -46,34 +46,6 @@ _STALE: Final = 1.0
 _ASK_AGAIN: Final = 5.0
 """Seconds after which it is asked again what a server needs that is ready and was not measured yet."""
 _MOST_TOLD: Final = 1000
-
-
-class Placing(Protocol):
-    """Finds the place of a server: what it needs, and on which GPUs."""
-
-    async def place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:
-        """The launch with its place; ``promised`` are bytes of GPUs, by llama-server's names, that others get."""
-
-
-class Needs(Protocol):
-    """Tells what launches need."""
-
-    async def need_of(self, launch: LaunchSpecification) -> MemoryNeed:
-        """What a server would need that were launched so. Raises ``NeedUnknown``."""
-
-
-class HostOnly:
-    """Leaves each launch as it is, and looks at the host's memory alone."""
-
-    def __init__(self, needs: Needs) -> None:
-        self._needs = needs
-
-    async def place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:  # noqa: ARG002  # Placing
-        """The launch, and what it needs."""
-        try:
-            return Placed(launch, await self._needs.need_of(launch), None, {}, None)
-        except NeedUnknown as error:
-            return Placed(launch, None, str(error), {}, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +148,8 @@ class Admission:
     ) -> Placed:
         """Wait for the turn of a model, and for memory that is about to come back; promise it what it needs.
 
-        Returns what to launch. Raises ``InsufficientMemory``, and what ``prepare`` raises. It may be cancelled.
+        Returns what to launch. Raises ``InsufficientMemory``, ``SettingsNotUsable`` where it cannot be placed as it is
+        to be, and what ``prepare`` raises. It may be cancelled.
         """
         loop = asyncio.get_running_loop()
         model_id = rank.model_id
@@ -184,7 +157,7 @@ class Admission:
         is_told = False
         try:
             while True:
-                placed = await self._place(await prepare(), {})
+                placed = await self._place_or_refuse(await prepare())
                 mine.rank = replace(rank, need=_need_bytes(placed, rank.need))
                 mine.is_known = True
                 self._tell()
@@ -213,9 +186,10 @@ class Admission:
     async def check(self, launch: LaunchSpecification, running: UnitStatus | None = None) -> None:
         """See that a start would not be refused as things stand; one that would have to wait is none.
 
-        ``running`` is the server that is to be replaced: what it uses counts as free. Raises ``InsufficientMemory``.
+        ``running`` is the server that is to be replaced: what it uses counts as free. Raises ``InsufficientMemory``,
+        and ``SettingsNotUsable`` where it cannot be placed as it is to be.
         """
-        placed = await self._place(launch, {})
+        placed = await self._place_or_refuse(launch)
         async with self._turn:
             _, shortage, ceiling = await self._decide(placed, {launch.model_id}, [running] if running else ())
         # What the server that runs gives back of GPUs is not known here.
@@ -237,7 +211,7 @@ class Admission:
             if shortage is not None:
                 found[launch.model_id] = shortage
             elif placed.need is not None:
-                admitted += placed.need.host_bytes
+                admitted += placed.need.host_bytes + placed.shared_bytes
         return found
 
     async def _decide(
@@ -293,6 +267,7 @@ class Admission:
             if placed.need is not None:
                 host += outstanding(placed.need, used.get(model_id), is_ready=is_ready)
             if not is_ready:
+                host += placed.shared_bytes
                 for name, count in placed.gpu_bytes.items():
                     gpus[name] = gpus.get(name, 0) + count
         return host, gpus
@@ -316,13 +291,19 @@ class Admission:
             self._promises[model_id] = replace(promise, need=(await self._place(promise.launch, {})).need)
 
     async def _place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:
+        """The place of a launch that is no news; where there is none, nothing is known of it."""
         try:
-            async with asyncio.timeout(_PATIENCE):
-                return await self._placing.place(launch, promised)
-        except TimeoutError:
-            return Placed(launch, None, f"nobody told within {_PATIENCE:.0f} seconds", {}, None)
+            return await self._place_or_refuse(launch, promised)
         except MagiError as error:
             return Placed(launch, None, error.message, {}, None)
+
+    async def _place_or_refuse(self, launch: LaunchSpecification, promised: Mapping[str, int] | None = None) -> Placed:
+        """The place of a launch. Raises ``SettingsNotUsable`` where the operator asks for one that there is not."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self._placing.place(launch, promised or {})
+        except TimeoutError:
+            return Placed(launch, None, f"nobody told within {_PATIENCE:.0f} seconds", {}, None)
 
     def _is_another_first(self, mine: _Undecided) -> bool:
         now = asyncio.get_running_loop().time()

@@ -14,6 +14,8 @@ SLICE: Final = "magi-llama.slice"
 UNIT_PATTERN: Final = "magi-llama-*.service"
 _PREFIX: Final = "magi-llama-"
 _SUFFIX: Final = ".service"
+NO_DEVICE: Final = ("none",)
+"""In place of devices: no GPU at all, which is llama-server's word for it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Wanted:
     """The one found with the model."""
     port: int
     runtime_settings: RuntimeSettings
+    devices: tuple[str, ...] = ()
+    """The GPUs that were chosen for it, by llama-server's names for them; see ``LaunchSpecification``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class LaunchSpecification:
     access: ServerAccess = ServerAccess.PORT
     runtime_root: Path = Path("/run")
     """Where the manager makes its units' folders; the server's socket, or its key, is below."""
+    devices: tuple[str, ...] = ()
+    """The GPUs that were chosen for it, by llama-server's names for them; empty leaves them to llama-server."""
 
 
 def specification_of(
@@ -82,6 +88,7 @@ def specification_of(
         log_rate_limit_burst=settings.log_rate_limit_burst,
         access=settings.server_access,
         runtime_root=runtime_root(settings.systemd_scope),
+        devices=wanted.devices,
     )
 
 

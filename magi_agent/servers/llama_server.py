@@ -11,7 +11,7 @@ from typing import Final
 
 from magi_agent.runtime_settings.passing import passed
 from magi_agent.runtime_settings.settings import NO_PROJECTOR
-from magi_agent.servers.launch import LaunchSpecification, unit_name
+from magi_agent.servers.launch import NO_DEVICE, LaunchSpecification, unit_name
 from magi_agent.servers.reach import AtPort, AtSocket, Reach, socket_path
 from magi_agent.servers.server_keys import credential_path
 from magi_agent.servers.unit_limits import limits_in, limits_text
@@ -27,6 +27,14 @@ _USER: Final = "MAGI_USER"
 _KEY_FILE: Final = "LLAMA_ARG_API_KEY_FILE"
 KEY_SOURCE: Final = "MAGI_KEY_FILE"
 """Where the agent finds the key that systemd hands to the server; the path of a file, not the key."""
+_PINS: Final = "MAGI_GPUS"
+_PLACED: Final = "MAGI_PLACED"
+"""The options by which the agent says which GPUs it chose. Another time it chooses others: that is no difference."""
+_PROJECTOR_DEVICE: Final = "MTMD_BACKEND_DEVICE"
+_DEVICE: Final = "--device"
+_DRAFT_DEVICE: Final = ("--spec-draft-device", "--device-draft")
+_PROJECTOR_ON_HOST: Final = "--no-mmproj-offload"
+_LAYERS: Final = ("--n-gpu-layers", "--gpu-layers")
 _OURS: Final = "LLAMA_ARG_"
 _LOOPBACK: Final = "127.0.0.1"
 _UNIX: Final = ".sock"
@@ -56,6 +64,7 @@ def argv_of(launch: LaunchSpecification) -> tuple[str, ...]:
         ",".join((launch.model_id, *_aliases(launch))),
         "--metrics",
         *passed(launch.runtime_settings, launch.known_options).argv,
+        *_placement(launch),
     )
 
 
@@ -73,6 +82,13 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
         environment[_ORIGINS_VARIABLE] = "localhost"
     if limits := limits_text(launch.runtime_settings):
         environment[_LIMITS] = limits
+    if launch.runtime_settings.gpus:
+        environment[_PINS] = ",".join(launch.runtime_settings.gpus)
+    if placement := _placement(launch):
+        environment[_PLACED] = " ".join(placement)
+        if _PROJECTOR in environment and launch.devices != NO_DEVICE:
+            # By itself it takes the first GPU there is.
+            environment[_PROJECTOR_DEVICE] = launch.devices[0]
     if launch.user:
         environment[_USER] = launch.user
     if launch.binary_identity:
@@ -127,6 +143,48 @@ def binary_identity_of(environment: Iterable[str]) -> str | None:
     return _variables(environment).get(_BINARY)
 
 
+def takes_devices(launch: LaunchSpecification) -> bool:
+    """Whether its binary is known to take the names of GPUs."""
+    return launch.known_options is not None and launch.known_options[_DEVICE] is not None
+
+
+def devices_of(argv: Iterable[str]) -> tuple[str, ...] | None:
+    """The GPUs a server was told to use, ``NO_DEVICE`` for none; ``None`` where it was left to llama-server."""
+    named = _options(argv).get(_DEVICE[2:])
+    return tuple(named.split(",")) if named else None
+
+
+def offload_asked(argv: Iterable[str], environment: Iterable[str]) -> str | None:
+    """What asked for layers on GPUs when a server was started, in words; ``None`` where nothing did."""
+    options = _options(argv)
+    if options.get(_DEVICE[2:]) == NO_DEVICE[0]:
+        return None
+    layers = next((value for name in _LAYERS if (value := options.get(name[2:]))), None)
+    if layers is not None:
+        return None if layers == "0" else f"n_gpu_layers={layers}"
+    pins = _variables(environment).get(_PINS)
+    return f"gpus={pins}" if pins else None
+
+
+def _placement(launch: LaunchSpecification) -> tuple[str, ...]:
+    """The options that say which GPUs were chosen."""
+    known = launch.known_options
+    if not launch.devices or known is None or not takes_devices(launch):
+        return ()
+    devices = ",".join(launch.devices)
+    settings = launch.runtime_settings
+    argv = [_DEVICE, devices]
+    said = {flag.partition("=")[0] for flag in settings.extra_flags or ()}
+    if settings.draft_model and (name := known.first_of(_DRAFT_DEVICE)) and said.isdisjoint(_DRAFT_DEVICE):
+        # By itself it takes all GPUs.
+        argv += [name, devices]
+    projector = launch.projector_path if settings.projector is None else settings.projector
+    has_projector = projector is not None and projector != NO_PROJECTOR
+    if launch.devices == NO_DEVICE and has_projector and known[_PROJECTOR_ON_HOST] and _PROJECTOR_ON_HOST not in said:
+        argv.append(_PROJECTOR_ON_HOST)
+    return tuple(argv)
+
+
 def _aliases(launch: LaunchSpecification) -> tuple[str, ...]:
     """The names beside the id, for builds that take more than one."""
     option = launch.known_options["--alias"] if launch.known_options else None
@@ -140,6 +198,8 @@ def _variables(environment: Iterable[str]) -> dict[str, str]:
 
 def _facts(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
     facts = _options(argv)
+    placed = _options(environment.get(_PLACED, "").split())
+    facts = {name: value for name, value in facts.items() if placed.get(name) != value}
     facts[_ACCESS] = _access(facts, environment)
     facts |= {
         _WORDS.get(name, name): value
@@ -148,6 +208,8 @@ def _facts(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, str
         if name.startswith(_OURS) and name not in (_KEY_FILE, _ORIGINS_VARIABLE)
     }
     facts |= {name: f"{value}" for name, value in limits_in(environment.get(_LIMITS, "")).items()}
+    if _PINS in environment:
+        facts["gpus"] = environment[_PINS]
     if _USER in environment:
         facts["user"] = environment[_USER]
     return facts

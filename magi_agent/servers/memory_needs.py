@@ -116,7 +116,7 @@ class MemoryNeeds:
         ``surroundings_of`` once and give them to ``estimate``, which is pure.
         """
         files, where = await self.files_of(launch), await self.surroundings_of(launch, devices)
-        key = _key(files, launch)
+        key = _key(files, launch, len(where.devices))
         async with self._store_turn:
             measurement = await asyncio.to_thread(self._store.get, key)
         return with_measured(estimate(files, launch.runtime_settings, where), measurement)
@@ -179,7 +179,7 @@ class MemoryNeeds:
         # One that an agent before this one started may have served for days: that is not how it was when it was ready.
         is_later = is_later or (unit.exec_main_start_timestamp or 0.0) < self._since
         try:
-            key = _key(await self.files_of(launch), launch)
+            key = _key(await self.files_of(launch), launch, len((await self.surroundings_of(launch)).devices))
         except NeedUnknown as error:
             _LOG.debug("%s is not measured: %s", model_id, error)
             return
@@ -280,8 +280,8 @@ def _names_flags(line: str) -> bool:
     return line.startswith(("flags", "Features"))
 
 
-def _key(files: ModelFiles, launch: LaunchSpecification) -> str:
-    """What decides how much memory is used, as one word."""
+def _key(files: ModelFiles, launch: LaunchSpecification, gpus: int) -> str:
+    """What decides how much memory is used, as one word; ``gpus`` is how many of these are used."""
     settings = launch.runtime_settings
     decisive = {
         "parts": [part.fingerprint for part in files.parts],
@@ -290,6 +290,7 @@ def _key(files: ModelFiles, launch: LaunchSpecification) -> str:
         "lora": [part.fingerprint for part in files.lora],
         "binary": [str(launch.binary), launch.binary_identity],
         "settings": dict(_said(settings, _DECIDE)),
+        **({"gpus": gpus} if gpus else {}),
     }
     return blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
 

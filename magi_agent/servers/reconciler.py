@@ -125,6 +125,13 @@ class Evidence(Protocol):
         """The machine that the unit's program is made for, where that is not this one."""
 
 
+class OffloadCheck(Protocol):
+    """Looks at servers that have become ready."""
+
+    async def missing(self, unit: UnitStatus) -> Failure | None:
+        """Why no GPU is used though that was asked for; ``None`` where one is, or nobody can tell, or nobody asked."""
+
+
 class Reconciler:
     """Brings the servers from what is to what should be."""
 
@@ -141,6 +148,7 @@ class Reconciler:
         stop_timeout: float,
         admission: Admission,
         order: StartOrder,
+        offload: OffloadCheck | None = None,
         rhythm: Rhythm = RHYTHM,
     ) -> None:
         self._manager = manager
@@ -155,6 +163,7 @@ class Reconciler:
         self._admission = admission
         self._order = order
         self._rhythm = rhythm
+        self._offload = offload
         self._records: dict[str, ServerRecord] = {}
         self._wake = asyncio.Event()
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
@@ -212,9 +221,12 @@ class Reconciler:
         return wish is not None and wish.run and wish is not self._record(model_id).let_go
 
     def failure(self, model_id: str) -> Failure | None:
-        """Why a model's server failed last, or could not be stopped, while that matters."""
+        """Why a model's server failed last, could not be stopped, or is degraded, while that matters."""
         record = self._records.get(model_id)
-        return record.stuck or record.failure or self.trouble(model_id) if record else None
+        if record is None:
+            return None
+        lack = record.lack if record.state is ServerState.DEGRADED else None
+        return record.stuck or record.failure or self.trouble(model_id) or lack
 
     def trouble(self, model_id: str) -> Failure | None:
         """Why what is wished for could not be done about a model's server; it is tried again."""
@@ -227,6 +239,15 @@ class Reconciler:
     def troubles(self) -> Mapping[str, Failure]:
         """The ``trouble`` of every model that has some."""
         return {model_id: trouble for model_id in self._records if (trouble := self.trouble(model_id))}
+
+    @property
+    def lacks(self) -> Mapping[str, Failure]:
+        """What each server that is degraded does without."""
+        return {
+            model_id: record.lack
+            for model_id, record in self._records.items()
+            if record.lack and record.state is ServerState.DEGRADED
+        }
 
     def retry_in(self, model_id: str) -> float | None:
         """Seconds until a model that failed is tried again."""
@@ -594,10 +615,12 @@ class Reconciler:
             patience=self._patience,
         )
         if verdict is Verdict.READY:
+            record.lack = await self._offload.missing(unit) if self._offload else None
             record.proven = (unit.invocation_id, unit.main_pid)
             record.ready_since = asyncio.get_running_loop().time()
             record.forget_failure()
-            message = f"server of {model_id} is ready on {reach.words}"
+            but = f", but {record.lack.message}" if record.lack else ""
+            message = f"server of {model_id} is ready on {reach.words}{but}"
             note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
             self._announce(model_id)
             self._admission.note_ready()
@@ -868,6 +891,8 @@ class Reconciler:
             return record.stuck
         if state in (ServerState.FAILED, ServerState.COOLDOWN):
             return record.failure
+        if state is ServerState.DEGRADED:
+            return record.lack
         if state is ServerState.STARTING and unit and unit.main_pid is None and unit.result not in ("", "success"):
             # It died, and systemd starts it anew.
             return failure_of(unit)

@@ -29,6 +29,8 @@ class ServerRecord:
     """As it was told to everybody last."""
     proven: tuple[str, int | None] | None = None
     """Invocation and process that were proven ready."""
+    lack: Failure | None = None
+    """What the one that was proven ready does without, though it was asked for."""
     ready_since: float | None = None
     failure: Failure | None = None
     doubtful: str | None = None

@@ -516,8 +516,14 @@ class Servers:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What cannot be done about servers for now, in sentences."""
-        return tuple(f"server of {model_id}: {each.message}" for model_id, each in self._reconciler.troubles.items())
+        """What cannot be done about servers for now, and what those that are degraded do without, in sentences."""
+        troubles = tuple(
+            f"server of {model_id}: {each.message}" for model_id, each in self._reconciler.troubles.items()
+        )
+        return (
+            *troubles,
+            *(f"server of {name} is degraded: {it.message}" for name, it in self._reconciler.lacks.items()),
+        )
 
     def _is_down(self, model_id: str) -> bool:
         unit = self._manager.units.get(unit_name(model_id))

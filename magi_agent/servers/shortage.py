@@ -48,6 +48,8 @@ class Shortage:
     needed: int
     anonymous: int
     mapped: int
+    shared: int
+    """For GPUs that have no memory but the host's."""
     basis: Basis
     gpu_basis: Basis
     room: Room | None
@@ -75,13 +77,15 @@ def room_of(memory: HostMemory, promised: int, reserve: int) -> Room:
 def shortage_of(placed: Placed, room: Room | None) -> Shortage | None:
     """Why a start does not fit; ``None`` where it does, or where nobody knows: a figure that is missing is no 0."""
     need = placed.need
-    is_short = need is not None and room is not None and need.host_bytes > room.free
+    needed = need.host_bytes + placed.shared_bytes if need else 0
+    is_short = room is not None and needed > room.free
     if not is_short and placed.gpu_shortage is None:
         return None
     return Shortage(
-        needed=need.host_bytes if need else 0,
+        needed=needed,
         anonymous=need.anonymous_bytes if need else 0,
         mapped=need.mapped if need else 0,
+        shared=placed.shared_bytes if need else 0,
         basis=need.basis if need else Basis.ESTIMATED,
         gpu_basis=need.gpu_basis if need else Basis.ESTIMATED,
         room=room,
@@ -107,18 +111,20 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
     details: dict[str, object] = {"modelId": model_id, "advice": ADVICE.format(model_id)}
     room = shortage.room
     if room is not None and shortage.short_by:
+        of_gpus = f", {size(shortage.shared)} for a GPU that has no memory of its own" if shortage.shared else ""
         where = f" below the limit of {room.limit}" if room.limit else ""
         parts.append(
             f"it needs {size(shortage.needed)} of memory ({size(shortage.anonymous)} of its own and "
-            f"{size(shortage.mapped)} of weights mapped from files, {shortage.basis}); {size(room.available)} are "
-            f"available{where}, of which {size(room.promised)} are promised to other servers and "
-            f"{size(room.reserve)} are kept in reserve: {size(shortage.short_by)} are missing"
+            f"{size(shortage.mapped)} of weights mapped from files{of_gpus}; {shortage.basis}); "
+            f"{size(room.available)} are available{where}, of which {size(room.promised)} are promised to other "
+            f"servers and {size(room.reserve)} are kept in reserve: {size(shortage.short_by)} are missing"
         )
     if room is not None and shortage.needed:
         details |= {
             "neededBytes": shortage.needed,
             "anonymousBytes": shortage.anonymous,
             "mappedBytes": shortage.mapped,
+            "sharedWithGpuBytes": shortage.shared,
             "basis": str(shortage.basis),
             "availableBytes": room.available,
             "promisedBytes": room.promised,

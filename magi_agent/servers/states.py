@@ -45,4 +45,6 @@ def _state_up(record: ServerRecord, unit: UnitStatus, wanted: bool | None) -> Se
     if unit.active_state != "active" or unit.main_pid is None:
         return ServerState.STARTING
     is_ready = record.proven == (unit.invocation_id, unit.main_pid)
-    return ServerState.READY if is_ready else ServerState.LOADING
+    if not is_ready:
+        return ServerState.LOADING
+    return ServerState.READY if record.lack is None else ServerState.DEGRADED

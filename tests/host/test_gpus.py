@@ -52,6 +52,28 @@ def complete(found: tuple[Gpu, ...]) -> None:
         assert gpu.memory_total != 0
 
 
+@pytest.mark.parametrize(
+    ("line", "is_integrated"),
+    [
+        ("Vulkan0: llvmpipe (LLVM 15.0.6, 256 bits) (2048 MiB, 2048 MiB free)", True),
+        ("CUDA0: NVIDIA GB10 (122880 MiB, 100000 MiB free)", True),
+        ("CUDA0: Orin (30697 MiB, 20000 MiB free)", True),
+        ("CUDA0: NVIDIA GeForce RTX 3090 (24135 MiB, 100 MiB free)", False),
+        ("SYCL0: Intel(R) Arc(TM) A770 Graphics (16225 MiB, 16225 MiB free)", False),
+    ],
+)
+def test_what_has_no_memory_of_its_own_is_told_by_its_name(line: str, is_integrated: bool) -> None:
+    [found] = gpus_of(listed(line), Drivers(), NOT_LISTED)
+    assert found.is_integrated is is_integrated
+
+
+@pytest.mark.parametrize(("address", "is_integrated"), [("0000:00:02.0", True), ("0000:03:00.0", False)])
+def test_intels_on_the_processors_bus_have_the_hosts_memory(address: str, is_integrated: bool) -> None:
+    cards = (Card(Vendor.INTEL, address, Path("/nowhere"), "xe"),)
+    [found] = gpus_of(listed("Vulkan0: Intel(R) Graphics (9000 MiB, 8000 MiB free)"), Drivers(cards=cards), NOT_LISTED)
+    assert found.is_integrated is is_integrated
+
+
 def test_cudas_own_order_says_which_gpu_is_which() -> None:
     first, second = nvidia("0000:01:00.0"), nvidia("0000:41:00.0", memoryFreeBytes=0, pids=[7])
     found = gpus_of(

@@ -145,6 +145,43 @@ async def test_settings_that_are_none(running: Running, model: Path, chosen: dic
     assert await refused(running, **running.start_of(model, settings=chosen))
 
 
+@pytest.mark.parametrize(
+    "devices",
+    [
+        ["CUDA0\n--host=0.0.0.0"],
+        ["CUDA0\n"],
+        ["CUDA0 --host 0.0.0.0"],
+        ["--host"],
+        ["-1"],
+        ["CUDA0,CUDA1"],
+        ["CUDA0", ""],
+        [""],
+        [","],
+        ["CUDA"],
+        ["CUDA0000"],
+        ["0"],
+        ["CUDA0$IFS"],
+        ["CUDA0;x"],
+        ["CUDA٣"],
+        ["CÜDA0"],
+        ["A" * 32 + "0"],
+        ["CUDA0", "CUDA0"],
+        ["none", "CUDA0"],
+        ["none", "none"],
+        ["None"],
+        [f"CUDA{number}" for number in range(65)],
+        "CUDA0",
+        [0],
+        [["CUDA0"]],
+        {"CUDA0": 1},
+        None,
+    ],
+    ids=str,
+)
+async def test_devices_that_are_none(running: Running, model: Path, devices: object) -> None:
+    assert "devices" in await refused(running, **running.start_of(model, devices=devices))
+
+
 async def test_text_cannot_become_an_option_or_another_variable(running: Running, model: Path) -> None:
     template = "--host 0.0.0.0 LD_PRELOAD=/x ${HOME} $(id) ; %n \" ' \\"
     chosen = {"chat_template": template, "ctx_size": 256, "n_gpu_layers": 0}

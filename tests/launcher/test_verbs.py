@@ -14,7 +14,8 @@ from magi_agent.errors import ModelNotUsable, ProbeFailed, SettingsNotUsable
 from magi_agent.launcher.client import RemoteLauncher
 from magi_agent.launcher.messages import Refused, Unreachable
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.servers.launch import LaunchSpecification, Wanted, specification_of, unit_name
+from magi_agent.servers.launch import NO_DEVICE, LaunchSpecification, Wanted, specification_of, unit_name
+from magi_agent.servers.llama_server import binary_identity_of, differences
 from magi_agent.servers.questions import Question
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
@@ -54,6 +55,25 @@ async def test_a_server_is_started_stopped_and_its_failure_forgotten(running: Ru
         # What is not there is stopped and cleared already.
         assert await launcher.stop(model.stem, 3) is JobResult.DONE
         await launcher.clear(model.stem)
+
+
+async def test_a_server_is_told_the_gpus_that_the_agent_chose(
+    running: Running, model: Path, software_gpu: Path
+) -> None:
+    running.options["llama_server_path"] = str(software_gpu)
+    async with SystemdManager(Scope.USER) as manager:
+        await manager.wait_connected(10)
+        launcher = RemoteLauncher(manager, running.path)
+        for devices in (("Vulkan0",), NO_DEVICE):
+            chosen = replace(launch(running, model), devices=devices)
+            assert await launcher.start(chosen) is JobResult.DONE
+            status = manager.get(unit_name(model.stem))
+            assert status is not None
+            assert status.argv[status.argv.index("--device") + 1] == devices[0]
+            # Another day's choice is no difference; what somebody else told it is.
+            today = replace(launch(running, model), binary_identity=binary_identity_of(status.environment))
+            assert differences(today, status.argv, status.environment) == ()
+            assert await launcher.stop(model.stem, 3) is JobResult.DONE
 
 
 async def test_a_binary_is_asked_what_it_can_do(running: Running, tmp_path: Path) -> None:

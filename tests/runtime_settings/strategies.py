@@ -49,6 +49,12 @@ def _typed(hint: object) -> st.SearchStrategy[Any]:
 _ODD: dict[str, st.SearchStrategy[Any]] = {
     "parallel_slots": st.integers(-1, 1024).filter(bool),
     "tensor_split": st.lists(st.floats(0, 1e6), min_size=1, max_size=5).filter(any).map(tuple),
+    "gpus": st.lists(
+        st.from_regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]|GPU-[0-9a-f]{8}-[0-9a-f]{4}", fullmatch=True),
+        min_size=1,
+        max_size=4,
+        unique=True,
+    ).map(tuple),
     "lora": st.lists(
         st.builds(LoraAdapter, _path(_PLAIN_NAME), st.floats(-1000, 1000, allow_nan=False)), max_size=3
     ).map(tuple),

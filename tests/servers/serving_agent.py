@@ -15,7 +15,7 @@ from magi_agent.host.memory import HostMemory
 from magi_agent.host_facts import HostFacts
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.servers.admission import Admission, HostOnly
+from magi_agent.servers.admission import Admission
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
@@ -24,6 +24,7 @@ from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.launch import unit_name
 from magi_agent.servers.launcher import DirectLauncher, Launcher
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.placements import Placements
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
@@ -139,7 +140,7 @@ class ServingAgent:
         )
         self.host = HostFacts(self.manager, self.launcher, self.binaries, self.settings)
         self.admission = Admission(
-            HostOnly(self.memory),
+            Placements(self.host, self.memory, self.manager),
             self.preparation.launch_as_it_stands,
             lambda max_age: self.figures() if self.figures else self.host.memory(max_age=max_age),
             self.settings.memory_reserve,

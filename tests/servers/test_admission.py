@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,11 @@ import pytest
 from magi_agent.errors import InsufficientMemory
 from magi_agent.host.memory import HostMemory
 from magi_agent.host.unit_memory import unit_memory
-from magi_agent.memory.need import MemoryNeed, NeedUnknown
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers import admission as admission_module
-from magi_agent.servers.admission import HostOnly
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.operations import OperationStatus
+from magi_agent.servers.placed import Placed
 from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
@@ -355,10 +355,10 @@ async def test_what_nobody_can_tell_is_no_reason_to_refuse_and_said_once(
 
 
 class NobodyKnows:
-    """Needs that cannot be told: every file that llama-server loads can be read here."""
+    """Places of which it cannot be told what is needed there: every file that llama-server loads can be read here."""
 
-    async def need_of(self, launch: LaunchSpecification) -> MemoryNeed:
-        raise NeedUnknown(f"the header of {launch.model_id} is in runes")
+    async def place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:  # noqa: ARG002  # Placing
+        return Placed(launch, None, f"the header of {launch.model_id} is in runes", {}, None)
 
 
 async def test_a_need_that_is_unknown_is_admitted(
@@ -366,7 +366,7 @@ async def test_a_need_that_is_unknown_is_admitted(
 ) -> None:
     toy_model(models / "srv-odd.gguf")
     async with make_agent(memory_reserve="1000T") as agent:
-        agent.admission._placing = HostOnly(NobodyKnows())
+        agent.admission._placing = NobodyKnows()
         await agent.ready("srv-odd")
         await agent.servers.restart("srv-odd", by="test", wait=PATIENCE_OF_TESTS)
         said = [message for message in caplog.messages if "without knowing whether it fits" in message]

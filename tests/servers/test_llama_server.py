@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,14 +12,16 @@ from hypothesis import strategies as st
 
 from magi_agent.runtime_settings.known_options import KnownOptions, read_help
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
+from magi_agent.servers.launch import NO_DEVICE, LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import service_of
 from magi_agent.servers.llama_server import (
     argv_of,
     binary_identity_of,
+    devices_of,
     differences,
     environment_of,
     model_path_of,
+    offload_asked,
     port_of,
     reach_of,
 )
@@ -159,6 +162,77 @@ def test_which_binary_it_was_is_kept_and_is_no_difference_of_settings() -> None:
     assert binary_identity_of(_environment(launch)) == "1:2:3:4"
     assert binary_identity_of(_environment(LAUNCH)) is None
     assert _differences(launch, LAUNCH) == ()
+
+
+KNOWS_DEVICES = read_help(
+    "-dev,  --device <dev1,dev2,..>  list of devices\n--spec-draft-device, -devd <dev1,dev2,..>  of the draft model\n"
+    "--mmproj-offload, --no-mmproj-offload  the projector\n"
+    "--spec-draft-model FNAME  (env: LLAMA_ARG_SPEC_DRAFT_MODEL)\n"
+)
+
+
+def test_the_gpus_that_were_chosen_are_said_and_are_no_difference() -> None:
+    launch = replace(LAUNCH, known_options=KNOWS_DEVICES)
+    placed = replace(launch, devices=("CUDA1", "CUDA3"))
+    assert argv_of(placed)[-2:] == ("--device", "CUDA1,CUDA3")
+    assert devices_of(argv_of(placed)) == ("CUDA1", "CUDA3")
+    assert devices_of(argv_of(launch)) is None
+    assert _differences(launch, placed) == _differences(placed, launch) == ()
+    assert _differences(replace(placed, devices=("CUDA0",)), placed) == ()
+    # A build that knows no such option, or was not asked, is told nothing.
+    assert "--device" not in argv_of(replace(placed, known_options=None))
+    assert "--device" not in argv_of(replace(placed, known_options=read_help("--x N  y")))
+
+
+def test_devices_that_the_operator_says_are_a_difference() -> None:
+    launch = replace(LAUNCH, known_options=KNOWS_DEVICES)
+    by_hand = replace(launch, runtime_settings=RuntimeSettings(extra_flags=("--device=CUDA0",)))
+    reason = "device: runs with the default, should be CUDA0"
+    assert _differences(by_hand, launch) == (reason,)
+    assert _differences(by_hand, replace(launch, devices=("CUDA0",))) == (reason,)
+    assert _differences(launch, by_hand) == ("device: runs with CUDA0, should be the default",)
+    assert differences(launch, (*argv_of(launch), "--device", "CUDA7"), _environment(launch)) == (
+        "device: runs with CUDA7, should be the default",
+    )
+
+
+def test_changed_pins_are_a_difference() -> None:
+    launch = replace(LAUNCH, known_options=KNOWS_DEVICES)
+    pinned = replace(launch, runtime_settings=RuntimeSettings(gpus=("0000:01:00.0", "GPU-12345678")))
+    placed = replace(pinned, devices=("CUDA0", "CUDA1"))
+    assert _differences(pinned, placed) == ()
+    assert _differences(pinned, launch) == ("gpus: runs with the default, should be 0000:01:00.0,GPU-12345678",)
+    assert _differences(launch, placed) == ("gpus: runs with 0000:01:00.0,GPU-12345678, should be the default",)
+
+
+def test_draft_model_and_projector_go_where_the_model_goes() -> None:
+    settings = RuntimeSettings(draft_model="/models/draft.gguf")
+    placed = replace(FULL, known_options=KNOWS_DEVICES, runtime_settings=settings, devices=("CUDA1", "CUDA2"))
+    assert argv_of(placed)[-4:] == ("--device", "CUDA1,CUDA2", "--spec-draft-device", "CUDA1,CUDA2")
+    assert environment_of(placed)["MTMD_BACKEND_DEVICE"] == "CUDA1"
+    assert _differences(replace(placed, devices=()), placed) == ()
+    on_cpu = replace(placed, devices=NO_DEVICE)
+    assert argv_of(on_cpu)[-5:] == ("--device", "none", "--spec-draft-device", "none", "--no-mmproj-offload")
+    assert "MTMD_BACKEND_DEVICE" not in environment_of(on_cpu)
+    assert _differences(replace(placed, devices=()), on_cpu) == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "devices", "asked"),
+    [
+        ({}, (), None),
+        ({"n_gpu_layers": 99}, (), "n_gpu_layers=99"),
+        ({"n_gpu_layers": -1}, (), "n_gpu_layers=all"),
+        ({"n_gpu_layers": 0}, (), None),
+        ({"n_gpu_layers": 0, "gpus": ("0000:01:00.0",)}, (), None),
+        ({"gpus": ("0000:01:00.0",)}, (), "gpus=0000:01:00.0"),
+        ({"n_gpu_layers": 99, "extra_flags": ("--device=none",)}, (), None),
+        ({"n_gpu_layers": 99}, ("CUDA0",), "n_gpu_layers=99"),
+    ],
+)
+def test_what_asks_for_gpus(said: dict[str, Any], devices: tuple[str, ...], asked: str | None) -> None:
+    launch = replace(LAUNCH, runtime_settings=RuntimeSettings(**said), devices=devices)
+    assert offload_asked(argv_of(launch), _environment(launch)) == asked
 
 
 def test_a_limit_is_compared_by_its_own_name() -> None:
