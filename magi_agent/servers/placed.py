@@ -1,7 +1,8 @@
-"""A launch with its place: where its memory is to come from."""
+"""A placed launch: how a server is started on this host's GPUs, and what it will take of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from magi_agent.memory.need import MemoryNeed
 from magi_agent.servers.launch import LaunchSpecification
@@ -9,24 +10,37 @@ from magi_agent.servers.launch import LaunchSpecification
 
 @dataclass(frozen=True, slots=True)
 class GpuShortage:
-    """That no place was found on GPUs; sizes are bytes."""
+    """Why what the settings ask for does not fit; bytes of the devices together."""
 
     needed: int
     free: int
+    """As the drivers say, what was promised included."""
     promised: int
-    """Of what is free, what other servers were promised and do not use yet."""
+    """To other servers, which have not taken it yet."""
     devices: tuple[str, ...]
-    """Where it was looked, by llama-server's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """How a server is to be launched, and what it needs there."""
+    """A launch with its GPUs chosen."""
 
     launch: LaunchSpecification
     need: MemoryNeed | None
+    """``None`` where it is not known."""
     unknown: str | None
-    """Why there is no need, in a sentence."""
+    """Why the need is not known."""
     gpu_bytes: Mapping[str, int]
-    """What it needs of each GPU, by llama-server's names."""
+    """What it will take of each GPU, by the device's name."""
     gpu_shortage: GpuShortage | None
+    shared_bytes: int = 0
+    """Of ``gpu_bytes``, those of GPUs that have no memory but the host's: they count against that too."""
+
+
+class Placing(Protocol):
+    """Chooses GPUs for launches."""
+
+    async def place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:
+        """Choose; ``promised`` are bytes by device that other starts were promised and have not taken yet.
+
+        Raises ``MagiError`` where the operator's choice of GPUs cannot be followed.
+        """
