@@ -106,6 +106,8 @@ class Admission:
         """Since when each server is known to be leaving."""
         self._asked: dict[str, float] = {}
         """When it was asked last whether it is known more surely what a server needs."""
+        self._checked: tuple[float, LaunchSpecification, Placed] | None = None
+        """When what launch was checked last, and its place: the start that follows needs no other."""
         self._told: set[tuple[str, str]] = set()
         self.look: Callable[[], Situation] = Situation
         """How things are; the reconciler's."""
@@ -116,9 +118,9 @@ class Admission:
         self._tell()
 
     @property
-    def undecided(self) -> Collection[str]:
-        """The models whose start is neither admitted nor refused yet."""
-        return tuple(self._undecided)
+    def waiting(self) -> Collection[str]:
+        """The models whose start waits for its turn, or for memory."""
+        return tuple(model_id for model_id, start in self._undecided.items() if start.is_known)
 
     def note_ready(self) -> None:
         """Take note that a server is ready: less may be promised to it from now on."""
@@ -138,7 +140,7 @@ class Admission:
         """Promise a server that is about to be restarted what it needs, so that nobody takes it in between."""
         launch = self._launch_of(model_id)
         if launch is not None:
-            self._promises[model_id] = await self._place(launch, {})
+            self._promises[model_id] = await self._derived(launch)
 
     async def admit(
         self,
@@ -148,8 +150,8 @@ class Admission:
     ) -> Placed:
         """Wait for the turn of a model, and for memory that is about to come back; promise it what it needs.
 
-        Returns what to launch. Raises ``InsufficientMemory``, ``SettingsNotUsable`` where it cannot be placed as it is
-        to be, and what ``prepare`` raises. It may be cancelled.
+        Returns what to launch. Raises ``InsufficientMemory``, and what ``prepare`` and placing raise. It may be
+        cancelled.
         """
         loop = asyncio.get_running_loop()
         model_id = rank.model_id
@@ -157,7 +159,8 @@ class Admission:
         is_told = False
         try:
             while True:
-                placed = await self._place_or_refuse(await prepare())
+                launch = await prepare()
+                placed = await self._place_first(launch)
                 mine.rank = replace(rank, need=_need_bytes(placed, rank.need))
                 mine.is_known = True
                 self._tell()
@@ -167,7 +170,7 @@ class Admission:
                 if loop.time() - known_at > _STALE:
                     continue
                 async with self._turn:
-                    placed, shortage, ceiling = await self._decide(placed, {model_id})
+                    placed, shortage, ceiling = await self._decide(launch, placed, {model_id})
                     if shortage is None or is_forced():
                         self._promises[model_id] = placed
                         self._took = True
@@ -187,11 +190,13 @@ class Admission:
         """See that a start would not be refused as things stand; one that would have to wait is none.
 
         ``running`` is the server that is to be replaced: what it uses counts as free. Raises ``InsufficientMemory``,
-        and ``SettingsNotUsable`` where it cannot be placed as it is to be.
+        and what placing raises.
         """
-        placed = await self._place_or_refuse(launch)
+        placed = await self._place(launch, {})
+        if running is None:
+            self._checked = (asyncio.get_running_loop().time(), launch, placed)
         async with self._turn:
-            _, shortage, ceiling = await self._decide(placed, {launch.model_id}, [running] if running else ())
+            _, shortage, ceiling = await self._decide(launch, placed, {launch.model_id}, [running] if running else ())
         # What the server that runs gives back of GPUs is not known here.
         is_short = shortage is not None and (running is None or shortage.short_by > 0)
         if shortage is not None and is_short and not self._may_come_back(shortage, ceiling):
@@ -205,26 +210,34 @@ class Admission:
         admitted = 0
         gone = {model_id_of(unit.name) for unit in leaving}
         for launch in launches:
-            placed = await self._place(launch, {})
+            placed = await self._derived(launch)
             async with self._turn:
-                _, shortage, _ = await self._decide(placed, {launch.model_id, *gone}, leaving, promised=admitted)
+                _, shortage, _ = await self._decide(
+                    launch, placed, {launch.model_id, *gone}, leaving, promised=admitted
+                )
             if shortage is not None:
                 found[launch.model_id] = shortage
-            elif placed.need is not None:
-                admitted += placed.need.host_bytes + placed.shared_bytes
+            else:
+                admitted += outstanding(placed, None, is_ready=False)
         return found
 
     async def _decide(
-        self, placed: Placed, but: Collection[str], returning: Sequence[UnitStatus] = (), *, promised: int = 0
+        self,
+        launch: LaunchSpecification,
+        placed: Placed,
+        but: Collection[str],
+        returning: Sequence[UnitStatus] = (),
+        *,
+        promised: int = 0,
     ) -> tuple[Placed, Shortage | None, int]:
         """Whether one start fits beside all but some that were admitted; and the most that any start may need.
 
         What the units ``returning`` use counts as free, and ``promised`` bytes more as promised.
         """
-        model_id = placed.launch.model_id
+        model_id = launch.model_id
         host, gpus = await self._outstanding(but)
-        if placed.gpu_bytes or placed.gpu_shortage:
-            placed = await self._place(placed.launch, gpus)
+        if gpus and (placed.gpu_bytes or placed.gpu_shortage):
+            placed = await self._place(launch, gpus)
         if placed.unknown:
             self._say_once(model_id, f"what it needs of memory is not known: {placed.unknown}")
         room, ceiling = await self._room(model_id, host + promised) if placed.need else (None, 0)
@@ -264,10 +277,8 @@ class Admission:
         host = 0
         for model_id, placed in others.items():
             is_ready = model_id in situation.ready
-            if placed.need is not None:
-                host += outstanding(placed.need, used.get(model_id), is_ready=is_ready)
+            host += outstanding(placed, used.get(model_id), is_ready=is_ready)
             if not is_ready:
-                host += placed.shared_bytes
                 for name, count in placed.gpu_bytes.items():
                     gpus[name] = gpus.get(name, 0) + count
         return host, gpus
@@ -279,31 +290,42 @@ class Admission:
             launch = self._launch_of(model_id)
             if launch is None or unit is None:
                 return
-            self._promises[model_id] = placed = await self._place(launch, {})
-            if is_ready and differences(launch, unit.argv, unit.environment):
-                # It was started by other settings, which nobody knows any more.
+            self._promises[model_id] = placed = await self._derived(launch)
+            is_on_gpus = bool(placed.gpu_bytes or placed.gpu_shortage)
+            if is_ready and (is_on_gpus or differences(launch, unit.argv, unit.environment)):
+                # Nobody knows any more: it was started by other settings, or when GPUs were free that it has now.
                 self._promises[model_id] = replace(placed, need=None)
             return
         now = asyncio.get_running_loop().time()
         is_unsure = is_ready and promise.need is not None and promise.need.basis is not Basis.MEASURED
+        is_unsure = is_unsure and not promise.gpu_bytes  # it would be placed elsewhere now
         if is_unsure and now - self._asked.get(model_id, -_ASK_AGAIN) >= _ASK_AGAIN:
             self._asked[model_id] = now
-            self._promises[model_id] = replace(promise, need=(await self._place(promise.launch, {})).need)
+            self._promises[model_id] = replace(promise, need=(await self._derived(promise.launch)).need)
 
     async def _place(self, launch: LaunchSpecification, promised: Mapping[str, int]) -> Placed:
-        """The place of a launch that is no news; where there is none, nothing is known of it."""
-        try:
-            return await self._place_or_refuse(launch, promised)
-        except MagiError as error:
-            return Placed(launch, None, error.message, {}, None)
-
-    async def _place_or_refuse(self, launch: LaunchSpecification, promised: Mapping[str, int] | None = None) -> Placed:
-        """The place of a launch. Raises ``SettingsNotUsable`` where the operator asks for one that there is not."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await self._placing.place(launch, promised or {})
+                return await self._placing.place(launch, promised)
         except TimeoutError:
             return Placed(launch, None, f"nobody told within {_PATIENCE:.0f} seconds", {}, None)
+
+    async def _place_first(self, launch: LaunchSpecification) -> Placed:
+        """Place a launch as if nothing were promised; as it was checked a moment ago, where that was the same one."""
+        checked, self._checked = self._checked, None
+        if checked is not None:
+            at, before, placed = checked
+            age = asyncio.get_running_loop().time() - at
+            if age < _FRESH and replace(before, port=launch.port) == launch:
+                return replace(placed, launch=replace(placed.launch, port=launch.port))
+        return await self._place(launch, {})
+
+    async def _derived(self, launch: LaunchSpecification) -> Placed:
+        """As ``_place``, for what is no start: what cannot be placed needs nothing that is known."""
+        try:
+            return await self._place(launch, {})
+        except MagiError as error:
+            return Placed(launch, None, error.message, {}, None)
 
     def _is_another_first(self, mine: _Undecided) -> bool:
         now = asyncio.get_running_loop().time()

@@ -65,8 +65,6 @@ class Placements:
         """Choose GPUs for a launch. Raises ``SettingsNotUsable`` where one that it is pinned to is not there."""
         now = asyncio.get_running_loop().time()
         anew = now - self._placed_at.get(launch.model_id, -_SHORT_WHILE) < _SHORT_WHILE
-        # What was chosen before for the same launch counts no more.
-        launch = replace(launch, devices=())
         given = self._given(launch, await self._look(launch, anew=anew), promised)
         if given.pinned:
             launch = replace(launch, devices=tuple(gpu.name for gpu in given.pinned))

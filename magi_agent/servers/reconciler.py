@@ -712,7 +712,7 @@ class Reconciler:
                 model_id = model_id_of(name)
                 self._watch_loading(model_id, self._record(model_id), unit)
                 self._note_met(model_id, self._record(model_id), unit)
-        for model_id in self._admission.undecided:
+        for model_id in self._admission.waiting:
             record = self._record(model_id)
             if record.step is not None and (self._halted or self._desired.drain or not self.wants(model_id)):
                 record.step.cancel()

@@ -261,7 +261,7 @@ class Servers:
     async def _check_memory(self, model_id: str, *, forced: bool, running: UnitStatus | None = None) -> None:
         """See that a start is not refused for memory, unless somebody forced it. Raises ``InsufficientMemory``."""
         wish = self._desired[model_id]
-        if forced or (wish is not None and wish.run and wish.is_forced):
+        if forced or (wish is not None and wish.is_forced and self._reconciler.wants(model_id)):
             return
         if launch := self._preparation.launch_as_it_stands(model_id):
             await self._admission.check(launch, running)

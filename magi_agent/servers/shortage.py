@@ -12,7 +12,7 @@ from typing import Final
 from magi_agent.errors import InsufficientMemory
 from magi_agent.host.memory import HostMemory
 from magi_agent.host.unit_memory import UnitMemory
-from magi_agent.memory.need import Basis, MemoryNeed
+from magi_agent.memory.need import Basis
 from magi_agent.servers.placed import GpuShortage, Placed
 
 _GIB: Final = 1 << 30
@@ -78,14 +78,14 @@ def shortage_of(placed: Placed, room: Room | None) -> Shortage | None:
     """Why a start does not fit; ``None`` where it does, or where nobody knows: a figure that is missing is no 0."""
     need = placed.need
     needed = need.host_bytes + placed.shared_bytes if need else 0
-    is_short = room is not None and needed > room.free
+    is_short = need is not None and room is not None and needed > room.free
     if not is_short and placed.gpu_shortage is None:
         return None
     return Shortage(
         needed=needed,
         anonymous=need.anonymous_bytes if need else 0,
         mapped=need.mapped if need else 0,
-        shared=placed.shared_bytes if need else 0,
+        shared=placed.shared_bytes,
         basis=need.basis if need else Basis.ESTIMATED,
         gpu_basis=need.gpu_basis if need else Basis.ESTIMATED,
         room=room,
@@ -93,16 +93,19 @@ def shortage_of(placed: Placed, room: Room | None) -> Shortage | None:
     )
 
 
-def outstanding(need: MemoryNeed, used: UnitMemory | None, *, is_ready: bool) -> int:
+def outstanding(placed: Placed, used: UnitMemory | None, *, is_ready: bool) -> int:
     """What a server that was admitted will take yet of the host's memory, where it uses so much now.
 
     One that is ready has mapped its weights, and takes the rest of its buffers with the first large batches.
     """
+    need = placed.need
+    if need is None:
+        return 0
     if used is None:
-        return 0 if is_ready else need.host_bytes
+        return 0 if is_ready else need.host_bytes + placed.shared_bytes
     # Of one that uses more than was foreseen of one kind, the other is still to come.
     anonymous = max(0, need.anonymous_bytes - used.anonymous)
-    return anonymous if is_ready else anonymous + max(0, need.mapped - used.mapped)
+    return anonymous if is_ready else anonymous + max(0, need.mapped - used.mapped) + placed.shared_bytes
 
 
 def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory:
@@ -111,20 +114,21 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
     details: dict[str, object] = {"modelId": model_id, "advice": ADVICE.format(model_id)}
     room = shortage.room
     if room is not None and shortage.short_by:
-        of_gpus = f", {size(shortage.shared)} for a GPU that has no memory of its own" if shortage.shared else ""
         where = f" below the limit of {room.limit}" if room.limit else ""
+        shared = f", {size(shortage.shared)} for GPUs without memory of their own" if shortage.shared else ""
         parts.append(
             f"it needs {size(shortage.needed)} of memory ({size(shortage.anonymous)} of its own and "
-            f"{size(shortage.mapped)} of weights mapped from files{of_gpus}; {shortage.basis}); "
-            f"{size(room.available)} are available{where}, of which {size(room.promised)} are promised to other "
-            f"servers and {size(room.reserve)} are kept in reserve: {size(shortage.short_by)} are missing"
+            f"{size(shortage.mapped)} of weights mapped from files{shared}, {shortage.basis}); "
+            f"{size(room.available)} are available{where}, of which "
+            f"{size(room.promised)} are promised to other servers and {size(room.reserve)} are kept in reserve: "
+            f"{size(shortage.short_by)} are missing"
         )
     if room is not None and shortage.needed:
         details |= {
             "neededBytes": shortage.needed,
             "anonymousBytes": shortage.anonymous,
             "mappedBytes": shortage.mapped,
-            "sharedWithGpuBytes": shortage.shared,
+            "sharedBytes": shortage.shared,
             "basis": str(shortage.basis),
             "availableBytes": room.available,
             "promisedBytes": room.promised,

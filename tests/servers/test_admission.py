@@ -327,11 +327,11 @@ async def test_a_start_that_waits_for_memory_can_be_called_off(
 
         agent.figures = never
         assert not (await agent.servers.start("srv-comes", by="test")).settled
-        await agent.until(lambda: "srv-comes" in agent.admission.undecided, "it waits")
+        await agent.until(lambda: "srv-comes" in agent.admission.waiting, "it waits")
         await agent.until_state("srv-comes", ServerState.STARTING)
         outcome = await agent.servers.stop("srv-comes", by="test", wait=5)
         assert outcome.settled
-        assert agent.admission.undecided == ()
+        assert agent.admission.waiting == ()
         assert [each for each in agent.told("srv-comes") if each != "stopping"] == ["starting", "stopped"]
         agent.check_transitions()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,18 +53,17 @@ def test_nothing_is_admitted_beyond_the_room_less_what_is_promised_and_reserved(
 def test_starts_one_after_the_other_never_take_more_than_there_is(
     starts: list[tuple[int, int]], available: int, reserve: int, taken: float
 ) -> None:
-    admitted: list[tuple[MemoryNeed, UnitMemory]] = []
+    admitted: list[tuple[Placed, UnitMemory]] = []
     for anonymous, mapped in starts:
         used = sum(each.anonymous + each.mapped for _, each in admitted)
-        promised = sum(outstanding(need, each, is_ready=False) for need, each in admitted)
+        promised = sum(outstanding(before, each, is_ready=False) for before, each in admitted)
         start = placed(anonymous, mapped)
         if shortage_of(start, Room(available - used, promised, reserve)) is None:
-            assert start.need is not None
             # Meanwhile it takes a part of what it was promised.
             use = UnitMemory(int(anonymous * taken), int(mapped * taken), "process")
-            admitted.append((start.need, use))
+            admitted.append((start, use))
 
-    assert sum(need.host_bytes for need, _ in admitted) <= max(0, available - reserve)
+    assert sum(each.need.host_bytes for each, _ in admitted if each.need) <= max(0, available - reserve)
 
 
 def test_what_nobody_knows_is_no_reason_to_refuse() -> None:
@@ -85,9 +85,21 @@ def test_what_nobody_knows_is_no_reason_to_refuse() -> None:
     ],
 )
 def test_what_a_server_will_take_yet(used: UnitMemory | None, is_ready: bool, left: int) -> None:
-    need = MemoryNeed(weights=Split(20), kv_cache=Split(10), mapped=20)
+    assert outstanding(placed(10, 20), used, is_ready=is_ready) == left
 
-    assert outstanding(need, used, is_ready=is_ready) == left
+
+def test_what_a_gpu_takes_of_the_hosts_memory_counts_there() -> None:
+    start = replace(placed(10 * MIB, 20 * MIB), gpu_bytes={"Vulkan0": 40 * MIB}, shared_bytes=40 * MIB)
+    shortage = shortage_of(start, Room(69 * MIB, 0, 0))
+    assert shortage is not None
+    assert shortage.short_by == MIB
+    assert "it needs 70 MiB of memory (10 MiB of its own and 20 MiB of weights mapped from files, 40 MiB for GPUs" in (
+        insufficient_memory("m", shortage).message
+    )
+    assert shortage_of(start, Room(70 * MIB, 0, 0)) is None
+    assert outstanding(start, None, is_ready=False) == 70 * MIB
+    assert outstanding(start, UnitMemory(10 * MIB, 20 * MIB, "process"), is_ready=False) == 40 * MIB
+    assert outstanding(start, UnitMemory(10 * MIB, 20 * MIB, "process"), is_ready=True) == 0
 
 
 def test_the_refusal_has_the_arithmetic() -> None:
@@ -112,6 +124,7 @@ def test_the_refusal_has_the_arithmetic() -> None:
         "neededBytes": 4 * GIB,
         "anonymousBytes": GIB,
         "mappedBytes": 3 * GIB,
+        "sharedBytes": 0,
         "basis": "measured",
         "availableBytes": 5 * GIB,
         "promisedBytes": 2 * GIB,
