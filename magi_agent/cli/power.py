@@ -18,7 +18,7 @@ from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import number, seconds_taken
 from magi_agent.cli.refusals import show_refusal
 from magi_agent.cli.screen import Screen
-from magi_agent.cli.tables import failure_facts, log_lines, state_cell
+from magi_agent.cli.tables import failure_facts, failure_lines, log_lines, state_cell
 from magi_agent.cli.waiting import Errand, Errands
 
 WAIT_SECONDS = 600
@@ -212,12 +212,14 @@ def _show_success(screen: Screen, verb: str, errand: Errand, reply: Reply) -> No
     done = state or _DONE[verb]
     said: list[Cell | str] = [Cell("✓ ", "green"), Cell(errand.name, "bold"), " ", state_cell(done)]
     port = number(server.get("port"))
-    if state == "ready" and port is not None:
+    if state in {"ready", "degraded"} and port is not None:
         said.append(f" on port {port:.0f}")
     said.append(
         Cell(" (was already)" if body.get("changed") is False else f" ({seconds_taken(errand.seconds)})", "dim")
     )
     screen.line(*said)
+    if state == "degraded":
+        screen.note("  ", failure_lines(server)[0])
 
 
 def show_failure_details(screen: Screen, failure: Mapping[str, object], said: str) -> None:

@@ -38,8 +38,8 @@ class Failure:
     at: datetime
     result: str
     """systemd's ``Result`` of the unit, or the agent's own word: ``start-timeout``, ``port-in-use``, ``no-free-port``,
-    ``not-reachable``, ``not-usable``, ``ended-early``, ``start-error``, ``stop-error``, ``hung``,
-    ``stuck``, ``insufficient-memory``.
+    ``not-reachable``, ``not-usable``, ``ended-early``, ``start-error``, ``stop-error``, ``hung``, ``stuck``,
+    ``insufficient-memory``; of one that is degraded, ``no-gpu``.
     """
     message: str
     """One sentence."""

@@ -48,6 +48,18 @@ def test_start_of_what_runs_says_so(agent: StandIn, magictl: Magictl) -> None:
     assert magictl("start", "tiny-chat").out == "✓ tiny-chat ready on port 8080 (was already)\n"
 
 
+def test_start_of_one_that_does_without_its_gpu_says_so(agent: StandIn, magictl: Magictl) -> None:
+    lack = {"result": "no-gpu", "message": "no GPU is used", "advice": "magictl host shows why", "logLines": []}
+    degraded = server("tiny-chat", state="degraded", failure=lack)
+    agent.fault = lambda _method, _path, right: (200, {**right[1], "server": degraded})
+
+    told = magictl("start", "tiny-chat")
+
+    assert told.status == 0
+    assert told.out.startswith("✓ tiny-chat degraded on port 8080 (")
+    assert told.err == "  no GPU is used (result no-gpu); magictl host shows why\n"
+
+
 def test_without_waiting_it_ends_at_once_and_says_what_goes_on(agent: StandIn, magictl: Magictl) -> None:
     agent.fault = lambda _method, _path, right: (202, right[1])
 

@@ -39,6 +39,7 @@ GIB = 1 << 30
         ("tensor_split=3,1.5", "tensor_split", [3.0, 1.5]),
         ("rope_scale=2", "rope_scale", 2.0),
         ("aliases=gpt, chat/best", "aliases", ["gpt", "chat/best"]),
+        ("gpus=0000:01:00.0,GPU-8c6a7d2b", "gpus", ["0000:01:00.0", "GPU-8c6a7d2b"]),
         ('extra_flags=["--samplers=a,b"]', "extra_flags", ["--samplers=a,b"]),
         ("lora=/m/a:0.5,/m/b", "lora", [{"path": "/m/a", "scale": 0.5}, {"path": "/m/b", "scale": 1.0}]),
         ("chat_template={{ a=b }}", "chat_template", "{{ a=b }}"),

@@ -117,7 +117,7 @@ async def test_a_pin_is_an_address_whatever_its_number_is(pins: tuple[str, ...],
         (
             ("0000:03:00.0",),
             Host((FIRST, SECOND, UNLISTED)),
-            "there is no GPU 0000:03:00.0 now; there are: 0000:01:00.0 = GPU-11111111-aaaa (CUDA0), 0000:c1:00.0 =",
+            "there is no GPU 0000:03:00.0 now; there are: 0000:01:00.0 = GPU-11111111-aaaa (CUDA0), 0000:c1:00.0 = ",
         ),
         (("GPU-33333333",), Host(()), "there is no GPU GPU-33333333 now; there are: none with an address"),
         (("0000:02:00.0",), Host((FIRST, UNLISTED)), "does not list the GPU 0000:02:00.0; magictl host shows why"),
