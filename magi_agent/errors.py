@@ -31,6 +31,7 @@
     │   ├── ProbeFailed
     │   ├── StartFailed
     │   └── StopFailed
+    ├── TooManyStreams (429)
     └── ServiceUnavailable (503)
 
 ``error`` is the stable word on the wire, ``status`` the HTTP status that goes with it, the message one
@@ -250,6 +251,21 @@ class StopFailed(Failure):
     """A server runs on, since nobody could have it stopped; that is tried again."""
 
     error = "StopFailed"
+
+
+class TooManyStreams(MagiError):
+    """The caller has as many streams open as one may have; others have a place still."""
+
+    error = "TooManyStreams"
+    status = 429
+
+    def __init__(self, what: str, most: int, whom: str) -> None:
+        """``what`` they are and how many of them ``whom`` may have at a time."""
+        super().__init__(
+            f"{whom} has {most} {what} open, which is the most that one may have; close one, or ask again later",
+            {"most": most, "of": whom},
+        )
+        self.retry_after = 5
 
 
 class ServiceUnavailable(MagiError):

@@ -84,6 +84,8 @@ class Caller:
     """Whether they brought a token that does not hold."""
     is_foreign: bool = False
     """Whether a page of another site speaks through them, as far as can be told."""
+    whom: str = ""
+    """Who it counts for, where each may have so much at a time: a token, a user of this host, or an address."""
 
 
 Identify = Callable[[web.BaseRequest], Caller]
@@ -157,7 +159,7 @@ class Admission:
             hint = f"the token {token.name} ended at {written(token.until)}; make another with 'magictl token add'"
             return Caller(name, Access.OPEN, prefix, hint, has_bad_token=True)
         hint = f"the token {token.name} has the scope {token.scope}"
-        return Caller(name, _SCOPES[token.scope], prefix, hint, token.name)
+        return Caller(name, _SCOPES[token.scope], prefix, hint, token.name, whom=f"token {token.name}")
 
     def _through_proxy(self, request: web.BaseRequest, peer: Peer) -> Caller:
         client, prefix = self._trusted.client(request, peer), self._trusted.prefix(request, peer)
@@ -168,14 +170,16 @@ class Admission:
         hosts = (request.headers.get("Host", ""), self._trusted.host(request, peer))
         if self._is_cross_site(request, *hosts):
             return Caller(client, Access.OPEN, prefix, _CROSS_SITE, is_foreign=True)
-        return Caller(client, _SCOPES[right.scope], prefix, f"api.proxy_access has {right}; {_BEARER}")
+        whom = self._trusted.whom(request, peer)
+        return Caller(client, _SCOPES[right.scope], prefix, f"api.proxy_access has {right}; {_BEARER}", whom=whom)
 
     def _on_unix_socket(self, peer: Peer) -> Caller:
         if peer.uid in (0, self._own_uid) or self._group in peer.groups:
-            return Caller(peer.name, Access.ADMIN)
+            return Caller(peer.name, Access.ADMIN, whom=peer.whom)
         return Caller(
             peer.name,
             Access.READ,
+            whom=peer.whom,
             hint=f"user {peer.uid} may only read; members of the group {GROUP} may do everything "
             f"(as root: usermod -aG {GROUP} USER, then log in again)",
         )
@@ -194,9 +198,9 @@ class Admission:
         if word is TcpAccess.FULL and peer.uid is None and self._rights.names_users:
             # One that has closed its end already is nobody's any more, and may be a proxy's whose client left.
             hint = f"the kernel does not say whose connection this is, and it may be a proxy's; {_BEARER}"
-            return Caller(peer.name, Access.READ, hint=hint)
+            return Caller(peer.name, Access.READ, hint=hint, whom=peer.whom)
         hint = f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_BY_SOCKET}, or {_BEARER}"
-        return Caller(peer.name, _TCP[word], hint=hint)
+        return Caller(peer.name, _TCP[word], hint=hint, whom=peer.whom)
 
     def _is_cross_site(self, request: web.BaseRequest, *hosts: str | None) -> bool:
         """Whether a page of a site that is neither one of ``hosts`` nor named by the operator has a browser ask."""

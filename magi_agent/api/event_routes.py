@@ -12,7 +12,7 @@ from magi_agent.api.event_schemas import EventAnswer, GapEvent, GapReason
 from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.services import Services
 from magi_agent.api.streaming import Item, StreamForm, form_of, stream
-from magi_agent.errors import ServiceUnavailable, ValidationFailed
+from magi_agent.errors import ServiceUnavailable, TooManyStreams, ValidationFailed
 from magi_agent.events import ServerProgress
 from magi_agent.vocabulary import EventType
 
@@ -55,7 +55,7 @@ class EventRoutes:
                 "What changes from now on, or from Last-Event-ID on; does not end by itself",
                 "agent",
                 {200: StreamForm.SSE.value},
-                errors=(ServiceUnavailable,),
+                errors=(ServiceUnavailable, TooManyStreams),
                 query=(_TYPES, _MODEL_ID, _LAST_EVENT_ID),
                 streamed=EventAnswer,
             ),

@@ -30,6 +30,8 @@ _MARKS: Final = (
 )
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
 _MAX_PREFIX: Final = 200
+_OF_ONE_CLIENT: Final = 64
+"""Bits that the addresses of one IPv6 client may have in common."""
 
 
 def is_passed_on(request: web.BaseRequest) -> bool:
@@ -67,15 +69,26 @@ class TrustedProxies:
 
     def client(self, request: web.BaseRequest, peer: Peer) -> str:
         """For the log: the client behind a trusted proxy, and the proxy; else the peer."""
+        address = self._behind(request, peer)
+        return peer.name if address is None else f"{address} through {peer.name}"
+
+    def whom(self, request: web.BaseRequest, peer: Peer) -> str:
+        """Who it counts for, where each may have so much at a time: as far as the proxy is believed, its client."""
+        address = self._behind(request, peer)
+        if isinstance(address, ipaddress.IPv6Address):
+            # One client may have all addresses of a network of this size.
+            return str(ipaddress.ip_network((address, _OF_ONE_CLIENT), strict=False))
+        return peer.whom if address is None else str(address)
+
+    def _behind(self, request: web.BaseRequest, peer: Peer) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         said = request.headers.get("X-Forwarded-For")
         if said is None or not self.trusts(peer):
-            return peer.name
+            return None
         # The last one is what the proxy itself saw; those before it are what its client claimed.
-        nearest = said.rpartition(",")[2].strip()
         try:
-            return f"{ipaddress.ip_address(nearest)} through {peer.name}"
+            return ipaddress.ip_address(said.rpartition(",")[2].strip())
         except ValueError:
-            return peer.name
+            return None
 
 
 class ProxyRights:

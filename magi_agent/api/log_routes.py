@@ -24,8 +24,8 @@ from magi_agent.api.log_schemas import (
 )
 from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.services import Services
-from magi_agent.api.streaming import Item, StreamForm, form_of, stream
-from magi_agent.errors import ModelNotFound, ServiceUnavailable, ValidationFailed
+from magi_agent.api.streaming import Item, Share, StreamForm, form_of, refuse_another, stream
+from magi_agent.errors import ModelNotFound, ServiceUnavailable, TooManyStreams, ValidationFailed
 from magi_agent.servers.server_log import LogEntry
 from magi_agent.systemd.journal import is_cursor
 
@@ -35,6 +35,8 @@ _MOST_BYTES: Final = 8 << 20
 _TURN: Final = 64
 """Entries that are made ready before others have their turn."""
 _LAST_SEEN: Final = "Last-Event-ID"
+_FOLLOWED: Final = Share("followed logs", 8)
+"""Half of the programs that may wait for what is to come: one runs for each."""
 _Query = TypeVar("_Query", bound=BaseModel)
 
 _LOG_KEYS: Final = (
@@ -70,7 +72,7 @@ class LogRoutes:
                 "What a model's server printed, and what systemd said of it",
                 _TAG,
                 {200: LogAnswer},
-                errors=(ModelNotFound, ServiceUnavailable),
+                errors=(ModelNotFound, ServiceUnavailable, TooManyStreams),
                 query=_LOG_KEYS,
                 streamed=LogEntryAnswer,
             ),
@@ -149,6 +151,7 @@ class LogRoutes:
             if not is_cursor(last_seen):
                 raise ValidationFailed([{"field": _LAST_SEEN, "message": "must be an id that this stream had before"}])
             cursor = last_seen
+        refuse_another(request, _FOLLOWED)
         self._logs.refuse_where_full()
         before: list[Item] = []
         if cursor is None:
@@ -159,7 +162,7 @@ class LogRoutes:
             before = before or [Item(b"", id=cursor)]
             cursor = before[-1].id or cursor
         coming = self._logs.follow(model_id, wanted.excerpt, cursor)
-        return await stream(request, _joined(before, coming), form_of(request, StreamForm.SSE))
+        return await stream(request, _joined(before, coming), form_of(request, StreamForm.SSE), _FOLLOWED)
 
 
 async def _joined(before: list[Item], coming: AsyncGenerator[LogEntry, None]) -> AsyncGenerator[Item, None]:

@@ -33,6 +33,14 @@ class Peer:
     """The IP address, on TCP."""
 
     @property
+    def whom(self) -> str:
+        """Who it counts for, where each may have so much at a time: a user of this host, or an address."""
+        if self.uid is not None:
+            return f"uid {self.uid}"
+        # Whoever is on this host has all of loopback's addresses.
+        return self.name if self.address is None or not self.address.is_loopback else "loopback"
+
+    @property
     def is_local(self) -> bool:
         """Whether it is a process at the other end of a unix socket."""
         return self.uid is not None and self.address is None

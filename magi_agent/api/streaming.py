@@ -21,7 +21,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 
 from magi_agent.api.connection import Connection
-from magi_agent.errors import MagiError, ServiceUnavailable
+from magi_agent.api.exchange import CALLER
+from magi_agent.errors import MagiError, ServiceUnavailable, TooManyStreams
 
 _LOG: Final = logging.getLogger(__name__)
 _KEEP_ALIVE: Final = 15.0
@@ -32,6 +33,8 @@ _LAST_WORD: Final = 1.0
 """Seconds that the mark of an answer's end may take to be on its way."""
 _MOST: Final = 256
 """Streams at a time: half of the connections that there may be."""
+_MOST_OF_ONE: Final = 128
+"""Of these, so many of one caller: nobody can have all."""
 _RETRY_AFTER: Final = 5
 _TURN: Final = 64
 """Items that are written, where nothing has to be waited for, before others have their turn."""
@@ -94,13 +97,17 @@ class StreamReport:
 class StreamAnswer(web.StreamResponse):
     """An answer that is streamed once its headers are complete, as a file would be."""
 
-    def __init__(self, streams: "Streams", items: AsyncIterator[Item], form: StreamForm) -> None:
+    def __init__(
+        self, streams: "Streams", items: AsyncIterator[Item], form: StreamForm, whom: str, share: "Share"
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self.content_type = form.value
         if form is StreamForm.SSE:
             self.charset = "utf-8"
         self.may_go_on: Callable[[], bool] = lambda: True
         """Whether the caller may still see what is streamed."""
+        self.whom = whom
+        self.share = share
         self.when_ended: Callable[[StreamReport], None] = lambda _: None
         self._streams = streams
         self._items = items
@@ -201,6 +208,19 @@ class StreamAnswer(web.StreamResponse):
             await self._items.aclose()
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many streams of one kind one caller may have at a time."""
+
+    what: str
+    """They, in words."""
+    most: int
+
+
+ANY: Final = Share("streams", _MOST_OF_ONE)
+"""Streams of whatever kind."""
+
+
 class Streams:
     """All streams of one application: how many there may be, and their end with it."""
 
@@ -208,14 +228,18 @@ class Streams:
         self._open: set[StreamAnswer] = set()
         self._are_closed = False
 
-    def admit(self) -> None:
-        """Raise ``ServiceUnavailable`` where there is no place for another one."""
+    def admit(self, whom: str, share: Share) -> None:
+        """Raise ``ServiceUnavailable`` where there is no place for another one, ``TooManyStreams`` where for them."""
         if self._are_closed:
             raise ServiceUnavailable("streams", "the agent is stopping; ask again when it is back", _RETRY_AFTER)
         if len(self._open) >= _MOST:
             raise ServiceUnavailable(
                 "streams", f"{_MOST} streams are open, which is the most; close one, or ask again later", _RETRY_AFTER
             )
+        own = [stream.share for stream in self._open if stream.whom == whom]
+        for counted, found in ((ANY, len(own)), (share, own.count(share))):
+            if found >= counted.most:
+                raise TooManyStreams(counted.what, counted.most, whom)
 
     def begun(self, stream: StreamAnswer) -> None:
         """Count a stream."""
@@ -266,14 +290,25 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
-async def stream(request: web.Request, items: AsyncIterator[Item], form: StreamForm) -> StreamAnswer:
+async def stream(
+    request: web.Request, items: AsyncIterator[Item], form: StreamForm, share: Share = ANY
+) -> StreamAnswer:
     """The answer that sends ``items``, which are closed however it ends, if they are a generator.
 
-    Raises ``ServiceUnavailable`` where there are too many streams already. What ``items`` raise later cuts the answer
-    off, and is in the log.
+    Raises ``ServiceUnavailable`` where there are too many streams already, and ``TooManyStreams`` where the caller has
+    too many. What ``items`` raise later cuts the answer off, and is in the log.
     """
-    request.app[STREAMS].admit()
-    return StreamAnswer(request.app[STREAMS], items, form)
+    refuse_another(request, share)
+    return StreamAnswer(request.app[STREAMS], items, form, _whom(request), share)
+
+
+def refuse_another(request: web.Request, share: Share) -> None:
+    """Raise what ``stream`` would, before anything is done for a stream that there is no place for."""
+    request.app[STREAMS].admit(_whom(request), share)
+
+
+def _whom(request: web.Request) -> str:
+    return request[CALLER].whom or request[CALLER].name
 
 
 def _reason(outcome: BaseException | None) -> StreamEnd:

@@ -12,19 +12,21 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from magi_agent.agent import Agent
 from magi_agent.api.access import Caller
 from magi_agent.api.application import make_application
 from magi_agent.api.forwarding import TrustedProxies
 from magi_agent.api.listeners import Listeners
-from magi_agent.api.peers import Peers
+from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
 from magi_agent.settings import load_settings
 from tests.api.client import Api
@@ -247,6 +249,25 @@ async def test_loopback_is_loopback_in_either_family(serve: Serve) -> None:
     async with listening(api.agent, make_application(api.services), channel):
         for host in ("127.0.0.1", "[::1]"):
             assert await outcome(Api(api.agent, api.session, f"http://{host}:{port}"), CHANGE) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("peer", "said", "whom"),
+    [
+        (Peer("uid 7 (pid 8)", 7), None, "uid 7"),
+        (Peer("127.0.0.1 (uid 7)", 7, address=ip_address("127.0.0.1")), None, "uid 7"),
+        (Peer("127.0.0.9", address=ip_address("127.0.0.9")), None, "loopback"),
+        (Peer("192.0.2.1", address=ip_address("192.0.2.1")), None, "192.0.2.1"),
+        (Peer("192.0.2.1", address=ip_address("192.0.2.1")), "10.0.0.9", "192.0.2.1"),
+        (Peer("10.0.0.1", address=ip_address("10.0.0.1")), "192.0.2.7, 10.0.0.9", "10.0.0.9"),
+        (Peer("10.0.0.1", address=ip_address("10.0.0.1")), "2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        (Peer("10.0.0.1", address=ip_address("10.0.0.1")), "nobody", "10.0.0.1"),
+        (Peer("uid 33 (pid 8)", 33), "192.0.2.7", "192.0.2.7"),
+    ],
+)
+def test_whom_it_counts_for(peer: Peer, said: str | None, whom: str) -> None:
+    request = make_mocked_request("GET", "/", headers={"X-Forwarded-For": said} if said else {})
+    assert TrustedProxies(["unix", "10.0.0.0/8"]).whom(request, peer) == whom
 
 
 @dataclass(frozen=True, slots=True)

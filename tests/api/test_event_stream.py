@@ -366,6 +366,19 @@ async def test_a_page_of_an_allowed_site_may_listen(serve: Serve) -> None:
     assert "Last-Event-ID" in preflight.headers["Access-Control-Allow-Headers"]
 
 
+async def test_one_user_has_no_more_than_a_share(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "ANY", streaming.Share("streams", 2))
+    secret = new_secret()
+    (tmp_path / "tokens").write_text(f"{line_of(Token('page', TokenScope.READ, digest_of(secret)))}\n")
+    api = await serve("api-one")
+    async with listening(api), listening(api):
+        refused = await api.ask("GET", "/api/events")
+        assert refused.failure(429, "TooManyStreams") == {"most": 2, "of": f"uid {os.geteuid()}"}
+        assert refused.headers["Retry-After"] == "5"
+        async with listening(api, Authorization=f"Bearer {secret}") as heard:
+            await heard.place()
+
+
 async def test_who_may_not_read_hears_nothing(serve: Serve) -> None:
     api = await serve(tcp_access="none")
     reply = await api.ask("GET", "/api/events", headers={"X-Forwarded-For": "10.0.0.1"})

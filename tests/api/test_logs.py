@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from magi_agent.api import log_routes
+from magi_agent.api.streaming import Share
 from magi_agent.systemd import journalctl
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
@@ -423,6 +425,23 @@ async def test_so_many_may_follow_and_no_more(
     await until(lambda: _is(journalctls() == []), "both ended")
     async with following(api, "api-log-full") as stream:
         await stream.next()
+
+
+@ONE_LISTENER
+async def test_one_reader_does_not_follow_all(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, speaker: Callable[[str], Speaker]
+) -> None:
+    monkeypatch.setattr(log_routes, "_FOLLOWED", Share("followed logs", 1))
+    api = await serve("api-log-share")
+    await speaker("api-log-share").say("echo here")
+
+    async with following(api, "api-log-share") as one:
+        await one.next()
+        refused = await api.ask("GET", log_of("api-log-share", follow="true"))
+        assert refused.failure(429, "TooManyStreams") == {"most": 1, "of": f"uid {os.geteuid()}"}
+        assert len(journalctls()) == 1
+        async with api.session.get(f"{api.base}/api/events") as answer:
+            assert answer.status == 200, "another kind has a share of its own"
 
 
 @ONE_LISTENER

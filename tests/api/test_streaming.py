@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -154,10 +155,12 @@ async def served(tmp_path, unused_ports: PortRanges, listener: str) -> AsyncIter
     source = Source()
 
     async def items(request: web.Request) -> web.StreamResponse:
-        return await stream(request, source.items(), form_of(request, StreamForm.SSE))
+        return await stream(request, source.items(), form_of(request, StreamForm.SSE), streaming.ANY)
 
     async def flood(request: web.Request) -> web.StreamResponse:
-        return await stream(request, source.flood(b"1" if request.query_string else LARGE), StreamForm.NDJSON)
+        data = b"1" if request.query_string else LARGE
+        share = streaming.Share("dear ones", 1) if request.query_string == "dear" else streaming.ANY
+        return await stream(request, source.flood(data), StreamForm.NDJSON, share)
 
     async def stubborn(request: web.Request) -> web.StreamResponse:
         return await stream(request, source.stubborn(), StreamForm.SSE)
@@ -340,6 +343,39 @@ async def test_too_many_streams(served: Served, monkeypatch: pytest.MonkeyPatch)
         await until(lambda: served.source.closed == 1, "one has left")
         async with served.asked() as fourth:
             assert fourth.status == 200
+
+
+async def test_nobody_can_have_all_streams(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "ANY", streaming.Share("streams", 2))
+    served.caller = Caller("uid 1000 (pid 7)", Access.READ, whom="uid 1000")
+    async with served.asked() as first, served.asked() as second:
+        await first.chunk()
+        await second.chunk()
+        served.caller = Caller("uid 1000 (pid 8)", Access.READ, whom="uid 1000")
+        async with served.asked() as third:
+            assert third.status == 429
+            assert third.headers["retry-after"] == "5"
+            body = json.loads(await third.reader.readexactly(int(third.headers["content-length"])))
+            assert (body["error"], body["details"]) == ("TooManyStreams", {"most": 2, "of": "uid 1000"})
+            assert body["message"].startswith("uid 1000 has 2 streams open, which is the most that one may have")
+        served.caller = Caller("uid 1001 (pid 9)", Access.READ, whom="uid 1001")
+        async with served.asked() as of_another:
+            assert of_another.status == 200
+        served.caller = Caller("uid 1000 (pid 8)", Access.READ, whom="uid 1000")
+        second.writer.close()
+        await until(lambda: served.source.closed == 2, "two have left")
+        async with served.asked() as fourth:
+            assert fourth.status == 200
+
+
+async def test_of_what_costs_more_one_has_fewer(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "ANY", streaming.Share("streams", 3))
+    async with served.asked("/flood?dear"), served.asked():
+        async with served.asked("/flood?dear") as dear:
+            body = json.loads(await dear.reader.readexactly(int(dear.headers["content-length"])))
+            assert (dear.status, body["message"].split(",")[0]) == (429, "a test has 1 dear ones open")
+        async with served.asked(), served.asked() as beyond:
+            assert beyond.status == 429
 
 
 async def test_who_does_not_read_is_dropped_and_holds_little(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
