@@ -43,6 +43,7 @@ from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.limited_launch import LimitedPreparation
 from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
@@ -106,13 +107,14 @@ class Agent:
         self._launcher = _launcher_of(settings, self._manager)
         self._binaries = Binaries(self._launcher, settings.state_directory / "binaries.json")
         self._preparation = StartPreparation(self._registry, settings, self._effective, self._binaries)
+        self._limited = LimitedPreparation(self._preparation, lambda launch: self._memory.need_of(launch), settings)
         self._connections = ServerConnections()
         journal = Journal(settings.journal_directory)
         self._reconciler = Reconciler(
             self._manager,
             self._launcher,
             self._desired,
-            self._preparation,
+            self._limited,
             UnitEvidence(self._manager, journal),
             self._connections,
             self._events,
@@ -293,6 +295,7 @@ class Agent:
         self._effective.hold_defaults(settings.defaults)
         self._launcher.reconfigure(settings.llama_server_user or None)
         self._preparation.reconfigure(settings)
+        self._limited.reconfigure(settings)
         self._host.reconfigure(settings)
         self._reconciler.reconfigure(_patience(settings), settings.stop_timeout)
         self._inventory.reconfigure(settings.model_scan_path, _thresholds(settings), settings.rescan_interval)

@@ -17,12 +17,14 @@ from typing import Final
 from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.vocabulary import Scope, ServerAccess, TcpAccess, Tier, TokenScope
+from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, TcpAccess, Tier, TokenScope
 
 DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_SECONDS: Final = 7 * 86_400.0
 _MOST_LINES: Final = 1_000_000
+_LEAST_HEADROOM: Final = 0.1
+_MOST_HEADROOM: Final = 10.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 DEFAULTS_SECTION: Final = "defaults"
 """The section with the runtime settings of all models, and in sections below it those of a tier's."""
@@ -90,6 +92,9 @@ class Settings:
     stop_timeout: float
     log_rate_limit_interval: float
     log_rate_limit_burst: int
+    memory_limits: LimitSource
+    memory_headroom: float
+    """Share of a model's anonymous memory that a derived limit adds to it."""
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None
@@ -234,6 +239,16 @@ def _lines(value: object) -> int:
     return int(lines)
 
 
+def _headroom(value: object) -> float:
+    try:
+        share = _number(value)
+    except ValueError:
+        share = -1.0
+    if not _LEAST_HEADROOM <= share <= _MOST_HEADROOM:
+        raise ValueError(f"must be a share from {_LEAST_HEADROOM:g} to {_MOST_HEADROOM:g}, such as 0.25 for a quarter")
+    return share
+
+
 def _billions(value: object) -> float:
     try:
         size = _number(value)
@@ -341,6 +356,10 @@ def _scope(value: object) -> Scope:
 
 def _server_access(value: object) -> ServerAccess:
     return ServerAccess(_choice(*ServerAccess)(value))
+
+
+def _memory_limits(value: object) -> LimitSource:
+    return LimitSource(_choice(*LimitSource)(value))
 
 
 def _tcp_access(value: object) -> TcpAccess:
@@ -455,6 +474,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "1000",
         _lines,
         "lines of a server that journald takes in that time, and more where its disk has room; 0 for no limit",
+    ),
+    Setting(
+        "memory_limits",
+        "servers",
+        "MAGI_MEMORY_LIMITS",
+        "derived",
+        _memory_limits,
+        "limits of memory for each server: derived from what its model needs, or off",
+    ),
+    Setting(
+        "memory_headroom",
+        "servers",
+        "MAGI_MEMORY_HEADROOM",
+        "0.25",
+        _headroom,
+        "share of a model's anonymous memory that a derived limit adds to it, beside 512 MiB",
     ),
     Setting(
         "profiles_path",

@@ -54,6 +54,7 @@ class RemoteLauncher:
             projector_path=launch.projector_path,
             port=launch.port,
             settings=written(launch.runtime_settings),
+            memory_limits=_derived_of(launch),
         )
         try:
             return await self._job(request, launch.model_id, _START)
@@ -123,3 +124,14 @@ class RemoteLauncher:
         return Unreachable(
             f"the launcher cannot be reached at {self._path}: {why}; see: systemctl status magi-launcher.socket"
         )
+
+
+def _derived_of(launch: LaunchSpecification) -> dict[str, int | None] | None:
+    """The limits of memory that the settings do not say already."""
+    limits, said = launch.memory_limits, launch.runtime_settings
+    if limits is None:
+        return None
+    return {
+        "high": limits.high if said.memory_high is None else None,
+        "max": limits.max if said.memory_max is None else None,
+    }

@@ -5,12 +5,13 @@ A connection carries one question. Its end before the answer changes nothing: wh
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from magi_agent.errors import MagiError, ModelNotUsable, ProbeFailed, SettingsNotUsable
 from magi_agent.runtime_settings.known_options import MAX_HELP
+from magi_agent.servers.memory_limits import LARGEST_LIMIT, SMALLEST_LIMIT
 from magi_agent.servers.questions import Question
 from magi_agent.systemd.errors import BusError, JobTimeout
 from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
@@ -24,6 +25,7 @@ ModelId = Annotated[str, StringConstraints(pattern=r"\A[a-z0-9]([a-z0-9._-]*[a-z
 """As the registry makes them, so fit for a unit's name."""
 _MOST_SETTINGS: Final = 64
 _Line = Annotated[str, StringConstraints(max_length=512)]
+_Bytes = Annotated[int, Field(ge=SMALLEST_LIMIT, le=LARGEST_LIMIT)]
 _Path = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f]{2,4096}\z")]
 
 
@@ -42,6 +44,19 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class MemoryLimitsRequest(_Request):
+    """Limits of a unit's memory, in bytes, that follow from what the agent says the model needs."""
+
+    high: _Bytes | None
+    max: _Bytes | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.high is not None and self.max is not None and self.high > self.max:
+            raise ValueError("high is above max")
+        return self
+
+
 class StartRequest(_Request):
     """Make and start the unit of one model; a failed one of the same name gives way."""
 
@@ -53,6 +68,8 @@ class StartRequest(_Request):
     port: Annotated[int, Field(ge=1, le=65535)]
     settings: Annotated[dict[str, Any], Field(max_length=_MOST_SETTINGS)]
     """Runtime settings, as files hold them."""
+    memory_limits: MemoryLimitsRequest | None = None
+    """What holds where the settings name no limit."""
 
 
 class StopRequest(_Request):

@@ -30,7 +30,7 @@ from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged, ServerProgress, ServerTroubled
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
-from magi_agent.servers.diagnosis import diagnosed
+from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
 from magi_agent.servers.failure import LOG_LINES, NOT_EXECUTED, Failure, ended_early, failure_of
 from magi_agent.servers.history import BY_AGENT, BY_SYSTEMD, Happened, note
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
@@ -101,6 +101,9 @@ class Evidence(Protocol):
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines the unit wrote to the journal, as many as tell why it ended. Raises ``MagiError``."""
+
+    async def memory_end(self, unit: UnitStatus) -> MemoryEnd:
+        """At which limit the unit's last run was killed for memory."""
 
     async def foreign_machine(self, unit: UnitStatus) -> str | None:
         """The machine that the unit's program is made for, where that is not this one."""
@@ -427,7 +430,8 @@ class Reconciler:
         """A failure with the last lines of its log and, where the cause is a known one, that and what to do."""
         lines = await self._last_lines(unit)
         machine = await self._evidence.foreign_machine(unit) if failure.exit_status == NOT_EXECUTED else None
-        return replace(diagnosed(failure, lines, model_id, machine), log_lines=lines[-LOG_LINES:])
+        memory = await self._evidence.memory_end(unit) if failure.result == "oom-kill" else None
+        return replace(diagnosed(failure, lines, model_id, machine, memory), log_lines=lines[-LOG_LINES:])
 
     async def _last_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         try:

@@ -30,7 +30,7 @@ async def test_a_model_that_does_not_run_needs_what_is_estimated(serve: Serve) -
 
     told = await memory(api, "api-mem")
 
-    assert told.keys() == {"modelId", "need", "problem", "estimated", "used", "usedUnavailable"}
+    assert told.keys() == {"modelId", "need", "problem", "estimated", "used", "usedUnavailable", "limits", "runningLimits"}
     assert told["modelId"] == "api-mem"
     assert (told["used"], told["usedUnavailable"]) == (None, "it does not run")
     assert told["problem"] is None
