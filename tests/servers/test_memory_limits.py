@@ -73,7 +73,7 @@ def test_a_limit_is_above_the_need_and_in_order(
 def test_who_needs_more_may_use_more(need: MemoryNeed, part: str, more: Split, growth: int, host: int) -> None:
     larger = replace(need, **{part: getattr(need, part) + more}, may_grow=need.may_grow + growth)
     for settings in ({}, {"host_bytes": host}, {"shares_host_memory": True}):
-        before, after = (derived_limits(each, 0.25, **settings) for each in (need, larger))  # type: ignore[arg-type]
+        before, after = (derived_limits(each, 0.25, **settings) for each in (need, larger))
         assert (before.max or 0) <= (after.max or 0)
         assert (before.high or 0) <= (after.high or 0)
 

@@ -13,7 +13,7 @@ import pytest
 from releases import RELEASES
 from root_cache import dependencies_of
 from toy_model import write_toy_model
-from virtual_machine import VirtualMachineError, booted
+from virtual_machine import VirtualMachine, VirtualMachineError, booted
 from vm_image import IMAGES, PARTS, image_for, write_disk
 
 from tests.system.host import Host, Parts
@@ -81,7 +81,7 @@ def _fill(parts: Path, package: Path) -> None:
     shutil.copyfile(_INSIDE / "read_file.py", parts / "read_file.py")
 
 
-def _server(machine: object) -> Path:
+def _server(machine: VirtualMachine) -> Path:
     """The llama-server that runs on the emulated processor: each was built for the one it was built on."""
     probe = (
         f"for server in {PARTS}/server*/llama-server; do "
@@ -90,7 +90,7 @@ def _server(machine: object) -> Path:
         "curl --silent --fail http://127.0.0.1:9999/health >/dev/null && { kill $pid; echo $server; exit; }; "
         "kill -0 $pid 2>/dev/null || break; sleep 0.5; done; kill $pid; done; exit 1"
     )
-    found = machine.entered(["bash", "-c", probe], within=SLOW, check=False)  # type: ignore[attr-defined]
+    found = machine.entered(["bash", "-c", probe], within=SLOW, check=False)
     assert found.returncode == 0, "no pinned llama-server runs on QEMU's processor"
     return Path(found.stdout.strip())
 

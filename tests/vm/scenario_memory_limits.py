@@ -78,14 +78,15 @@ def test_a_model_that_serves_never_comes_near_its_limits(host: Host, figures: li
     faults = after["pgmajfault"] - before["pgmajfault"]
     figures.append(
         f"SmolLM2: need {told['need']['hostBytes'] // MIB} MiB, limit {limit['limitBytes'] // MIB} MiB; in use: "
-        f"anonymous {after['anon'] // MIB}, files {after['file'] // MIB} MiB; after it was ready {faults} major faults, "
+        f"anonymous {after['anon'] // MIB}, files {after['file'] // MIB} MiB; once it was ready {faults} major faults, "
         f"memory.events high {events['high']}, max {events['max']}"
     )
     assert (events["high"], events["max"], events["oom_kill"]) == (0, 0, 0)
     assert after["workingset_refault_file"] == before["workingset_refault_file"]
     assert faults < 200
     again = host.server("talker")
-    assert again and (again["pid"], again["restartRequired"]) == (server["pid"], False)
+    assert again
+    assert (again["pid"], again["restartRequired"]) == (server["pid"], False)
 
 
 def test_prompts_that_are_kept_are_no_leak(host: Host, figures: list[str]) -> None:
@@ -126,7 +127,8 @@ def test_an_operators_limit_holds(host: Host) -> None:
     assert limits["max"] == {"limitBytes": 900 * MIB, "source": "operator"}
     assert group_file(host, "toy", "memory.max") == str(900 * MIB)
     again = host.server("toy")
-    assert again and (again["pid"], again["restartRequired"]) == (server["pid"], False)
+    assert again
+    assert (again["pid"], again["restartRequired"]) == (server["pid"], False)
 
 
 def test_a_server_whose_limit_is_too_small_is_killed_and_told_so(host: Host) -> None:
@@ -142,7 +144,8 @@ def test_a_server_whose_limit_is_too_small_is_killed_and_told_so(host: Host) -> 
     assert "magictl settings narrow memory_max=" in failure["advice"]
     assert host.property(unit_of("narrow"), "Result") == "oom-kill"
     again = host.server("toy")
-    assert again and (again["pid"], again["isReady"]) == (toy["pid"], True)
+    assert again
+    assert (again["pid"], again["isReady"]) == (toy["pid"], True)
     assert host.ask("GET", "/health/live").status == 200
     host.must("POST", "/api/models/servers/narrow/stop", within=SLOW)
 
@@ -168,8 +171,8 @@ def test_a_leak_is_stopped_at_the_derived_limit_and_the_host_lives(host: Host, f
     at = {str(entry["MESSAGE"]): int(entry["__REALTIME_TIMESTAMP"]) / 1e6 for entry in map(json.loads, reversed(lines))}
     killed = next(moment for text, moment in at.items() if "Failed with result 'oom-kill'" in text)
     figures.append(
-        f"a leak: stopped at {limit // MIB} MiB {killed - at['the leak begins']:.1f} s after it began; meanwhile the other "
-        f"server answered within {slowest:.1f} s"
+        f"a leak: stopped at {limit // MIB} MiB {killed - at['the leak begins']:.1f} s after it began; meanwhile the "
+        f"other server answered within {slowest:.1f} s"
     )
     assert time.monotonic() - began < 2 * SLOW
     killer = host.journal("-k", "--grep=oom-kill:constraint")
@@ -179,7 +182,8 @@ def test_a_leak_is_stopped_at_the_derived_limit_and_the_host_lives(host: Host, f
     assert "CONSTRAINT_NONE" not in killer
     host.run("sh", "-c", f"test $(systemctl show --property=MainPID --value magi-agent.service) = {agent}")
     again = host.server("toy")
-    assert again and (again["pid"], again["isReady"]) == (toy["pid"], True)
+    assert again
+    assert (again["pid"], again["isReady"]) == (toy["pid"], True)
 
     failure = until_failed(host, "leaking")["failure"]
     assert failure["result"] == "oom-kill"

@@ -8,8 +8,9 @@ Standard library only: it runs in the virtual machine.
 import mmap
 import sys
 import time
+from pathlib import Path
 
-with open(sys.argv[1], "rb") as file:
+with Path(sys.argv[1]).open("rb") as file:
     began = time.monotonic()
     with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         for start in range(0, len(mapped), 1 << 20):
