@@ -1,7 +1,7 @@
 # The commands for working on MAGI Agent. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-system fuzz soak lint bench demo deb deb-13 deb-proof clean
+.PHONY: help setup test test-system test-vm fuzz soak lint bench demo deb deb-13 deb-proof clean
 
 python := .venv/bin/python
 beside_systemd := $(python) packaging/workbench/private_systemd.py --
@@ -24,6 +24,10 @@ test-system: setup ## Install, upgrade, break and remove the package on booted D
 	@packaging/roots/prepare
 	@$(beside_systemd) $(python) -m pytest -o python_files='scenario_*.py' --timeout=300 -o faulthandler_timeout=290 \
 		tests/system $(ARGS)
+
+test-vm: setup ## See the limits of memory hold in an emulated machine with a kernel of its own (ten minutes; outside CI)
+	@packaging/roots/prepare-vm
+	@$(python) -m pytest -o python_files='scenario_*.py' --timeout=900 -o faulthandler_timeout=890 tests/vm $(ARGS)
 
 fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by FUZZ_CASES=, the same again by FUZZ_SEED=
 	@FUZZ_CASES=$${FUZZ_CASES:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(python) -m pytest -s --timeout=3600 \

@@ -44,6 +44,7 @@ from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.limited_launch import LimitedPlacing
 from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.offload import Offload
 from magi_agent.servers.placements import Placements
@@ -124,8 +125,9 @@ class Agent:
             devices=lambda launch: self._placements.devices(launch),
         )
         self._placements = Placements(self._host, self._memory, self._manager)
+        self._limited = LimitedPlacing(self._placements, settings)
         self._admission = Admission(
-            self._placements,
+            self._limited,
             self._preparation.launch_as_it_stands,
             lambda max_age: self._host.memory(max_age=max_age),
             settings.memory_reserve,
@@ -318,6 +320,7 @@ class Agent:
         self._effective.hold_defaults(settings.defaults)
         self._launcher.reconfigure(settings.llama_server_user or None)
         self._preparation.reconfigure(settings)
+        self._limited.reconfigure(settings)
         self._host.reconfigure(settings)
         self._admission.reconfigure(settings.memory_reserve)
         self._reconciler.reconfigure(_patience(settings), settings.stop_timeout)

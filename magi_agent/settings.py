@@ -17,13 +17,15 @@ from typing import Final
 from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.vocabulary import Scope, ServerAccess, TcpAccess, Tier, TokenScope
+from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, TcpAccess, Tier, TokenScope
 
 DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
 _MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_SECONDS: Final = 7 * 86_400.0
 _MOST_LINES: Final = 1_000_000
 _MOST_BYTES: Final = 1 << 60
+_LEAST_HEADROOM: Final = 0.1
+_MOST_HEADROOM: Final = 10.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 DEFAULTS_SECTION: Final = "defaults"
 """The section with the runtime settings of all models, and in sections below it those of a tier's."""
@@ -93,6 +95,9 @@ class Settings:
     log_rate_limit_burst: int
     memory_reserve: int
     """Bytes of the host's memory that no server gets."""
+    memory_limits: LimitSource
+    memory_headroom: float
+    """Share of a model's anonymous memory that a derived limit adds to it."""
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None
@@ -248,6 +253,16 @@ def _bytes(value: object) -> int:
     return count
 
 
+def _headroom(value: object) -> float:
+    try:
+        share = _number(value)
+    except ValueError:
+        share = -1.0
+    if not _LEAST_HEADROOM <= share <= _MOST_HEADROOM:
+        raise ValueError(f"must be a share from {_LEAST_HEADROOM:g} to {_MOST_HEADROOM:g}, such as 0.25 for a quarter")
+    return share
+
+
 def _billions(value: object) -> float:
     try:
         size = _number(value)
@@ -355,6 +370,10 @@ def _scope(value: object) -> Scope:
 
 def _server_access(value: object) -> ServerAccess:
     return ServerAccess(_choice(*ServerAccess)(value))
+
+
+def _memory_limits(value: object) -> LimitSource:
+    return LimitSource(_choice(*LimitSource)(value))
 
 
 def _tcp_access(value: object) -> TcpAccess:
@@ -477,6 +496,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "512M",
         _bytes,
         "bytes of the host's memory that no server gets, such as 512M or 2G",
+    ),
+    Setting(
+        "memory_limits",
+        "servers",
+        "MAGI_MEMORY_LIMITS",
+        "derived",
+        _memory_limits,
+        "limits of memory for each server: derived from what its model needs, or off",
+    ),
+    Setting(
+        "memory_headroom",
+        "servers",
+        "MAGI_MEMORY_HEADROOM",
+        "0.25",
+        _headroom,
+        "share of a model's anonymous memory that a derived limit adds to it, beside 512 MiB",
     ),
     Setting(
         "profiles_path",

@@ -49,6 +49,15 @@ class StartPolicy(StrEnum):
     MANUAL = "manual"
 
 
+class LimitSource(StrEnum):
+    """What the limits of memory of a server's unit come from."""
+
+    DERIVED = "derived"
+    """What the model needs, where a person set none."""
+    OFF = "off"
+    """What a person set, and nothing else."""
+
+
 class ServerState(StrEnum):
     """The one state a model's server is in."""
 

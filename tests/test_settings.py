@@ -13,7 +13,7 @@ from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
 from magi_agent.settings import SETTINGS, ProxyRight, Setting, Settings, TcpAddress, load_settings, shown
-from magi_agent.vocabulary import Scope, ServerAccess, StartPolicy, TcpAccess, Tier, TokenScope
+from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, StartPolicy, TcpAccess, Tier, TokenScope
 
 BAD: dict[str, list[object]] = {
     "model_scan_path": ["", ":", [], [""], ["/a:b"], 5, ["/a", 5], "/a\nb"],
@@ -79,6 +79,8 @@ BAD: dict[str, list[object]] = {
     "log_rate_limit_interval": ["0", "soon"],
     "log_rate_limit_burst": ["-1", "1.5", "1000001", "many", True],
     "memory_reserve": ["-1", -1, "1.5G", "12P", "G", "much", True, str(1 << 61), "2000000T"],
+    "memory_limits": ["", "on", "Derived", True, 1],
+    "memory_headroom": ["", "a", "0", 0, "0.09", 10.1, -1, "nan", "inf", True],
     "profiles_path": ["", []],
     "active_profile": ["a\tb", 5],
     "tcp": [
@@ -233,6 +235,8 @@ def test_every_setting_is_read_from_file_environment_and_option(config, name):
         "log_rate_limit_interval": "45.5",
         "log_rate_limit_burst": "46",
         "memory_reserve": "47M",
+        "memory_limits": "off",
+        "memory_headroom": "0.5",
         "profiles_path": "/p:/q",
         "active_profile": "night",
         "tcp": "[::1]:8001",
@@ -545,6 +549,8 @@ VALUES: dict[str, st.SearchStrategy[str]] = {
     "memory_reserve": st.one_of(
         st.integers(0, 1 << 60).map(str), st.from_regex(r"[0-9]{1,4}[KMGTkmgt](iB)?", fullmatch=True)
     ),
+    "memory_limits": st.sampled_from([*LimitSource]).map(str),
+    "memory_headroom": st.floats(0.1, 10).map(str),
     "profiles_path": st.lists(_paths(), min_size=1, max_size=4).map(":".join),
     "active_profile": _TEXT,
     "tcp": st.one_of(st.just("off"), st.builds("{}:{}".format, _HOSTS, st.integers(0, 65_535))),

@@ -1,5 +1,6 @@
 """Memory: what a model's server needs, and uses."""
 
+import contextlib
 from typing import Final
 
 from aiohttp import web
@@ -7,6 +8,8 @@ from aiohttp import web
 from magi_agent.api.exchange import answer
 from magi_agent.api.memory_schemas import (
     MemoryAnswer,
+    MemoryLimitAnswer,
+    MemoryLimitsAnswer,
     MemoryNeedAnswer,
     MemoryPartsAnswer,
     SplitAnswer,
@@ -17,7 +20,12 @@ from magi_agent.api.routes import Access, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, ServiceUnavailable
 from magi_agent.memory.need import MemoryNeed, NeedUnknown, Split
+from magi_agent.servers.launch import unit_name
+from magi_agent.servers.limited_launch import with_limits
+from magi_agent.servers.llama_server import memory_limits_of, set_memory_limits_of
+from magi_agent.servers.memory_limits import MemoryLimits, chosen_limits, source_of
 from magi_agent.servers.servers import RUNNING
+from magi_agent.systemd.errors import BusError
 
 _TAG: Final = "models"
 
@@ -76,8 +84,46 @@ class MemoryRoutes:
                 if used
                 else None,
                 used_unavailable=reason,
+                limits=await self._next_limits(model_id, need),
+                running_limits=await self._running_limits(model_id),
             )
         )
+
+    async def _next_limits(self, model_id: str, need: MemoryNeed | None) -> MemoryLimitsAnswer:
+        """The limits of a server that is started now."""
+        services = self._services
+        launch = services.preparation.launch_of(services.registry.model(model_id), 0)
+        chosen = chosen_limits(launch.runtime_settings)
+        names: list[str] = []
+        if need is not None and need.gpu_bytes:
+            with contextlib.suppress(NeedUnknown):
+                names = [device.name for device in (await services.memory.surroundings_of(launch)).devices]
+        limits = with_limits(launch, need, services.settings, names).memory_limits or chosen
+        return _limits_answer(limits, chosen, limits)
+
+    async def _running_limits(self, model_id: str) -> MemoryLimitsAnswer | None:
+        services = self._services
+        unit = services.manager.units.get(unit_name(model_id))
+        if unit is None or not unit.main_pid:
+            return None
+        try:
+            in_force = MemoryLimits(*await services.manager.memory_limits_of_service(unit.name))
+        except BusError:
+            return None
+        chosen = set_memory_limits_of(unit.environment)
+        return _limits_answer(in_force, chosen, memory_limits_of(unit.environment) or chosen)
+
+
+def _limits_answer(in_force: MemoryLimits, chosen: MemoryLimits, made_with: MemoryLimits) -> MemoryLimitsAnswer:
+    return MemoryLimitsAnswer(
+        high=_limit_answer(in_force.high, chosen.high, made_with.high),
+        max=_limit_answer(in_force.max, chosen.max, made_with.max),
+    )
+
+
+def _limit_answer(in_force: int | None, chosen: int | None, made_with: int | None) -> MemoryLimitAnswer | None:
+    source = source_of(in_force, chosen, made_with)
+    return None if in_force is None or source is None else MemoryLimitAnswer(limit_bytes=in_force, source=source)
 
 
 def _need_answer(need: MemoryNeed) -> MemoryNeedAnswer:

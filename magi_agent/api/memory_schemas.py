@@ -55,6 +55,22 @@ class UsedMemoryAnswer(Answer):
     source: Literal["control group", "process"] = Field(description="what told of the host's memory")
 
 
+class MemoryLimitAnswer(Answer):
+    """One limit of a unit's memory."""
+
+    limit_bytes: int
+    source: Literal["derived", "set", "operator"] = Field(
+        description="derived from the need, set for the model, or an operator's (systemctl set-property, a drop-in)"
+    )
+
+
+class MemoryLimitsAnswer(Answer):
+    """Limits of a unit's memory, page cache included and swap not; null for no limit."""
+
+    high: MemoryLimitAnswer | None = Field(description="MemoryHigh=: beyond it processes are slowed down")
+    max: MemoryLimitAnswer | None = Field(description="MemoryMax=: beyond it processes are killed")
+
+
 class MemoryAnswer(Answer):
     """What a model needs of memory, and uses."""
 
@@ -64,3 +80,5 @@ class MemoryAnswer(Answer):
     estimated: SplitAnswer | None = Field(description="the totals by facts and settings alone")
     used: UsedMemoryAnswer | None
     used_unavailable: str | None = Field(description="why nothing is said of what is used")
+    limits: MemoryLimitsAnswer = Field(description="of a server that is started now")
+    running_limits: MemoryLimitsAnswer | None = Field(description="of the server that runs; null where none does")

@@ -1,4 +1,4 @@
-"""What a model needs of memory, in a line of ``magictl show``."""
+"""What a model needs of memory, in lines of ``magictl show``."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,9 +13,26 @@ _BASES: Mapping[str, str] = {
     "measured": "as measured",
 }
 
+_SOURCES: Mapping[str, str] = {
+    "derived": "derived from the need; memory_max sets another",
+    "set": "its memory_max",
+    "operator": "by the operator, at the unit",
+}
+
 
 def memory_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
-    """The line, of an answer of ``GET /api/models/ID/memory``; nothing of an agent that does not know it."""
+    """The lines, of an answer of ``GET /api/models/ID/memory``; nothing of an agent that does not know it."""
+    yield from _need_facts(memory)
+    runs = record(memory.get("runningLimits"))
+    limit = record((runs or record(memory.get("limits"))).get("max"))
+    if limit:
+        when = "" if runs else ", once it is started"
+        yield Fact(
+            "limit", Cell(size(limit.get("limitBytes"))), f"({_SOURCES.get(text(limit.get('source')), '')}{when})"
+        )
+
+
+def _need_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
     need = record(memory.get("need"))
     if not need:
         if problem := text(memory.get("problem")):

@@ -54,8 +54,9 @@ class RemoteLauncher:
             projector_path=launch.projector_path,
             port=launch.port,
             settings=written(launch.runtime_settings),
-            # A launcher from before an upgrade, which knows no such field, may still be up.
+            # A launcher from before an upgrade, which knows no such fields, may still be up.
             **({"devices": launch.devices} if launch.devices else {}),
+            **({"memory_limits": _derived_of(launch)} if launch.memory_limits else {}),
         )
         try:
             return await self._job(request, launch.model_id, _START)
@@ -125,3 +126,14 @@ class RemoteLauncher:
         return Unreachable(
             f"the launcher cannot be reached at {self._path}: {why}; see: systemctl status magi-launcher.socket"
         )
+
+
+def _derived_of(launch: LaunchSpecification) -> dict[str, int | None] | None:
+    """The limits of memory that the settings do not say already."""
+    limits, said = launch.memory_limits, launch.runtime_settings
+    if limits is None:
+        return None
+    return {
+        "high": limits.high if said.memory_high is None else None,
+        "max": limits.max if said.memory_max is None else None,
+    }

@@ -5,14 +5,24 @@ A connection carries one question. Its end before the answer changes nothing: wh
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from magi_agent.errors import MagiError, ModelNotUsable, ProbeFailed, SettingsNotUsable
 from magi_agent.host.listed_devices import MOST_DEVICES
 from magi_agent.runtime_settings.known_options import MAX_HELP
 from magi_agent.servers.launch import NO_DEVICE
+from magi_agent.servers.memory_limits import LARGEST_LIMIT, SMALLEST_LIMIT
 from magi_agent.servers.questions import Question
 from magi_agent.systemd.errors import BusError, JobTimeout
 from magi_agent.vocabulary import MAX_ID_LENGTH, RESERVED_IDS
@@ -28,6 +38,7 @@ _MOST_SETTINGS: Final = 64
 _Line = Annotated[str, StringConstraints(max_length=512)]
 _Device = Annotated[str, StringConstraints(pattern=r"\A([A-Za-z][A-Za-z_]{0,30}[0-9]{1,3}|none)\z")]
 """One word: what ends an option, begins another, or lists several has other characters."""
+_Bytes = Annotated[int, Field(ge=SMALLEST_LIMIT, le=LARGEST_LIMIT)]
 _Path = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f]{2,4096}\z")]
 
 
@@ -46,6 +57,19 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class MemoryLimitsRequest(_Request):
+    """Limits of a unit's memory, in bytes, that follow from what the agent says the model needs."""
+
+    high: _Bytes | None
+    max: _Bytes | None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.high is not None and self.max is not None and self.high > self.max:
+            raise ValueError("high is above max")
+        return self
+
+
 class StartRequest(_Request):
     """Make and start the unit of one model; a failed one of the same name gives way."""
 
@@ -59,6 +83,8 @@ class StartRequest(_Request):
     """Runtime settings, as files hold them."""
     devices: Annotated[tuple[_Device, ...], Field(max_length=MOST_DEVICES)] = ()
     """The GPUs that the agent has chosen, by llama-server's names for them, or ``none`` alone."""
+    memory_limits: MemoryLimitsRequest | None = None
+    """What holds where the settings name no limit."""
 
     @field_validator("devices")
     @classmethod

@@ -6,6 +6,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_set
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.launch import Wanted, specification_of
 from magi_agent.servers.launcher import DirectLauncher
+from magi_agent.servers.memory_limits import MemoryLimits
 from magi_agent.servers.questions import PROBE_PATTERN
 from magi_agent.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
@@ -178,6 +180,10 @@ class LauncherService:
         await asyncio.to_thread(check, wanted, settings, known)
         file = self._binaries.file(binary)
         launch = specification_of(wanted, settings, known, file.identity if file else None)
+        if request.memory_limits is not None:
+            derived = request.memory_limits
+            limits = MemoryLimits(runtime.memory_high or derived.high, runtime.memory_max or derived.max)
+            launch = replace(launch, memory_limits=limits)
         _LOG.info(
             "starting %s from %s on port %d", launch.model_id, launch.model_path, launch.port,
             extra={"magi_model": launch.model_id},

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from magi_agent.servers.failure import Failure
+from magi_agent.servers.launch import unit_name
 
 READ_LINES: Final = 120
 """Lines of a log in which the cause is looked for: after a wrong argument, a page of usage follows."""
@@ -28,6 +29,27 @@ class Diagnosis:
 
     cause: str
     advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEnd:
+    """At which limit a server was killed for memory."""
+
+    limit: int | None = None
+    """Bytes that the unit might use; ``None`` for no limit, or where nobody tells."""
+    group: str | None = None
+    """Whose limit it was, as the kernel says: a unit's name, empty for the host's; ``None`` where it was not read."""
+
+    def diagnosis(self, unit: str) -> Diagnosis:
+        """The cause, and what to do, for the server in ``unit``."""
+        cause, limit = "it was killed because memory ran out", self.limit and _size(self.limit)
+        if limit and self.group == unit:
+            return Diagnosis(f"{cause}, at its limit of {limit} (MemoryMax)", _WIDER_LIMIT)
+        if limit and self.group is None:
+            return Diagnosis(f"{cause}, its own of {limit} (MemoryMax) or the host's", _WIDER_LIMIT)
+        if self.group:
+            return Diagnosis(f"{cause}, that of {_quoted(self.group)}", _LESS_MEMORY)
+        return Diagnosis(cause if self.group is None else f"{cause}, the host's", _LESS_MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,10 @@ class _Sign:
 
 _LESS_MEMORY: Final = (
     "give it less to hold (magictl settings MODEL ctx_size=…, or a smaller quantization), or stop another model"
+)
+_WIDER_LIMIT: Final = (
+    "give it more (magictl settings MODEL memory_max=…) or less to hold (magictl settings MODEL ctx_size=…); one that "
+    "leaks comes to any limit"
 )
 _GPU_MEMORY: Final = (
     "the memory of the GPU is too small for it as it is set",
@@ -157,12 +183,21 @@ _SIGNS: Final = (
 )
 
 
-def diagnosed(failure: Failure, lines: Sequence[str], model_id: str, machine_of_binary: str | None = None) -> Failure:
+def diagnosed(
+    failure: Failure,
+    lines: Sequence[str],
+    model_id: str,
+    machine_of_binary: str | None = None,
+    memory_end: MemoryEnd | None = None,
+) -> Failure:
     """The failure with its cause and what to do, where it is a known one; else as it is.
 
     ``machine_of_binary`` is the machine that the program is made for, where that is not this one.
     """
-    found = next(_diagnoses(failure, lines, machine_of_binary), None)
+    if failure.result == "oom-kill":
+        found: Diagnosis | None = (memory_end or MemoryEnd()).diagnosis(unit_name(model_id))
+    else:
+        found = next(_diagnoses(failure, lines, machine_of_binary), None)
     if found is None:
         return failure
     message = found.cause if found.cause.startswith(failure.message) else f"{failure.message}: {found.cause}"
@@ -175,8 +210,6 @@ def _diagnoses(failure: Failure, lines: Sequence[str], machine_of_binary: str | 
             f"llama-server is a program for {machine_of_binary}, which this host is not",
             "use one that is built for this machine: llama_server_path below [servers]",
         )
-    if failure.result == "oom-kill":
-        yield Diagnosis("it was killed because memory ran out", _LESS_MEMORY)
     for sign in _SIGNS:
         if diagnosis := sign.in_(lines):
             yield diagnosis
@@ -185,6 +218,11 @@ def _diagnoses(failure: Failure, lines: Sequence[str], machine_of_binary: str | 
             "llama-server used an instruction that this processor does not have",
             "use one that is built for it, or for any (GGML_NATIVE=OFF, GGML_BACKEND_DL=ON)",
         )
+
+
+def _size(size: int) -> str:
+    unit, word = next((pair for pair in ((1 << 30, "GiB"), (1 << 20, "MiB")) if size >= pair[0]), (1, "bytes"))
+    return f"{size / unit:.4g} {word}"
 
 
 def _quoted(text: str) -> str:

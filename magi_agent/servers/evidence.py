@@ -1,8 +1,11 @@
 """What can be found out about a unit that runs, or ran: who answers for it, whether it gets on, what it said last."""
 
 import asyncio
+import contextlib
 import os
-from pathlib import Path
+import re
+import time
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import psutil
@@ -10,19 +13,25 @@ import psutil
 from magi_agent.host.executable import NotElf, read_executable
 from magi_agent.host.listeners import owned_by
 from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
-from magi_agent.servers.diagnosis import READ_LINES
+from magi_agent.servers.diagnosis import READ_LINES, MemoryEnd
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.port_holder import holder_of, holder_of_socket
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 from magi_agent.servers.readiness import LoadProgress
 from magi_agent.servers.survivors import survived
-from magi_agent.systemd.errors import BusError
-from magi_agent.systemd.journal import Journal
+from magi_agent.systemd.errors import BusError, JournalError
+from magi_agent.systemd.journal import Journal, Selection
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
 
 _SUFFIX: Final = ".service"
 _ANSWER_WAIT: Final = 5.0
+_KERNEL_LOG_SPAN: Final = 60.0
+"""Seconds of the kernel's log, before the end of a server, in which it is looked for what the kernel killed."""
+_OOM_KILL: Final = re.compile(
+    r"oom-kill:constraint=.*?(?:,oom_memcg=(?P<limit>[^,]*)|,global_oom),task_memcg=[^,]*/(?P<unit>[^/,]+),"
+)
+"""A line of the kernel's mm/oom_kill.c (dump_oom_summary); the first group is there where it is a group's limit."""
 _JOURNAL_PAUSES: Final = (0.1, 0.3, 0.0)
 
 
@@ -72,6 +81,28 @@ class UnitEvidence:
     def survived(self, unit: UnitStatus) -> Failure | None:
         """Why a unit that systemd has given up is not gone; ``None`` where none of its processes is left."""
         return survived(unit.control_group)
+
+    async def memory_end(self, unit: UnitStatus) -> MemoryEnd:
+        """At which limit the unit's last run was killed for memory, as far as systemd and the kernel's log tell."""
+        limit = group = None
+        with contextlib.suppress(BusError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_WAIT):
+                _, limit = await self._manager.memory_limits_of_service(unit.name)
+        with contextlib.suppress(JournalError, TimeoutError):
+            async with asyncio.timeout(_ANSWER_WAIT):
+                group = await self._group_out_of_memory(unit)
+        return MemoryEnd(limit, group)
+
+    async def _group_out_of_memory(self, unit: UnitStatus) -> str | None:
+        ended = unit.exec_main_exit_timestamp or time.time()
+        kernel = Selection(any_of=[["_TRANSPORT=kernel"]], since=ended - _KERNEL_LOG_SPAN)
+        for pause in _JOURNAL_PAUSES:
+            async with contextlib.aclosing(self._journal.newest(kernel)) as entries:
+                async for entry in entries:
+                    if (killed := _OOM_KILL.match(entry.message)) and killed["unit"] == unit.name:
+                        return PurePosixPath(killed["limit"] or "/").name
+            await asyncio.sleep(pause)
+        return None
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines of the unit's last run, as many as tell why it ended."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from magi_agent.runtime_settings.known_options import KnownOptions
 from magi_agent.runtime_settings.settings import RuntimeSettings
+from magi_agent.servers.memory_limits import MemoryLimits
 from magi_agent.servers.reach import runtime_root
 from magi_agent.settings import Settings
 from magi_agent.vocabulary import ServerAccess
@@ -64,6 +65,8 @@ class LaunchSpecification:
     """Where the manager makes its units' folders; the server's socket, or its key, is below."""
     devices: tuple[str, ...] = ()
     """The GPUs that were chosen for it, by llama-server's names for them; empty leaves them to llama-server."""
+    memory_limits: MemoryLimits | None = None
+    """Those that hold, set ones among them; ``None`` for the set ones alone, with swap as systemd has it."""
 
 
 def specification_of(

@@ -117,7 +117,7 @@ def service_of(launch: LaunchSpecification, scope: Scope, key_file: Path | None 
         hidden_folders=hidden_folders(shown) if is_systems else (),
         cache_directories=cache_directories(launch.model_id),
         **_folder_of_socket(launch, scope),
-        **unit_limits(launch.runtime_settings, launch.model_path),
+        **unit_limits(launch.runtime_settings, launch.model_path, launch.memory_limits),
     )
 
 

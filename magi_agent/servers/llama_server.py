@@ -12,6 +12,7 @@ from typing import Final
 from magi_agent.runtime_settings.passing import passed
 from magi_agent.runtime_settings.settings import NO_PROJECTOR
 from magi_agent.servers.launch import NO_DEVICE, LaunchSpecification, unit_name
+from magi_agent.servers.memory_limits import MemoryLimits, read_limits, written_limits
 from magi_agent.servers.reach import AtPort, AtSocket, Reach, socket_path
 from magi_agent.servers.server_keys import credential_path
 from magi_agent.servers.unit_limits import limits_in, limits_text
@@ -22,6 +23,7 @@ _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _ORIGINS: Final = "--cors-origins"
 _ORIGINS_VARIABLE: Final = "LLAMA_ARG_CORS_ORIGINS"
 _LIMITS: Final = "MAGI_LIMITS"
+_MEMORY: Final = "MAGI_MEMORY_LIMITS"
 _BINARY: Final = "MAGI_BINARY"
 _USER: Final = "MAGI_USER"
 _KEY_FILE: Final = "LLAMA_ARG_API_KEY_FILE"
@@ -89,6 +91,8 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
         if _PROJECTOR in environment and launch.devices != NO_DEVICE:
             # By itself it takes the first GPU there is.
             environment[_PROJECTOR_DEVICE] = launch.devices[0]
+    if launch.memory_limits is not None:
+        environment[_MEMORY] = written_limits(launch.memory_limits)
     if launch.user:
         environment[_USER] = launch.user
     if launch.binary_identity:
@@ -183,6 +187,17 @@ def _placement(launch: LaunchSpecification) -> tuple[str, ...]:
     if launch.devices == NO_DEVICE and has_projector and known[_PROJECTOR_ON_HOST] and _PROJECTOR_ON_HOST not in said:
         argv.append(_PROJECTOR_ON_HOST)
     return tuple(argv)
+
+
+def set_memory_limits_of(environment: Iterable[str]) -> MemoryLimits:
+    """The limits of memory that a person had set when the server's unit was made."""
+    return read_limits(limits_in(_variables(environment).get(_LIMITS, "")))
+
+
+def memory_limits_of(environment: Iterable[str]) -> MemoryLimits | None:
+    """The limits of memory, set ones among them, that the server's unit was made with, where some were derived."""
+    text = _variables(environment).get(_MEMORY)
+    return None if text is None else read_limits(limits_in(text))
 
 
 def _aliases(launch: LaunchSpecification) -> tuple[str, ...]:

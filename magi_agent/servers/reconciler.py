@@ -33,7 +33,7 @@ from magi_agent.events import EventStream, ServerChanged, ServerProgress, Server
 from magi_agent.servers.admission import Admission, Situation
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
-from magi_agent.servers.diagnosis import diagnosed
+from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
 from magi_agent.servers.failure import (
     INSUFFICIENT_MEMORY,
     LOG_LINES,
@@ -120,6 +120,9 @@ class Evidence(Protocol):
 
     async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         """The last lines the unit wrote to the journal, as many as tell why it ended. Raises ``MagiError``."""
+
+    async def memory_end(self, unit: UnitStatus) -> MemoryEnd:
+        """At which limit the unit's last run was killed for memory."""
 
     async def foreign_machine(self, unit: UnitStatus) -> str | None:
         """The machine that the unit's program is made for, where that is not this one."""
@@ -544,7 +547,8 @@ class Reconciler:
         """A failure with the last lines of its log and, where the cause is a known one, that and what to do."""
         lines = await self._last_lines(unit)
         machine = await self._evidence.foreign_machine(unit) if failure.exit_status == NOT_EXECUTED else None
-        return replace(diagnosed(failure, lines, model_id, machine), log_lines=lines[-LOG_LINES:])
+        memory = await self._evidence.memory_end(unit) if failure.result == "oom-kill" else None
+        return replace(diagnosed(failure, lines, model_id, machine, memory), log_lines=lines[-LOG_LINES:])
 
     async def _last_lines(self, unit: UnitStatus) -> tuple[str, ...]:
         try:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from magi_agent.runtime_settings.settings import RuntimeSettings, numbers_in
+from magi_agent.servers.memory_limits import MemoryLimits
 from magi_agent.systemd.transient import NumaPolicy
 
 LIMITS: Final = (
@@ -23,13 +24,19 @@ LIMITS: Final = (
 _MISREAD: Final = re.compile(r"[\s%'\"\\]")
 
 
-def unit_limits(settings: RuntimeSettings, model_path: str) -> dict[str, Any]:
-    """The fields of a ``TransientService`` that the limits are; ``ValueError`` where systemd would forget one."""
+def unit_limits(settings: RuntimeSettings, model_path: str, memory: MemoryLimits | None = None) -> dict[str, Any]:
+    """The fields of a ``TransientService`` that the limits are; ``ValueError`` where systemd would forget one.
+
+    ``memory`` has those that were derived; what is set wins over them.
+    """
     affinity, nodes, policy = settings.cpu_affinity, settings.numa_nodes, settings.numa_policy
     rate = settings.io_read_bandwidth_max
+    derived = memory or MemoryLimits()
+    memory_max = derived.max if settings.memory_max is None else settings.memory_max
     return {
-        "memory_high": settings.memory_high,
-        "memory_max": settings.memory_max,
+        "memory_high": derived.high if settings.memory_high is None else settings.memory_high,
+        "memory_max": memory_max,
+        "memory_swap_max": 0 if memory is not None and memory_max is not None else None,
         "cpu_quota": settings.cpu_quota,
         "cpu_weight": settings.cpu_weight,
         "cpu_affinity": numbers_in(affinity) if affinity else (),

@@ -205,6 +205,15 @@ class SystemdManager:
         high = await self._figure(bus, path, "MemoryHigh", SLICE)
         return high, await self._figure(bus, path, "MemoryMax", SLICE)
 
+    async def memory_limits_of_service(self, name: str) -> tuple[int | None, int | None]:
+        """Return ``MemoryHigh=`` and ``MemoryMax=`` of a service in bytes, as they are in force.
+
+        ``None`` is no limit. Raises ``NoSuchUnit`` and other ``BusError``.
+        """
+        bus = self._session()
+        path = str((await bus.call(SYSTEMD, MANAGER_PATH, MANAGER, "GetUnit", "s", name))[0])
+        return await self._figure(bus, path, "MemoryHigh"), await self._figure(bus, path, "MemoryMax")
+
     async def is_stopping(self) -> bool:
         """Whether the manager, and with it the host or the user's session, is going down. Raises ``BusError``."""
         # Asked for each time: no signal says that it changed.

@@ -61,6 +61,7 @@ SIGNATURES: Final[Mapping[str, str]] = {
     "MemoryDenyWriteExecute": "b",
     "MemoryHigh": "t",
     "MemoryMax": "t",
+    "MemorySwapMax": "t",
     "NUMAMask": "ay",
     "NUMAPolicy": "i",
     "Nice": "i",
@@ -212,6 +213,7 @@ def _limits(unit: TransientService) -> Iterator[tuple[str, object]]:
     limits = {
         "MemoryHigh": unit.memory_high,
         "MemoryMax": unit.memory_max,
+        "MemorySwapMax": unit.memory_swap_max,
         "CPUQuotaPerSecUSec": None if unit.cpu_quota is None else _microseconds(unit.cpu_quota),
         "CPUWeight": unit.cpu_weight,
         "IOWeight": unit.io_weight,

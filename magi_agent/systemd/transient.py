@@ -135,6 +135,7 @@ class TransientService:
 
     memory_high: int | None = None
     memory_max: int | None = None
+    memory_swap_max: int | None = None
     cpu_quota: float | None = None
     """CPUs' worth of time: 2.5 is two and a half CPUs."""
     cpu_weight: int | None = None

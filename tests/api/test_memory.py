@@ -13,7 +13,7 @@ from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
 from magi_agent.servers import memory_needs
 from magi_agent.servers.preparation import StartPreparation
 from tests.api.client import Api, until
-from tests.api.conftest import Serve
+from tests.api.conftest import Serve, systemctl
 from tests.conftest import MakeToyModel
 
 WAIT = "wait=60"
@@ -30,7 +30,16 @@ async def test_a_model_that_does_not_run_needs_what_is_estimated(serve: Serve) -
 
     told = await memory(api, "api-mem")
 
-    assert told.keys() == {"modelId", "need", "problem", "estimated", "used", "usedUnavailable"}
+    assert told.keys() == {
+        "modelId",
+        "need",
+        "problem",
+        "estimated",
+        "used",
+        "usedUnavailable",
+        "limits",
+        "runningLimits",
+    }
     assert told["modelId"] == "api-mem"
     assert (told["used"], told["usedUnavailable"]) == (None, "it does not run")
     assert told["problem"] is None
@@ -184,3 +193,70 @@ async def test_a_model_that_there_is_not_has_no_need(serve: Serve) -> None:
     api = await serve()
     answer = await api.ask("GET", "/api/models/api-nobody/memory")
     assert (answer.status, answer.body["error"]) == (404, "ModelNotFound")
+
+
+def held(model_id: str) -> dict[str, str]:
+    """The limits of memory that systemd has for a model's unit."""
+    names = ("MemoryHigh", "MemoryMax", "MemorySwapMax")
+    shown = systemctl("show", f"magi-llama-{model_id}.service", *(f"--property={name}" for name in names)).decode()
+    return dict(line.partition("=")[::2] for line in shown.splitlines())
+
+
+@ONE_LISTENER
+async def test_a_unit_has_the_limits_that_follow_from_the_need(serve: Serve) -> None:
+    api = await serve("api-mem")
+    told = await memory(api, "api-mem")
+    assert told["runningLimits"] is None
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+
+    after = await memory(api, "api-mem")
+
+    most, high = told["limits"]["max"], told["limits"]["high"]
+    assert most["source"] == high["source"] == "derived"
+    assert told["need"]["hostBytes"] < high["limitBytes"] < most["limitBytes"]
+    assert after["runningLimits"] == told["limits"]
+    assert held("api-mem") == {
+        "MemoryHigh": str(high["limitBytes"]),
+        "MemoryMax": str(most["limitBytes"]),
+        "MemorySwapMax": "0",
+    }
+    # Another need, and so another limit, is no reason to restart what runs.
+    (await api.ask("PUT", "/api/models/api-mem/settings", {"idleTimeoutSeconds": 77})).success()
+    server = (await api.get("/api/models/api-mem"))["server"]
+    assert (server["restartRequired"], server["restartReasons"]) == (False, [])
+
+    systemctl("set-property", "--runtime", "magi-llama-api-mem.service", f"MemoryMax={6 << 30}")
+    limits = (await memory(api, "api-mem"))["runningLimits"]
+    assert limits == {"max": {"limitBytes": 6 << 30, "source": "operator"}, "high": high}
+    assert (await api.get("/api/models/api-mem"))["server"]["restartRequired"] is False
+
+
+@ONE_LISTENER
+async def test_a_limit_that_is_set_wins(serve: Serve) -> None:
+    api = await serve("api-mem")
+    (await api.ask("PUT", "/api/models/api-mem/settings", {"memoryMax": 3 << 30})).success()
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+
+    told = await memory(api, "api-mem")
+
+    high = (3 << 30) - (3 << 30) // 100
+    assert (
+        told["limits"]
+        == told["runningLimits"]
+        == {
+            "max": {"limitBytes": 3 << 30, "source": "set"},
+            "high": {"limitBytes": high, "source": "derived"},
+        }
+    )
+    assert held("api-mem") == {"MemoryHigh": str(high), "MemoryMax": str(3 << 30), "MemorySwapMax": "0"}
+
+
+@ONE_LISTENER
+async def test_where_no_limits_are_derived_only_set_ones_hold(serve: Serve) -> None:
+    api = await serve("api-mem", memory_limits="off")
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+
+    told = await memory(api, "api-mem")
+
+    assert told["limits"] == told["runningLimits"] == {"high": None, "max": None}
+    assert held("api-mem") == dict.fromkeys(("MemoryHigh", "MemoryMax", "MemorySwapMax"), "infinity")

@@ -182,6 +182,36 @@ async def test_devices_that_are_none(running: Running, model: Path, devices: obj
     assert "devices" in await refused(running, **running.start_of(model, devices=devices))
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"high": None, "max": 0},
+        {"high": None, "max": -1},
+        {"high": None, "max": (16 << 20) - 1},
+        {"high": None, "max": (1 << 60) + 1},
+        {"high": None, "max": 2**64 - 1},
+        {"high": None, "max": 10**40},
+        {"high": 1, "max": None},
+        {"high": (32 << 20) + 1, "max": 32 << 20},
+        {"high": None, "max": 1e9},
+        {"high": None, "max": True},
+        {"high": None, "max": "1073741824"},
+        {"high": None, "max": "infinity"},
+        {"high": None, "max": [1 << 30]},
+        {"high": None},
+        {"max": 1 << 30},
+        {"high": None, "max": 1 << 30, "swap": 1 << 30},
+        {"high": None, "max": 1 << 30, "MemoryLow": 1 << 30},
+        [1 << 30, 1 << 30],
+        1 << 30,
+        "",
+    ],
+    ids=str,
+)
+async def test_limits_of_memory_that_are_none(running: Running, model: Path, limits: Any) -> None:
+    assert "memory_limits" in await refused(running, **running.start_of(model, memory_limits=limits))
+
+
 async def test_text_cannot_become_an_option_or_another_variable(running: Running, model: Path) -> None:
     template = "--host 0.0.0.0 LD_PRELOAD=/x ${HOME} $(id) ; %n \" ' \\"
     chosen = {"chat_template": template, "ctx_size": 256, "n_gpu_layers": 0}

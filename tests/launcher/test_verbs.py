@@ -7,6 +7,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from magi_agent.launcher.client import RemoteLauncher
 from magi_agent.launcher.messages import Refused, Unreachable
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.launch import NO_DEVICE, LaunchSpecification, Wanted, specification_of, unit_name
-from magi_agent.servers.llama_server import binary_identity_of, differences
+from magi_agent.servers.llama_server import binary_identity_of, differences, memory_limits_of
+from magi_agent.servers.memory_limits import MemoryLimits, limits_with_set
 from magi_agent.servers.questions import Question
 from magi_agent.systemd.jobs import JobResult
 from magi_agent.systemd.manager import SystemdManager
@@ -74,6 +76,34 @@ async def test_a_server_is_told_the_gpus_that_the_agent_chose(
             today = replace(launch(running, model), binary_identity=binary_identity_of(status.environment))
             assert differences(today, status.argv, status.environment) == ()
             assert await launcher.stop(model.stem, 3) is JobResult.DONE
+
+
+@pytest.mark.parametrize("chosen", [{}, {"memory_max": 3 << 30}, {"memory_max": 5}, {"memory_high": 1 << 30}], ids=str)
+async def test_limits_that_were_derived_are_the_units_and_set_ones_win(
+    running: Running, model: Path, chosen: dict[str, Any]
+) -> None:
+    settings = RuntimeSettings(**chosen)
+    derived = MemoryLimits(high=(2 << 30) - (1 << 20), max=2 << 30)
+    wanted = replace(launch(running, model, settings), memory_limits=limits_with_set(derived, settings))
+    async with SystemdManager(Scope.USER) as manager:
+        await manager.wait_connected(10)
+        launcher = RemoteLauncher(manager, running.path)
+
+        assert await launcher.start(wanted) is JobResult.DONE
+        held = unit_property(unit_name(model.stem), "MemoryHigh", "MemoryMax", "MemorySwapMax")
+        unit = manager.get(unit_name(model.stem))
+        await launcher.stop(model.stem, 3)
+
+    limits = wanted.memory_limits
+    assert limits is not None
+    high = "infinity" if limits.high is None else str(limits.high)
+    # systemd counts in pages, and takes less than one for one.
+    assert held | {"MemoryMax": str(limits.max)} == {
+        "MemoryHigh": high, "MemoryMax": str(limits.max), "MemorySwapMax": "0"
+    }  # fmt: skip
+    assert int(held["MemoryMax"]) == pytest.approx(limits.max, abs=4096)
+    assert unit is not None
+    assert memory_limits_of(unit.environment) == limits
 
 
 async def test_a_binary_is_asked_what_it_can_do(running: Running, tmp_path: Path) -> None:

@@ -6,14 +6,20 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from magi_agent.errors import StartFailed
-from magi_agent.servers.diagnosis import diagnosed
+from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
+from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.failure import Failure
+from magi_agent.systemd.errors import BusError
+from magi_agent.systemd.journal import Selection
+from magi_agent.systemd.journal_entries import JournalEntry
+from magi_agent.systemd.status import unit_status
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS
@@ -227,3 +233,64 @@ async def test_a_binary_of_another_machine_is_named_as_that(
         with pytest.raises(StartFailed) as failed:
             await agent.servers.start("srv-foreign", by="test", wait=PATIENCE_OF_TESTS)
         assert "llama-server is a program for riscv64, which this host is not" in failed.value.message
+
+
+TOY = "magi-llama-toy.service"
+OOM = Failure(datetime(2026, 1, 1, tzinfo=UTC), "oom-kill", "it was killed because memory ran out", signal="SIGKILL")
+
+
+@pytest.mark.parametrize(
+    ("end", "message", "advice"),
+    [
+        (MemoryEnd(3 << 30, "magi-llama-toy.service"), ", at its limit of 3 GiB (MemoryMax)", "toy memory_max="),
+        (MemoryEnd(700 << 20, "magi-llama-toy.service"), ", at its limit of 700 MiB (MemoryMax)", "toy ctx_size="),
+        (MemoryEnd(5000, None), ", its own of 5000 bytes (MemoryMax) or the host's", "toy memory_max="),
+        (MemoryEnd(3 << 30, "magi-llama.slice"), ", that of magi-llama.slice", "stop another model"),
+        (MemoryEnd(None, "a\x1bb.slice"), ", that of a?b.slice", "stop another model"),
+        (MemoryEnd(3 << 30, ""), ", the host's", "stop another model"),
+        (MemoryEnd(None, ""), ", the host's", "stop another model"),
+        (MemoryEnd(), "", "stop another model"),
+        (None, "", "stop another model"),
+    ],
+)
+def test_at_which_limit_it_was_killed(end: MemoryEnd | None, message: str, advice: str) -> None:
+    # What it said last is no cause: it was the kernel that ended it.
+    told = diagnosed(OOM, ["error: invalid argument: --x"], "toy", None, end)
+
+    assert told.message == OOM.message + message
+    assert told.advice is not None
+    assert advice in told.advice
+
+
+@pytest.mark.parametrize(
+    ("line", "group"),
+    [
+        (f"oom_memcg=/magi.slice/{TOY},task_memcg=/magi.slice/{TOY},task=llama-server,pid=748,uid=0", TOY),
+        (f"oom_memcg=/magi.slice,task_memcg=/magi.slice/{TOY},task=llama-server,pid=748,uid=0", "magi.slice"),
+        (f"global_oom,task_memcg=/magi.slice/{TOY},task=llama-server,pid=748,uid=0", ""),
+        (f"oom_memcg=/,task_memcg=/magi.slice/{TOY},task=llama-server,pid=748,uid=0", ""),
+        ("oom_memcg=/magi.slice/a.service,task_memcg=/magi.slice/a.service,task=x,pid=748,uid=0", None),
+        (f"task_memcg=/magi.slice/{TOY},task=x,pid=748,uid=0", None),
+    ],
+)
+async def test_whose_limit_it_was_is_read_from_the_kernels_log(line: str, group: str | None) -> None:
+    """A stand-in for the kernel's log, in the words of Linux 6.1; `make test-vm` has the kernel say them."""
+    said = f"oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,{line}"
+    evidence = UnitEvidence(_NoManager(), _KernelLog(["something else", said]))  # type: ignore[arg-type]
+
+    assert await evidence.memory_end(unit_status(TOY, {}, {})) == MemoryEnd(None, group)
+
+
+class _KernelLog:
+    def __init__(self, messages: list[str]) -> None:
+        self._messages = messages
+
+    async def newest(self, selection: Selection) -> AsyncIterator[JournalEntry]:
+        assert selection.any_of == [["_TRANSPORT=kernel"]]
+        for message in self._messages:
+            yield JournalEntry(message, 0.0, 4, None, "")
+
+
+class _NoManager:
+    async def memory_limits_of_service(self, name: str) -> tuple[int | None, int | None]:
+        raise BusError(f"there is no {name}")

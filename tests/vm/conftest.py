@@ -1,0 +1,104 @@
+"""A virtual machine with the package on it, booted once for all scenarios; they are found by `make test-vm` alone."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import locations
+import pytest
+from releases import RELEASES
+from root_cache import dependencies_of
+from toy_model import write_toy_model
+from virtual_machine import VirtualMachine, VirtualMachineError, booted
+from vm_image import IMAGES, PARTS, image_for, write_disk
+
+from tests.system.host import Host, Parts
+from tests.system.hosts import furnish
+from tests.system.packages import built_package
+
+SLOW = 180.0
+"""Seconds: on an emulated processor, and beside other work, all takes ten times as long."""
+MEMORY_MEBIBYTES = 3072
+_INSIDE = Path(__file__).with_name("inside")
+_LEAKY = "llama-server-leaky"
+_DROP_IN = "/etc/systemd/system/magi-llama-.service.d/slow.conf"
+
+_figures: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def figures() -> list[str]:
+    """Lines that are printed in the end: what was measured."""
+    return _figures
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("measured in the virtual machine")
+        for line in _figures:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[Host]:
+    release = RELEASES[0]
+    package = built_package(locations.CHECKOUT / "dist", release)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=IMAGES)))
+        parts = folder / "parts"
+        _fill(parts, package)
+        write_disk(parts, folder / "parts.disk", "2G")
+        image = stack.enter_context(image_for(release, dependencies_of(package)))
+        machine = stack.enter_context(booted(image, folder / "parts.disk", folder, memory_mebibytes=MEMORY_MEBIBYTES))
+        shown = Path(PARTS)
+        unused = shown / "none.deb"
+        host = Host(machine, Parts(shown / "package.deb", unused, unused, unused, _server(machine), shown / "samples"))
+        try:
+            _install(host)
+            yield host
+        except (AssertionError, VirtualMachineError):
+            print(machine.last_words())
+            raise
+
+
+def _fill(parts: Path, package: Path) -> None:
+    samples = parts / "samples"
+    samples.mkdir(parents=True)
+    shutil.copyfile(package, parts / "package.deb")
+    write_toy_model(samples / "toy.gguf", context_length=8192)
+    write_toy_model(samples / "narrow.gguf", name="narrow", seed=2)
+    write_toy_model(samples / "leaking.gguf", name="leaking", seed=3)
+    shutil.copyfile(locations.SMOLLM2, samples / "talker.gguf")
+    shutil.copyfile(locations.GEMMA, samples / "large.gguf")
+    for number, server in enumerate(sorted((IMAGES / "servers").rglob("bin/llama-server"))):
+        shutil.copytree(server.parent, parts / f"server{number}", symlinks=True)
+        shutil.copyfile(_INSIDE / _LEAKY, parts / f"server{number}" / _LEAKY)
+        (parts / f"server{number}" / _LEAKY).chmod(0o755)
+    shutil.copyfile(_INSIDE / "read_file.py", parts / "read_file.py")
+
+
+def _server(machine: VirtualMachine) -> Path:
+    """The llama-server that runs on the emulated processor: each was built for the one it was built on."""
+    probe = (
+        f"for server in {PARTS}/server*/llama-server; do "
+        f"$server --model {PARTS}/samples/toy.gguf --ctx-size 64 --no-warmup --port 9999 >/dev/null 2>&1 & pid=$!; "
+        "for _ in $(seq 120); do "
+        "curl --silent --fail http://127.0.0.1:9999/health >/dev/null && { kill $pid; echo $server; exit; }; "
+        "kill -0 $pid 2>/dev/null || break; sleep 0.5; done; kill $pid; done; exit 1"
+    )
+    found = machine.entered(["bash", "-c", probe], within=SLOW, check=False)
+    assert found.returncode == 0, "no pinned llama-server runs on QEMU's processor"
+    return Path(found.stdout.strip())
+
+
+def _install(host: Host) -> None:
+    furnish(host)
+    # systemd's window for quick retries, one minute, is too short for four starts that take ten times as long.
+    host.write(_DROP_IN, "[Unit]\nStartLimitIntervalSec=1200\n")
+    host.write("/etc/default/magi-agent", f"MAGI_LLAMA_SERVER_ALTERNATIVES=leaky={host.parts.llama_server}-leaky\n")
+    host.apt("-o", "Dpkg::Options::=--force-confold", "install", host.parts.package, within=SLOW)
+    host.until_api_answers(within=SLOW)
