@@ -53,7 +53,8 @@ class Host:
 
     gpus_there: tuple[Gpu, ...]
     problem: str | None = None
-    listed_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    listed_at: datetime | None = None
+    """Just now where it is not said: tests are made long before they run."""
     asked: list[float | None] = field(default_factory=list)
     hangs: bool = False
 
@@ -61,7 +62,7 @@ class Host:
         self.asked.append(max_age)
         if self.hangs:
             await asyncio.Event().wait()
-        return GpuPicture(self.gpus_there, {}, self.problem, None, self.listed_at)
+        return GpuPicture(self.gpus_there, {}, self.problem, None, self.listed_at or datetime.now(UTC))
 
 
 class Needs:

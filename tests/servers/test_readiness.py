@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -302,11 +302,16 @@ asyncio.run(main())
 """
 
 
-def test_a_closed_door_is_told_from_a_server_that_is_not_there_yet(tmp_path: Path) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:-1]):
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(folder.stat().st_mode | 0o011)
-    closed = tmp_path / "closed"
+def test_a_closed_door_is_told_from_a_server_that_is_not_there_yet() -> None:
+    # Not below tmp_path: each run of pytest that begins closes the folder above it to other users.
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        folder.chmod(0o711)
+        _see_both_doors(folder)
+
+
+def _see_both_doors(folder: Path) -> None:
+    closed = folder / "closed"
     closed.mkdir(mode=0o700)
 
     def verdict(path: Path, stillness: float) -> str:
@@ -314,4 +319,4 @@ def test_a_closed_door_is_told_from_a_server_that_is_not_there_yet(tmp_path: Pat
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
     assert verdict(closed / "x.sock", 30) == "forbidden"
-    assert verdict(tmp_path / "x.sock", 1) == "timeout"
+    assert verdict(folder / "x.sock", 1) == "timeout"
