@@ -257,8 +257,6 @@ async def test_a_server_that_fills_the_memory_can_be_restarted_and_nobody_takes_
         await agent.desired.wish(["srv-waits"], run=True, by="test")
         await agent.until_state("srv-waits", ServerState.COOLDOWN)
 
-        # As of an agent that has come up since: it made no promise.
-        agent.admission._promises.clear()
         after = (await agent.servers.restart("srv-fills", by="test", wait=PATIENCE_OF_TESTS)).server
 
         assert after.is_ready
@@ -268,6 +266,13 @@ async def test_a_server_that_fills_the_memory_can_be_restarted_and_nobody_takes_
         with pytest.raises(InsufficientMemory):
             await agent.servers.restart("srv-fills", by="test")
         assert (await agent.servers.server("srv-fills")).pid == after.pid
+        # One that is forced is not looked at before, and by an agent that has come up since nothing was promised to it.
+        await sized(agent, "srv-fills")
+        agent.admission._promises.clear()
+        forced = await agent.servers.restart("srv-fills", by="test", wait=PATIENCE_OF_TESTS, forced=True)
+        assert forced.server.is_ready
+        assert "starting" not in agent.told("srv-waits")[1:]
+        assert agent.reconciler.state("srv-waits") is ServerState.COOLDOWN
         agent.check_transitions()
 
 
