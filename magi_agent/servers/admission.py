@@ -70,6 +70,9 @@ class _Undecided:
     since: float
     is_known: bool = False
     """Whether its need is."""
+    is_prepared: bool = False
+    """Whether it was prepared once, and waits for its turn or for memory."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def least(self) -> Rank:
@@ -98,7 +101,6 @@ class Admission:
         self._promises: dict[str, Placed] = {}
         self._undecided: dict[str, _Undecided] = {}
         self._turn = asyncio.Lock()
-        self._news = asyncio.Event()
         self._took = True
         """Whether memory was taken or given back since the host's figures were looked at last."""
         self._ended: dict[str, float] = {}
@@ -120,7 +122,7 @@ class Admission:
     @property
     def waiting(self) -> Collection[str]:
         """The models whose start waits for its turn, or for memory."""
-        return tuple(model_id for model_id, start in self._undecided.items() if start.is_known)
+        return tuple(model_id for model_id, start in self._undecided.items() if start.is_prepared)
 
     def note_ready(self) -> None:
         """Take note that a server is ready: less may be promised to it from now on."""
@@ -159,14 +161,15 @@ class Admission:
         is_told = False
         try:
             while True:
+                mine.is_known, mine.since = False, loop.time()
                 launch = await prepare()
                 placed = await self._place_first(launch)
                 mine.rank = replace(rank, need=_need_bytes(placed, rank.need))
-                mine.is_known = True
+                mine.is_known = mine.is_prepared = True
                 self._tell()
                 known_at = loop.time()
                 while not is_forced() and self._is_another_first(mine):
-                    await self._next_look()
+                    await self._next_look(mine)
                 if loop.time() - known_at > _STALE:
                     continue
                 async with self._turn:
@@ -181,7 +184,7 @@ class Admission:
                 if not is_told:
                     is_told = True
                     _LOG.info("the start of %s waits for memory that is coming back", model_id)
-                await self._next_look()
+                await self._next_look(mine)
         finally:
             del self._undecided[model_id]
             self._tell()
@@ -243,9 +246,14 @@ class Admission:
         room, ceiling = await self._room(model_id, host + promised) if placed.need else (None, 0)
         if room is not None and returning:
             used = await asyncio.to_thread(_used_by, {unit.name: unit for unit in returning})
-            back = sum(each.anonymous + each.mapped for each in used.values())
+            back = sum(each.anonymous + self._weights_of(name, each.mapped) for name, each in used.items())
             room = replace(room, available=room.available + back)
         return placed, shortage_of(placed, room), ceiling
+
+    def _weights_of(self, unit: str, mapped: int) -> int:
+        """Of what a unit has mapped, its weights: programs and libraries stay, for others."""
+        promise = self._promises.get(model_id_of(unit))
+        return min(mapped, promise.need.mapped) if promise and promise.need else mapped
 
     async def _room(self, model_id: str, promised: int) -> tuple[Room | None, int]:
         """The room there is; ``None`` where nobody knows."""
@@ -348,17 +356,21 @@ class Admission:
             now - at < within for at in self._ended.values()
         )
 
-    async def _next_look(self) -> None:
+    @staticmethod
+    async def _next_look(mine: _Undecided) -> None:
         """Wait for news, and not for long."""
         try:
             async with asyncio.timeout(_PAUSE):
-                await self._news.wait()
+                await mine.news.wait()
         except TimeoutError:
             return
+        mine.news.clear()
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        """Have the start that is wanted most look again at once; the others look again soon."""
+        first = min(self._undecided.values(), key=lambda each: each.least, default=None)
+        if first is not None:
+            first.news.set()
 
     def _say_once(self, model_id: str, reason: str) -> None:
         if (model_id, reason) in self._told:

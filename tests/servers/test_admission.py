@@ -266,6 +266,13 @@ async def test_a_server_that_fills_the_memory_can_be_restarted_and_nobody_takes_
         with pytest.raises(InsufficientMemory):
             await agent.servers.restart("srv-fills", by="test")
         assert (await agent.servers.server("srv-fills")).pid == after.pid
+        # One that is forced is not looked at before, and by an agent that has come up since nothing was promised to it.
+        await sized(agent, "srv-fills")
+        agent.admission._promises.clear()
+        forced = await agent.servers.restart("srv-fills", by="test", wait=PATIENCE_OF_TESTS, forced=True)
+        assert forced.server.is_ready
+        assert "starting" not in agent.told("srv-waits")[1:]
+        assert agent.reconciler.state("srv-waits") is ServerState.COOLDOWN
         agent.check_transitions()
 
 
@@ -334,6 +341,28 @@ async def test_a_start_that_waits_for_memory_can_be_called_off(
         assert agent.admission.waiting == ()
         assert [each for each in agent.told("srv-comes") if each != "stopping"] == ["starting", "stopped"]
         agent.check_transitions()
+
+
+async def test_one_that_cannot_be_prepared_holds_nobody_up_for_long(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model_id in ("srv-hangs", "srv-starts"):
+        toy_model(models / f"{model_id}.gguf")
+    async with make_agent() as agent:
+        await agent.choose("srv-hangs", RuntimeSettings(pinned=True))
+        prepare = agent.preparation.launch_for
+
+        async def hang(model_id: str) -> LaunchSpecification:
+            if model_id == "srv-hangs":
+                await asyncio.sleep(3600)
+            return await prepare(model_id)
+
+        # As of a file system that does not answer.
+        monkeypatch.setattr(agent.preparation, "launch_for", hang)
+        await agent.desired.wish(["srv-hangs", "srv-starts"], run=True, by="test")
+        await agent.until_state("srv-starts", ServerState.READY, seconds=10)
+        assert agent.reconciler.state("srv-hangs") is ServerState.STARTING
+        await agent.desired.wish(["srv-hangs"], run=False, by="test")
 
 
 async def test_what_nobody_can_tell_is_no_reason_to_refuse_and_said_once(

@@ -16,8 +16,9 @@ from tests.servers.serving_agent import PATIENCE_OF_TESTS
 from tests.servers.system import is_free
 
 CYCLES = int(os.environ.get("MAGI_TEST_CYCLES", "50"))
-WARM_UP = 10
-"""Cycles in which buffers grow to what they need."""
+WARM_UP = 100
+"""Cycles in which buffers grow to what they need: the events that are kept, ten of a cycle, grow that long."""
+FEW = 10
 MEGABYTE = 1 << 20
 SECONDS = 60 + 6 * (WARM_UP + CYCLES)
 
@@ -63,7 +64,7 @@ async def test_no_task_stays_behind(make_agent: MakeAgent, models: Path, toy_mod
             return len(asyncio.all_tasks())
 
         before = await tasks()
-        for _ in range(WARM_UP):
+        for _ in range(FEW):
             await agent.servers.start("srv-cycle", by="test", wait=PATIENCE_OF_TESTS)
             await agent.servers.stop("srv-cycle", by="test", wait=PATIENCE_OF_TESTS)
         assert await tasks() == before
