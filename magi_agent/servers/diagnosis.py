@@ -98,6 +98,11 @@ _SIGNS: Final = (
         "use a llama-server that is built for this release of the distribution",
     ),
     _sign(
+        r'error while handling argument "--device": invalid device: (\S+)',
+        "llama-server does not find the GPU {0} that it was told to use",
+        "magictl host --refresh shows which there are now; the next try takes one of these, unless it is set by hand",
+    ),
+    _sign(
         r"error: invalid argument: (\S+)",
         "llama-server does not know the argument {0}",
         "upgrade llama-server, or take it out: magictl settings MODEL shows what is set",

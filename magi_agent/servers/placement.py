@@ -83,16 +83,18 @@ def choose(
     need_for: NeedFor,
     settings: RuntimeSettings,
     build: Build,
-    pinned: Sequence[UsableGpu] | None = None,
+    *,
+    may_say: bool = True,
 ) -> Choice:
-    """Choose among ``gpus``, those that llama-server would use by default in its order, or give ``pinned``."""
-    if pinned is not None:
-        return _reckoned(pinned, need_for, settings, said=tuple(gpu.name for gpu in pinned))
-    if not gpus or _is_chosen_by_hand(settings):
-        return _reckoned(_chosen_by_hand(gpus, settings), need_for, settings)
+    """Choose among ``gpus``, those that llama-server would use by default in its order.
+
+    Where ``may_say`` is false, or somebody has chosen, it is only told what they will take.
+    """
+    if not gpus or not may_say or _is_chosen_by_hand(settings):
+        return reckoned(_chosen_by_hand(gpus, settings), need_for, settings)
     if not need_for([gpu.device for gpu in gpus], True).gpu_layers:
-        # A build that keeps all on the host unless it is told otherwise.
-        return _reckoned(gpus, need_for, settings)
+        # All is kept on the host: as it is set, or by a build that does so unless it is told otherwise.
+        return reckoned(gpus, need_for, settings)
     flags = settings.extra_flags or ()
     fits = build.fits and not any(flag in ("--fit=off", "--fit=0", "--fit=false") for flag in flags)
     fits_layers = fits and settings.n_gpu_layers is None and settings.n_cpu_moe is None
@@ -105,7 +107,27 @@ def choose(
             return found
     if fits_layers:
         return _in_part(gpus, by_room, need_for, settings)
-    return _reckoned(gpus, need_for, settings)
+    return reckoned(gpus, need_for, settings)
+
+
+def names_devices(settings: RuntimeSettings) -> bool:
+    """Whether the settings say by an extra flag which GPUs to use."""
+    return any(flag.startswith(_DEVICE_FLAG) for flag in settings.extra_flags or ())
+
+
+def reckoned(gpus: Sequence[UsableGpu], need_for: NeedFor, settings: RuntimeSettings) -> Choice:
+    """These and no other; what they take, and what of it they do not have."""
+    need = need_for([gpu.device for gpu in gpus], False)
+    taken = shares(need, gpus, settings)
+    shortage = None
+    if any(taken[gpu.name] > gpu.room for gpu in gpus):
+        shortage = GpuShortage(
+            needed=need.gpu_bytes,
+            free=sum(gpu.free for gpu in gpus),
+            promised=sum(gpu.promised for gpu in gpus),
+            devices=tuple(gpu.name for gpu in gpus),
+        )
+    return Choice((), tuple(gpus), need, taken, shortage)
 
 
 def shares(need: MemoryNeed, gpus: Sequence[UsableGpu], settings: RuntimeSettings) -> dict[str, int]:
@@ -131,8 +153,7 @@ def shares(need: MemoryNeed, gpus: Sequence[UsableGpu], settings: RuntimeSetting
 
 def _is_chosen_by_hand(settings: RuntimeSettings) -> bool:
     by_hand = (settings.split_mode, settings.tensor_split, settings.main_gpu)
-    has_flag = any(flag.startswith(_DEVICE_FLAG) for flag in settings.extra_flags or ())
-    return has_flag or settings.n_gpu_layers == 0 or any(said is not None for said in by_hand)
+    return names_devices(settings) or any(said is not None for said in by_hand)
 
 
 def _chosen_by_hand(gpus: Sequence[UsableGpu], settings: RuntimeSettings) -> Sequence[UsableGpu]:
@@ -145,23 +166,6 @@ def _chosen_by_hand(gpus: Sequence[UsableGpu], settings: RuntimeSettings) -> Seq
         main = settings.main_gpu or 0
         return gpus[main : main + 1]
     return gpus
-
-
-def _reckoned(
-    gpus: Sequence[UsableGpu], need_for: NeedFor, settings: RuntimeSettings, said: tuple[str, ...] = ()
-) -> Choice:
-    """What these take, and what of it they do not have."""
-    need = need_for([gpu.device for gpu in gpus], False)
-    taken = shares(need, gpus, settings)
-    shortage = None
-    if any(taken[gpu.name] > gpu.room for gpu in gpus):
-        shortage = GpuShortage(
-            needed=need.gpu_bytes,
-            free=sum(gpu.free for gpu in gpus),
-            promised=sum(gpu.promised for gpu in gpus),
-            devices=tuple(gpu.name for gpu in gpus),
-        )
-    return Choice(said, tuple(gpus), need, taken, shortage)
 
 
 def _tried(

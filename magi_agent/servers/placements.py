@@ -21,12 +21,12 @@ from magi_agent.servers.launch import LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import devices_of, takes_devices
 from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.placed import Placed
-from magi_agent.servers.placement import Choice, UsableGpu, choose, used_by_default
+from magi_agent.servers.placement import Choice, UsableGpu, choose, names_devices, reckoned, used_by_default
 from magi_agent.servers.settings_faults import settings_not_usable
 from magi_agent.systemd.manager import SystemdManager
 
-_PATIENCE: Final = 5.0
-"""Seconds that a start waits to be told of GPUs; without, it is left to llama-server."""
+_PATIENCE: Final = 15.0
+"""Seconds that a start waits to be told of GPUs, which drivers may take seconds to wake; then llama-server decides."""
 _FRESH: Final = 5.0
 """Seconds that a list holds which alone tells what is free."""
 _MAY_COME: Final = 60.0
@@ -47,8 +47,9 @@ class _Seen:
 class _Given:
     """What a launch is placed among."""
 
-    default: tuple[UsableGpu, ...]
-    pinned: tuple[UsableGpu, ...] | None
+    usable: tuple[UsableGpu, ...]
+    pinned: tuple[str, ...] | None
+    """The names of those that it is pinned to, which are the usable ones then as far as their memory is known."""
 
 
 class Placements:
@@ -66,11 +67,10 @@ class Placements:
         now = asyncio.get_running_loop().time()
         anew = now - self._placed_at.get(launch.model_id, -_SHORT_WHILE) < _SHORT_WHILE
         given = self._given(launch, await self._look(launch, anew=anew), promised)
-        if given.pinned:
-            launch = replace(launch, devices=tuple(gpu.name for gpu in given.pinned))
+        launch = replace(launch, devices=given.pinned or ())
         try:
             choice = await self._chosen(launch, given)
-            if choice.devices and takes_devices(launch):
+            if choice.devices:
                 launch = replace(launch, devices=choice.devices)
             need = await self._needs.need_of(launch, [gpu.device for gpu in choice.used])
         except NeedUnknown as error:
@@ -111,12 +111,17 @@ class Placements:
             build = replace(where.build, fits=False) if whole else where.build
             return estimate(files, settings, replace(where, build=build, devices=tuple(devices)))
 
-        return choose(given.default, need_for, settings, where.build, given.pinned)
+        if given.pinned is not None:
+            return reckoned(given.usable, need_for, settings)
+        return choose(given.usable, need_for, settings, where.build, may_say=takes_devices(launch))
 
     def _given(self, launch: LaunchSpecification, seen: _Seen, promised: Mapping[str, int]) -> _Given:
-        pins = launch.runtime_settings.gpus
-        default = _usable(used_by_default(seen.gpus), promised)
-        return _Given(default, None if pins is None else _usable(_pinned(launch, pins, seen), promised))
+        settings = launch.runtime_settings
+        if settings.gpus is not None:
+            pinned = _pinned(launch, settings.gpus, seen)
+            return _Given(_usable(pinned, promised), tuple(gpu.device for gpu in pinned if gpu.device))
+        some = seen.gpus if names_devices(settings) else used_by_default(seen.gpus)
+        return _Given(_usable(some, promised), None)
 
     async def _look(self, launch: LaunchSpecification, *, anew: bool) -> _Seen:
         """The GPUs, as fresh as a start needs to know them."""

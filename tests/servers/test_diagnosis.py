@@ -108,6 +108,7 @@ def test_an_architecture_that_is_not_known(llama_server: Path, model: Path) -> N
         (["-ctk", "q4_0", "-ctv", "q4_0", "-fa", "off"], "a quantized cache of values needs flash attention"),
         (["--lora", "MODEL"], "the LoRA adapter does not fit this model"),
         (["--mmproj", "MODEL"], "the projector does not fit this model or this llama-server"),
+        (["--device", "CUDA7"], "llama-server does not find the GPU CUDA7 that it was told to use"),
     ],
 )
 def test_settings_that_do_not_do(llama_server: Path, model: Path, arguments: list[str], cause: str) -> None:

@@ -152,6 +152,26 @@ async def test_a_pin_holds_where_nobody_knows_what_is_needed() -> None:
     assert found.launch.devices == ()
 
 
+async def test_a_pinned_gpu_that_tells_no_memory_is_taken_all_the_same() -> None:
+    mute = replace(SECOND, memory_total=None, memory_free=None)
+    found = await placing(Host((FIRST, mute))).place(launch("0000:c1:00.0"), {})
+    assert found.launch.devices == ("CUDA1",)
+
+
+async def test_an_integrated_gpu_that_is_named_by_hand_is_reckoned_with() -> None:
+    part = replace(BY_VULKAN, is_integrated=True, pci_address="0000:00:02.0")
+    found = await placing(Host((FIRST, part))).place(launch(extra_flags=("--device=Vulkan0",)), {})
+    assert found.launch.devices == ()
+    assert found.shared_bytes == found.gpu_bytes["Vulkan0"] > 0
+
+
+async def test_a_llama_server_that_takes_no_devices_is_only_reckoned_with() -> None:
+    full = replace(FIRST, memory_free=0)
+    found = await placing(Host((full, SECOND))).place(replace(launch(), known_options=None), {})
+    assert found.launch.devices == ()
+    assert found.gpu_bytes.keys() == {"CUDA0", "CUDA1"}
+
+
 async def test_what_was_promised_is_another_ones() -> None:
     host = Host((FIRST, SECOND))
     assert (await placing(host).place(launch(), {})).launch.devices == ("CUDA1",)

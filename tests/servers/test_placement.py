@@ -15,7 +15,7 @@ from magi_agent.memory.build import Build
 from magi_agent.memory.estimate import Device, ModelFiles, Surroundings, estimate
 from magi_agent.memory.need import MemoryNeed
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.servers.placement import Choice, UsableGpu, choose, shares, used_by_default
+from magi_agent.servers.placement import Choice, UsableGpu, choose, reckoned, shares, used_by_default
 from tests.memory.test_estimate import facts
 
 GIB = 1 << 30
@@ -29,13 +29,7 @@ def gpu(number: int, free: float, promised: float = 0, total: float = 24) -> Usa
     )
 
 
-def chosen(
-    *gpus: UsableGpu,
-    build: Build | None = None,
-    pinned: Sequence[UsableGpu] | None = None,
-    blocks: int = 4,
-    **said: Any,
-) -> Choice:
+def chosen(*gpus: UsableGpu, build: Build | None = None, how: Any = choose, blocks: int = 4, **said: Any) -> Choice:
     """What a model with some GiB of blocks is given; its context takes 1 GiB unless said otherwise."""
     settings = RuntimeSettings(**{"ctx_size": 8192, **said})
     files = ModelFiles((facts(block_bytes=blocks * GIB),))
@@ -45,7 +39,7 @@ def chosen(
         its = Build(fits=False, gpu_layers=build.gpu_layers) if whole else build
         return estimate(files, settings, Surroundings(its, tuple(devices), 256 * GIB))
 
-    return choose(gpus, need_for, settings, build, pinned)
+    return how(gpus, need_for, settings, *((build,) if how is choose else ()))  # type: ignore[no-any-return]
 
 
 def test_the_fullest_one_that_it_fits_on_is_taken() -> None:
@@ -117,16 +111,13 @@ def test_where_the_margin_is_missing_and_all_was_asked_for_it_is_tried() -> None
     assert found.shortage is None
 
 
-def test_pins_are_followed_whatever_is_free() -> None:
-    full, free = gpu(0, 1), gpu(1, 20)
-    found = chosen(full, free, pinned=[full])
-    assert found.devices == ("CUDA0",)
-    found = chosen(full, free, pinned=[free, full], n_gpu_layers=-1)
-    assert found.devices == ("CUDA1", "CUDA0")
-    found = chosen(full, free, pinned=[full], n_gpu_layers=-1)
-    assert found.devices == ("CUDA0",)
+def test_what_does_not_fit_where_it_must_is_a_shortage() -> None:
+    found = chosen(gpu(0, 1), how=reckoned, n_gpu_layers=-1)
     assert found.shortage is not None
     assert found.shortage.devices == ("CUDA0",)
+    assert (found.shortage.free, found.shortage.needed) == (1 * GIB, found.need.gpu_bytes)
+    # llama-server makes it fit.
+    assert chosen(gpu(0, 3), how=reckoned).shortage is None
 
 
 @pytest.mark.parametrize(
