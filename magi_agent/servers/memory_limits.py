@@ -112,7 +112,8 @@ def chosen_limits(settings: RuntimeSettings) -> MemoryLimits:
 
 
 def _high_below(most: int) -> int:
-    return most - min(most // _BELOW_MAX, _MOST_BELOW_MAX)
+    # Whole pages, of any size: the kernel would round it.
+    return (most - min(most // _BELOW_MAX, _MOST_BELOW_MAX)) // _MIB * _MIB
 
 
 def written_limits(limits: MemoryLimits) -> str:

@@ -239,7 +239,7 @@ async def test_a_limit_that_is_set_wins(serve: Serve) -> None:
 
     told = await memory(api, "api-mem")
 
-    high = (3 << 30) - (3 << 30) // 100
+    high = 3041 << 20  # a hundredth less, in whole MiB
     assert (
         told["limits"]
         == told["runningLimits"]

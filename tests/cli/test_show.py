@@ -204,3 +204,28 @@ def test_an_unknown_model_gets_a_suggestion(busy: StandIn, magictl: Magictl) -> 
     told = magictl("show", "big")
 
     assert (told.status, told.err) == (4, f"magictl: no model has the id 'big'; did you mean {BIG}?\n")
+
+
+@pytest.mark.parametrize(
+    ("limits", "running", "line"),
+    [
+        ({"max": {"limitBytes": 9.5e9, "source": "derived"}}, None,
+         "9.5 GB  (derived from the need; memory_max sets another, once it is started)"),
+        ({"max": {"limitBytes": 9.5e9, "source": "derived"}}, {"max": {"limitBytes": 3e9, "source": "set"}},
+         "3.0 GB  (its memory_max)"),
+        ({"max": None}, {"max": {"limitBytes": 3e9, "source": "operator"}}, "3.0 GB  (by the operator, at the unit)"),
+        ({"max": {"limitBytes": 9.5e9, "source": "derived"}}, {"max": None, "high": None}, None),
+        ({"max": None, "high": None}, None, None),
+    ],
+)  # fmt: skip
+def test_the_limit_of_its_memory_is_a_line(
+    agent: StandIn, magictl: Magictl, limits: dict[str, object], running: dict[str, object] | None, line: str | None
+) -> None:
+    need = {"hostBytes": 1.5e9, "gpuBytes": 0, "basis": "estimated", "contextTokens": 512, "slots": 1}
+    agent.memory["tiny-chat"] = {"need": need, "limits": limits, "runningLimits": running}
+
+    shown = magictl("show", "tiny-chat").out
+
+    assert [words for words in shown.splitlines() if words.startswith("  limit ")] == (
+        [] if line is None else [f"  limit          {line}"]
+    )

@@ -106,6 +106,18 @@ async def test_limits_that_were_derived_are_the_units_and_set_ones_win(
     assert memory_limits_of(unit.environment) == limits
 
 
+async def test_a_limit_of_the_settings_wins_over_what_the_agent_derived(running: Running, model: Path) -> None:
+    request = running.start_of(model, settings={"memory_max": 3 << 30}, memory_limits={"high": 1 << 30, "max": 2 << 30})
+
+    assert (await running.ask("start", **request))["result"] == "done"
+
+    assert unit_property(unit_name(model.stem), "MemoryHigh", "MemoryMax") == {
+        "MemoryHigh": str(1 << 30), "MemoryMax": str(3 << 30)
+    }  # fmt: skip
+    environment = unit_property(unit_name(model.stem), "Environment")["Environment"].replace("\\", "")
+    assert f'MAGI_UNIT_MEMORY={{"memory_high":{1 << 30},"memory_max":{3 << 30}}}' in environment
+
+
 async def test_a_binary_is_asked_what_it_can_do(running: Running, tmp_path: Path) -> None:
     async with SystemdManager(Scope.USER) as manager:
         await manager.wait_connected(10)

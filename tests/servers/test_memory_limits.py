@@ -30,6 +30,7 @@ from magi_agent.servers.memory_limits import (
     source_of,
 )
 from magi_agent.servers.placed import Placed
+from magi_agent.servers.unit_limits import unit_limits
 from magi_agent.settings import load_settings
 from tests.servers.test_llama_server import LAUNCH
 
@@ -118,6 +119,25 @@ def test_kept_prompts_do_not_make_a_limit_that_the_host_has_no_memory_for() -> N
 )
 def test_what_is_set_wins(derived: MemoryLimits, settings: RuntimeSettings, expected: MemoryLimits) -> None:
     assert limits_with_set(derived, settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory", "expected"),
+    [
+        (RuntimeSettings(), MemoryLimits(1, 2), (1, 2, 0)),
+        (RuntimeSettings(memory_high=5, memory_max=9), MemoryLimits(1, 2), (5, 9, 0)),
+        (RuntimeSettings(memory_max=9), MemoryLimits(None, None), (None, 9, 0)),
+        (RuntimeSettings(memory_high=9), MemoryLimits(None, None), (9, None, None)),
+        (RuntimeSettings(memory_max=9), None, (None, 9, None)),
+        (RuntimeSettings(), None, (None, None, None)),
+    ],
+)
+def test_a_unit_with_a_limit_uses_no_swap(
+    settings: RuntimeSettings, memory: MemoryLimits | None, expected: tuple[int | None, ...]
+) -> None:
+    limits = unit_limits(settings, "/models/x.gguf", memory)
+
+    assert tuple(limits[name] for name in ("memory_high", "memory_max", "memory_swap_max")) == expected
 
 
 @given(needs(), st.none() | st.integers(1, 1 << 60), st.none() | st.integers(1, 1 << 60))

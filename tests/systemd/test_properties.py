@@ -57,6 +57,7 @@ FULL = TransientService(
     sandbox=Sandbox.NONE,
     memory_high=1 << 30,
     memory_max=2 << 30,
+    memory_swap_max=0,
     cpu_quota=2.5,
     cpu_weight=50,
     cpu_affinity=(9, 0, 1, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ SLOW = 180.0
 """Seconds: on an emulated processor, and beside other work, all takes ten times as long."""
 MEMORY_MEBIBYTES = 3072
 _INSIDE = Path(__file__).with_name("inside")
+_RUN = "run-"
 _LEAKY = "llama-server-leaky"
 _DROP_IN = "/etc/systemd/system/magi-llama-.service.d/slow.conf"
 
@@ -48,7 +50,8 @@ def host() -> Iterator[Host]:
     release = RELEASES[0]
     package = built_package(locations.CHECKOUT / "dist", release)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=IMAGES)))
+        _remove_what_killed_runs_left()
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=IMAGES, prefix=f"{_RUN}{os.getpid()}-")))
         parts = folder / "parts"
         _fill(parts, package)
         write_disk(parts, folder / "parts.disk", "2G")
@@ -63,6 +66,12 @@ def host() -> Iterator[Host]:
         except (AssertionError, VirtualMachineError):
             print(machine.last_words())
             raise
+
+
+def _remove_what_killed_runs_left() -> None:
+    for folder in IMAGES.glob(f"{_RUN}*"):
+        if not Path("/proc", folder.name.removeprefix(_RUN).partition("-")[0]).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fill(parts: Path, package: Path) -> None:
