@@ -31,6 +31,7 @@ from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
 from magi_agent.metrics.metrics import Metrics, Sources
+from magi_agent.problems import Problems
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.registry.inventory import Inventory
@@ -161,6 +162,17 @@ class Agent:
         self._reports = SelfReports(self._connections, self._servers.ready)
         scanner = Scanner(settings.model_scan_path, _thresholds(settings), settings.state_directory / "headers.json")
         self._inventory = Inventory(scanner, self._registry, self._reconciler.running, settings.rescan_interval)
+        self._problems = Problems(
+            self._configuration,
+            self._registry,
+            self._inventory,
+            self._profiles,
+            self._active_profile,
+            self._servers,
+            self._manager,
+            self._host,
+            lambda: self._has_wanted,
+        )
         self._metrics = Metrics(
             Sources(
                 configuration=self._configuration,
@@ -174,6 +186,7 @@ class Agent:
                 is_settled=lambda: self._has_wanted,
                 open_connections=lambda: self._listeners.open_connections,
                 room=self._room,
+                problems=self._problems,
                 gpus=self._gpus,
             )
         )
@@ -195,6 +208,7 @@ class Agent:
             usage=ServersUsage(self._reports),
             host=self._host,
             metrics=self._metrics,
+            problems=self._problems,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -259,6 +273,7 @@ class Agent:
         await self._reconciler.stop()
         await self._metrics.close()
         await self._reports.close()
+        await self._problems.close()
         await self._connections.close()
         await self._host.close()
         tasks = [task for task in self._tasks if not task.done()]

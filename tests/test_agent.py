@@ -206,6 +206,23 @@ def test_profiles_on_a_file_system_that_hangs_hold_up_no_stop(agent: AgentProces
             assert asked.exception(10) is not None
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts, as root")
+def test_profiles_on_a_file_system_that_hangs_are_a_problem_that_holds_up_no_health(agent: AgentProcess) -> None:
+    with fuse_mount(agent.folder / "source", agent.folder / "profiles") as remote:
+        start(agent)
+        assert agent.ask("GET", "/health/ready").body["problems"] == []
+        with remote.silent():
+            # More often than there are threads: each look must not cost one.
+            for _ in range(3):
+                with ThreadPoolExecutor(20) as threads:
+                    asked = [threads.submit(agent.ask, "GET", "/health/ready") for _ in range(20)]
+                    for each in asked:
+                        assert each.result(20).body["problems"] == ["the profiles' folders have not answered for 2 s"]
+            agent.must("PUT", "/api/models/life-one/tier", {"tier": "fast"})
+        wait_until(lambda: agent.ask("GET", "/health/ready").body["problems"] == [], "it is mended")
+        assert agent.stop() == 0
+
+
 def test_a_first_scan_that_hangs_holds_up_nothing_but_what_it_finds(agent: AgentProcess) -> None:
     start(agent)
     agent.must("PUT", "/api/models/life-one/enabled", {"enabled": True})

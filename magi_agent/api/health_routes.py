@@ -1,6 +1,7 @@
 """Whether the agent lives, and whether each server that should be up is ready. Open to everybody."""
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
@@ -57,10 +58,8 @@ class HealthRoutes:
         services = self._services
         problems = await self._problems()
         models: Mapping[str, Model] = {}
-        try:
+        with suppress(ServiceUnavailable):  # which is among the problems
             models = services.registry.models
-        except ServiceUnavailable as error:
-            problems.insert(0, error.message)
         found = services.readiness()
         unknown: Collection[str] = services.servers.unknown_units() if found.is_loaded else ()
         return answer(
@@ -85,23 +84,7 @@ class HealthRoutes:
 
     async def _problems(self) -> list[str]:
         """Everything that is known to be wrong, in sentences."""
-        services = self._services
-        _, unreadable = await services.profiles.survey()
-        # The gravest first: a long list is cut at its end.
-        problems = [] if services.manager.connected else ["systemd is not reachable, so nobody knows what runs now"]
-        if not services.is_settled():
-            problems.append("the agent is still starting: what should run is not known yet")
-        if services.inventory.scanning:
-            problems.append("the first scan is still under way")
-        if driver := await services.host.nvidia_problem():
-            problems.append(driver)
-        problems += services.servers.problems
-        problems += services.configuration.problems
-        problems += services.registry.problems
-        if services.active_profile.problem:
-            problems.append(services.active_profile.problem)
-        problems += [f"profile {problem.name}: {problem.path}: {problem.message}" for problem in unreadable]
-        problems += [f"{problem.path}: {problem.message}" for problem in services.inventory.problems]
+        problems = await self._services.problems.known()
         left_out = len(problems) - _MOST_PROBLEMS
         if left_out > 0:
             problems = [*problems[:_MOST_PROBLEMS], f"and {left_out} more"]

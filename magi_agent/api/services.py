@@ -7,6 +7,7 @@ from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
 from magi_agent.host_facts import HostFacts
 from magi_agent.metrics.metrics import Metrics
+from magi_agent.problems import Problems
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profiles import Profiles
 from magi_agent.readiness import Readiness, readiness
@@ -45,6 +46,7 @@ class Services:
     usage: ServersUsage
     host: HostFacts
     metrics: Metrics
+    problems: Problems
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

@@ -51,7 +51,7 @@ async def _ask(manager: SystemdManager, binary: Path, settings: Settings, folder
             unit = _unit(binary, option, settings, output)
         except ValueError as error:
             return Told(problem=str(error))
-        result = await manager.start_transient(unit, timeout=_RUN_SECONDS)
+        result = await manager.start_transient(unit, limit=_RUN_SECONDS)
         text = _start_of(output)
         if not result.ok:
             last = text.strip().rpartition("\n")[2]

@@ -99,7 +99,7 @@ def _examine_open(fd: int, path: str, filename: str, cache: HeaderCache, downloa
         if identity_of(os.fstat(fd)) == record.identity:
             return record
     # It changes as fast as we read. What was seen is not to be relied on, and will be looked at again.
-    assert record is not None  # noqa: S101 - the loop runs at least once
+    assert record is not None  # noqa: S101  # the loop runs at least once
     return FileRecord(path, filename, record.identity, None, ModelStatus.INCOMPLETE, _IN_PROGRESS, settled=False)
 
 

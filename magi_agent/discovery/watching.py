@@ -464,7 +464,9 @@ def _may_matter(change: watchfiles.Change, path: str) -> bool:
     name = path.rpartition("/")[2]
     if name.startswith("."):
         return False
-    return not name.endswith(_NEVER_MODELS) or (change is watchfiles.Change.added and os.path.isdir(path))  # noqa: PTH112
+    if not name.endswith(_NEVER_MODELS):
+        return True
+    return change is watchfiles.Change.added and os.path.isdir(path)  # noqa: PTH112  # the string is what there is
 
 
 def _is_utf8(path: str) -> bool:

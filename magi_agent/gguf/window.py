@@ -87,7 +87,7 @@ class Window:
             # The one loop whose length a file decides by the hundred thousand. It leaves the window by the
             # exception instead of comparing each time.
             try:
-                for left in range(left, 0, -1):  # noqa: B007, B020 - what is left is wanted after the exception
+                for left in range(left, 0, -1):  # noqa: B007, B020  # what is left is wanted after the exception
                     pos += unpack_from(data, pos)[0] + 8
                 left = 0
             except (struct.error, OverflowError):

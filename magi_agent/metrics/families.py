@@ -64,7 +64,7 @@ def _agent(agent: AgentFigures) -> Iterator[Metric]:
     yield _gauge("magi_agent_settled", "Whether all is wanted that should run since the start.", agent.is_settled)
     yield _gauge("magi_agent_systemd_connected", "Whether systemd is reached.", agent.is_connected)
     yield _gauge("magi_agent_draining", "Whether nothing is started, since the host is drained.", agent.is_draining)
-    yield _gauge("magi_agent_problems", "Problems of the configuration, registry and servers.", agent.problems)
+    yield _gauge("magi_agent_problems", "Everything that is known to be wrong.", agent.problems)
     yield _gauge("magi_agent_tasks", "Tasks in the event loop.", agent.tasks)
     late = HistogramMetricFamily("magi_agent_loop_lag_seconds", "How late the event loop came to what was due.")
     bounds = (*(f"{bound:g}" for bound in BOUNDS), "+Inf")

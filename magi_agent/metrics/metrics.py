@@ -34,6 +34,7 @@ from magi_agent.metrics.snapshot import (
     Snapshot,
 )
 from magi_agent.metrics.unit_usage import UnitUsage, read_usage
+from magi_agent.problems import Problems
 from magi_agent.readiness import readiness
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
@@ -82,6 +83,7 @@ class Sources:
     """How many there are to the API."""
     room: RoomSource
     """Bytes of memory that servers may still take."""
+    problems: Problems
     gpus: GpuSource | None = None
     """``None`` where nobody knows of GPUs."""
 
@@ -126,16 +128,17 @@ class Metrics:
 
     async def _take(self) -> _Look:
         began = _now()
-        host, gpus, servers = await asyncio.gather(self._host(), self._gpus(), self._servers())
+        host, gpus, servers, problems = await asyncio.gather(
+            self._host(), self._gpus(), self._servers(), self._sources.problems.known()
+        )
         now = _now()
-        return _Look(Snapshot(self._agent(), host, gpus, self._models(), servers, now - began), now)
+        return _Look(Snapshot(self._agent(len(problems)), host, gpus, self._models(), servers, now - began), now)
 
-    def _agent(self) -> AgentFigures:
+    def _agent(self, problems: int) -> AgentFigures:
         sources = self._sources
         found = readiness(
             sources.registry, sources.servers, sources.effective, sources.manager, sources.is_settled
         )  # fmt: skip
-        problems = (sources.servers.problems, sources.configuration.problems, sources.registry.problems)
         return AgentFigures(
             version=__version__,
             python=platform.python_version(),
@@ -144,7 +147,7 @@ class Metrics:
             is_settled=found.is_settled,
             is_connected=found.is_connected,
             is_draining=sources.servers.drain is not None,
-            problems=sum(map(len, problems)),
+            problems=problems,
             requests=self.requests.taken(),
             requests_under_way=self.requests.under_way,
             connections=sources.open_connections(),

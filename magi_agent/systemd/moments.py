@@ -30,7 +30,8 @@ def moment(text: str, now: float) -> float:
     ``ValueError`` with what is allowed.
     """
     word = text.strip()
-    midnight = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)  # noqa: DTZ006
+    today = datetime.fromtimestamp(now)  # noqa: DTZ006  # midnight is the host's own
+    midnight = today.replace(hour=0, minute=0, second=0, microsecond=0)
     try:
         match word:
             case _ if len(word) > _LONGEST:

@@ -144,7 +144,7 @@ def _watchdog_interval(microseconds: str, pid: str) -> float | None:
 def _verdict(probe: Probe) -> bool | str:
     try:
         return probe()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  # see below
         # What nobody foresaw is no sign of life, and the watchdog is the last that may stop looking.
         return f"the liveness probe failed with {error!r}"
 

@@ -19,9 +19,10 @@ _RECURSIVE: Final = 0x4000
 
 _PRIVATE: Final = 0o700
 
+_OF_EVERYBODY: Final = ("/tmp", "/var/tmp")  # noqa: S108  # nothing is put there
 HIDDEN: Final[Mapping[Scope, frozenset[PurePosixPath]]] = {
-    Scope.SYSTEM: frozenset(map(PurePosixPath, ("/tmp", "/var/tmp", "/home", "/root", "/run/user"))),  # noqa: S108
-    Scope.USER: frozenset(map(PurePosixPath, ("/tmp", "/var/tmp"))),  # noqa: S108
+    Scope.SYSTEM: frozenset(map(PurePosixPath, (*_OF_EVERYBODY, "/home", "/root", "/run/user"))),
+    Scope.USER: frozenset(map(PurePosixPath, _OF_EVERYBODY)),
 }
 """What a sandbox replaces by an empty folder (``PrivateTmp``, ``ProtectHome=tmpfs``)."""
 

@@ -154,6 +154,18 @@ async def test_the_agent_and_its_host(serve: Serve, always_fresh: None) -> None:
 
 
 @ONE_LISTENER
+async def test_problems_are_as_many_as_health_names(serve: Serve, always_fresh: None, tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir(exist_ok=True)
+    (tmp_path / "profiles" / "broken.yaml").write_text("name: [")
+    api = await serve("api-one", model_scan_path=f"{tmp_path / 'models'}:{tmp_path / 'gone'}")
+    problems = (await api.ask("GET", "/health/ready")).body["problems"]
+    assert [any(word in each for each in problems) for word in ("broken.yaml", str(tmp_path / "gone"))] == [True, True]
+    assert figure(await scrape(api), "magi_agent_problems") == len(problems)
+    (tmp_path / "profiles" / "broken.yaml").unlink()
+    assert figure(await scrape(api), "magi_agent_problems") == len(problems) - 1
+
+
+@ONE_LISTENER
 async def test_a_model_that_should_be_up_and_fails(
     serve: Serve, always_fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

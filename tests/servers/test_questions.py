@@ -116,7 +116,7 @@ async def test_figures_of_a_made_up_driver_come_out_of_the_unit(systemd_user: Sy
             shown = (*unit.read_only_paths, PurePosixPath(tmp_path))
             # Where the driver would be installed, the loader finds it by itself.
             unit = replace(unit, environment={"LD_LIBRARY_PATH": str(tmp_path)}, read_only_paths=shown)
-            result = await manager.start_transient(unit, timeout=30)
+            result = await manager.start_transient(unit, limit=30)
             texts[question] = output.read_text()
             assert result.ok, texts[question]
 

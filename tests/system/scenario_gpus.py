@@ -85,6 +85,26 @@ def test_every_gpu_has_its_node_before_a_server_starts(serving: Host) -> None:
         assert serving.property(_NODES, "Result") == "success"
 
 
+def test_nodes_are_looked_for_when_the_driver_is_loaded(serving: Host) -> None:
+    """What loads it here takes two seconds, as a driver may that udev has begun to load."""
+    with made_up_driver(serving):
+        serving.write(_MODPROBE, _STAND_IN, mode="0755")
+        loading = "/run/systemd/system/modprobe@nvidia.service.d"
+        serving.write(
+            f"{loading}/slow.conf",
+            "[Unit]\nConditionCapability=\n[Service]\nExecStart=\nExecStart=/bin/sleep 2\n"
+            f"ExecStart=/bin/mv {_DRIVER}/nvidia/late {_DRIVER}/nvidia/version\n",
+        )
+        serving.run("mv", f"{_DRIVER}/nvidia/version", f"{_DRIVER}/nvidia/late")
+        serving.run("systemctl", "daemon-reload")
+        try:
+            restart(serving)
+        finally:
+            serving.run("rm", "-r", loading)
+        assert nodes(serving) == _ALL
+        assert serving.property(_NODES, "ConditionResult") == "yes"
+
+
 def test_a_server_starts_though_nodes_cannot_be_made(serving: Host) -> None:
     with made_up_driver(serving):
         before = serving.now()

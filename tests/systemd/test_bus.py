@@ -46,7 +46,7 @@ async def frozen_bus(bus: Bus) -> AsyncIterator[Bus]:
 
 
 async def ping(bus: Bus, seconds: float = 20.0) -> None:
-    await bus.call(DBUS_NAME, DBUS_PATH, PEER, "Ping", timeout=seconds)
+    await bus.call(DBUS_NAME, DBUS_PATH, PEER, "Ping", limit=seconds)
 
 
 def kill_bus() -> None:
@@ -94,7 +94,7 @@ class TestConnecting:
             silent.bind(str(tmp_path / "silent"))
             silent.listen()
             with pytest.raises(BusTimeout):
-                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/silent", timeout=0.2)
+                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/silent", limit=0.2)
 
     async def test_to_one_that_hangs_up_is_a_typed_error(self, tmp_path: Path) -> None:
         async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,12 +102,12 @@ class TestConnecting:
 
         async with await asyncio.start_unix_server(hang_up, str(tmp_path / "rude")):
             with pytest.raises(BusDisconnected):
-                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/rude", timeout=20)
+                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/rude", limit=20)
 
     async def test_to_the_private_socket_of_systemd_is_refused(self, systemd_user: SystemdUser) -> None:
         # It answers Hello with an error, whose text dbus-next would take for its name; or not at all.
         with pytest.raises(BusError):
-            await Bus.connect(Scope.USER, address=f"unix:path={systemd_user.runtime}/systemd/private", timeout=0.5)
+            await Bus.connect(Scope.USER, address=f"unix:path={systemd_user.runtime}/systemd/private", limit=0.5)
 
     @pytest.mark.usefixtures("systemd_user")
     async def test_to_one_that_refuses_hello_says_why(self, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ class TestConnecting:
 
         async with await asyncio.start_unix_server(refuse, str(tmp_path / "other")):
             with pytest.raises(BusDisconnected, match="refused: no such method"):
-                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/other", timeout=20)
+                await Bus.connect(Scope.USER, address=f"unix:path={tmp_path}/other", limit=20)
             await until(hung_up.is_set, "the connection is closed")
 
     async def test_again_and_again_leaves_no_socket_open(self, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ class TestCalls:
 
     async def test_after_one_that_was_given_up_get_their_own_answer(self, frozen_bus: Bus) -> None:
         with pytest.raises(BusTimeout):
-            await frozen_bus.call(DBUS_NAME, DBUS_PATH, DBUS_NAME, "GetId", timeout=0.1)
+            await frozen_bus.call(DBUS_NAME, DBUS_PATH, DBUS_NAME, "GetId", limit=0.1)
         systemctl("kill", "--signal=CONT", "dbus.service")
         [has_owner] = await frozen_bus.call(DBUS_NAME, DBUS_PATH, DBUS_NAME, "NameHasOwner", "s", SYSTEMD)
         assert has_owner is True
@@ -230,7 +230,7 @@ class TestCalls:
 
         async def ask(number: int) -> int:
             [units] = await bus.call(
-                SYSTEMD, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", "asas", [], [*big, f"none-{number}"], timeout=60
+                SYSTEMD, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", "asas", [], [*big, f"none-{number}"], limit=60
             )
             assert units == []
             return number
@@ -288,7 +288,7 @@ class TestEnd:
     async def test_lets_a_new_connection_be_made(self, bus: Bus) -> None:
         kill_bus()
         await until(lambda: not bus.connected, "the end is noticed")
-        again = await Bus.connect(Scope.USER, timeout=20)
+        again = await Bus.connect(Scope.USER, limit=20)
         await ping(again)
         again.close()
 

@@ -117,7 +117,7 @@ class TestStart:
     async def test_ends_with_the_program_executed(self, manager: SystemdManager, unit_name: MakeName) -> None:
         name = unit_name()
 
-        assert await manager.start_transient(service(name), timeout=STARTS) is JobResult.DONE
+        assert await manager.start_transient(service(name), limit=STARTS) is JobResult.DONE
 
         unit = known(manager, name)
         assert (unit.active_state, unit.sub_state, unit.load_state) == ("active", "running", "loaded")
@@ -132,7 +132,7 @@ class TestStart:
     ) -> None:
         name = unit_name()
 
-        assert await manager.start_transient(service(name, "/nonexistent"), timeout=STARTS) is JobResult.FAILED
+        assert await manager.start_transient(service(name, "/nonexistent"), limit=STARTS) is JobResult.FAILED
 
         unit = known(manager, name)
         assert (unit.active_state, unit.result) == ("failed", "exit-code")
@@ -140,38 +140,38 @@ class TestStart:
 
     async def test_of_a_name_that_runs_is_refused(self, manager: SystemdManager, unit_name: MakeName) -> None:
         name = unit_name()
-        await manager.start_transient(service(name), timeout=STARTS)
+        await manager.start_transient(service(name), limit=STARTS)
 
         with pytest.raises(UnitExists):
-            await manager.start_transient(service(name), timeout=STARTS)
+            await manager.start_transient(service(name), limit=STARTS)
 
     async def test_of_a_name_that_failed_is_refused_until_the_failure_is_reset(
         self, manager: SystemdManager, unit_name: MakeName
     ) -> None:
         name = unit_name()
-        await manager.start_transient(service(name, "/bin/false"), timeout=STARTS)
+        await manager.start_transient(service(name, "/bin/false"), limit=STARTS)
         await until(lambda: state(manager, name) == "failed", "it failed")
 
         unit = known(manager, name)
         assert (unit.result, unit.exec_main_code, unit.exec_main_status) == ("exit-code", 1, 1)
         with pytest.raises(UnitExists):
-            await manager.start_transient(service(name), timeout=STARTS)
+            await manager.start_transient(service(name), limit=STARTS)
         await manager.reset_failed(name)
         assert manager.get(name) is None
-        assert await manager.start_transient(service(name), timeout=STARTS) is JobResult.DONE
+        assert await manager.start_transient(service(name), limit=STARTS) is JobResult.DONE
 
     async def test_of_what_systemd_does_not_take_tells_its_reason(
         self, manager: SystemdManager, unit_name: MakeName
     ) -> None:
         with pytest.raises(BusCallFailed, match="CPUWeight"):
-            await manager.start_transient(service(unit_name(), cpu_weight=1_000_000), timeout=STARTS)
+            await manager.start_transient(service(unit_name(), cpu_weight=1_000_000), limit=STARTS)
 
     async def test_of_many_at_once_gives_each_its_own_result(
         self, manager: SystemdManager, unit_name: MakeName
     ) -> None:
         units = [service(unit_name(), program, "600") for program in ("/bin/sleep", "/nonexistent") * 10]
 
-        results = await asyncio.gather(*(manager.start_transient(unit, timeout=60) for unit in units))
+        results = await asyncio.gather(*(manager.start_transient(unit, limit=60) for unit in units))
 
         assert results == [JobResult.DONE, JobResult.FAILED] * 10
         assert {unit.name for unit in units} <= manager.units.keys()
@@ -185,13 +185,13 @@ class TestStart:
         await until(lambda: state(manager, holder) == "activating", "the one before it is starting")
 
         with pytest.raises(JobTimeout, match=r"StartTransientUnit did not end within 0\.2 s"):
-            await manager.start_transient(service(held), timeout=0.2)
+            await manager.start_transient(service(held), limit=0.2)
 
     async def test_again_after_a_crash_is_systemds_and_is_counted(
         self, manager: SystemdManager, unit_name: MakeName
     ) -> None:
         name = unit_name()
-        await manager.start_transient(service(name, restart=Restart.ON_FAILURE, restart_sec=0.1), timeout=STARTS)
+        await manager.start_transient(service(name, restart=Restart.ON_FAILURE, restart_sec=0.1), limit=STARTS)
         before = known(manager, name)
 
         systemctl("kill", "--signal=KILL", name)
@@ -208,7 +208,7 @@ class TestStart:
         name = unit_name()
         crashing = service(name, "/bin/false", restart=Restart.ON_FAILURE, restart_sec=0.05, start_limit_burst=3)
 
-        await manager.start_transient(crashing, timeout=STARTS)
+        await manager.start_transient(crashing, limit=STARTS)
 
         # Between two starts it is "failed" for a moment too.
         await until(lambda: (unit := manager.get(name)) and unit.n_restarts == 3, "the third start")
@@ -219,10 +219,10 @@ class TestStart:
 class TestStop:
     async def test_ends_the_processes_and_unloads_the_unit(self, manager: SystemdManager, unit_name: MakeName) -> None:
         name = unit_name()
-        await manager.start_transient(service(name), timeout=STARTS)
+        await manager.start_transient(service(name), limit=STARTS)
         pid = shown(name, "MainPID")
 
-        assert await manager.stop(name, timeout=STARTS) is JobResult.DONE
+        assert await manager.stop(name, limit=STARTS) is JobResult.DONE
 
         # systemd tells of the end a moment before it lets go of the process.
         await until(lambda: not alive(pid), "the process is gone")
@@ -230,18 +230,18 @@ class TestStop:
 
     async def test_of_what_is_not_there_is_a_typed_error(self, manager: SystemdManager, unit_name: MakeName) -> None:
         with pytest.raises(NoSuchUnit):
-            await manager.stop(unit_name(), timeout=STARTS)
+            await manager.stop(unit_name(), limit=STARTS)
 
     async def test_kills_what_ignores_sigterm(
         self, manager: SystemdManager, unit_name: MakeName, deaf: tuple[str, str], tmp_path: Path
     ) -> None:
         name = unit_name()
         unit = service(name, *deaf, timeout_stop_sec=0.3, kill_mode=KillMode.MIXED)
-        await manager.start_transient(unit, timeout=STARTS)
+        await manager.start_transient(unit, limit=STARTS)
         await until((tmp_path / "ignoring").exists, "it ignores SIGTERM")
         pid = shown(name, "MainPID")
 
-        assert await manager.stop(name, timeout=STARTS) is JobResult.DONE
+        assert await manager.stop(name, limit=STARTS) is JobResult.DONE
 
         # systemd tells of the end a moment before it lets go of the process.
         await until(lambda: not alive(pid), "the process is gone")
@@ -253,11 +253,11 @@ class TestStop:
         self, manager: SystemdManager, unit_name: MakeName, deaf: tuple[str, str], tmp_path: Path
     ) -> None:
         name = unit_name()
-        await manager.start_transient(service(name, *deaf, timeout_stop_sec=60), timeout=STARTS)
+        await manager.start_transient(service(name, *deaf, timeout_stop_sec=60), limit=STARTS)
         await until((tmp_path / "ignoring").exists, "it ignores SIGTERM")
 
         with pytest.raises(JobTimeout, match="StopUnit"):
-            await manager.stop(name, timeout=0.2)
+            await manager.stop(name, limit=0.2)
 
         assert known(manager, name).active_state == "deactivating"
         assert known(manager, name).job_id is not None
@@ -282,7 +282,7 @@ class TestFollowing:
 
     async def test_sees_how_a_unit_ended(self, manager: SystemdManager, unit_name: MakeName) -> None:
         name = unit_name()
-        await manager.start_transient(service(name), timeout=STARTS)
+        await manager.start_transient(service(name), limit=STARTS)
 
         os.kill(known(manager, name).main_pid or 0, signal.SIGKILL)
 
@@ -298,8 +298,8 @@ class TestFollowing:
 
     async def test_finds_at_the_start_what_runs_already(self, manager: SystemdManager, unit_name: MakeName) -> None:
         runs, failed = unit_name(), unit_name()
-        await manager.start_transient(service(runs), timeout=STARTS)
-        await manager.start_transient(service(failed, "/nonexistent"), timeout=STARTS)
+        await manager.start_transient(service(runs), limit=STARTS)
+        await manager.start_transient(service(failed, "/nonexistent"), limit=STARTS)
 
         async with SystemdManager(Scope.USER, pattern=PATTERN) as other:
             await other.wait_connected(STARTS)
@@ -318,7 +318,7 @@ class TestFollowing:
         name = unit_name()
         async with SystemdManager(Scope.USER, pattern=PATTERN, check_interval=0.1) as manager:
             await manager.wait_connected(STARTS)
-            await manager.start_transient(service(name), timeout=STARTS)
+            await manager.start_transient(service(name), limit=STARTS)
             # As if the signals of its end had been lost.
             monkeypatch.setattr(manager._table, "take", lambda _: None)
             await asyncio.to_thread(systemctl, "stop", name)
@@ -327,7 +327,7 @@ class TestFollowing:
 
     async def test_tells_what_a_unit_uses(self, manager: SystemdManager, unit_name: MakeName) -> None:
         name = unit_name()
-        await manager.start_transient(service(name), timeout=STARTS)
+        await manager.start_transient(service(name), limit=STARTS)
 
         accounting = await manager.read_accounting(name)
 
@@ -343,8 +343,8 @@ class TestReload:
     async def test_of_systemd_loses_nothing(self, changes: Changes, unit_name: MakeName, verb: str) -> None:
         manager, told, connection = changes
         runs, failed = unit_name(), unit_name()
-        await manager.start_transient(service(runs), timeout=STARTS)
-        await manager.start_transient(service(failed, "/nonexistent"), timeout=STARTS)
+        await manager.start_transient(service(runs), limit=STARTS)
+        await manager.start_transient(service(failed, "/nonexistent"), limit=STARTS)
         before = {name: known(manager, name) for name in (runs, failed)}
         told.clear()
 
@@ -362,7 +362,7 @@ class TestReload:
         self, manager: SystemdManager, unit_name: MakeName, verb: str
     ) -> None:
         early, late = unit_name(), unit_name()
-        await manager.start_transient(service(early), timeout=STARTS)
+        await manager.start_transient(service(early), limit=STARTS)
 
         await asyncio.to_thread(systemctl, verb)
 
@@ -395,7 +395,7 @@ class TestReload:
 
     async def test_in_the_middle_of_starts_loses_no_result(self, manager: SystemdManager, unit_name: MakeName) -> None:
         units = [service(unit_name(), program, "600") for program in ("/bin/sleep", "/nonexistent") * 5]
-        starts = [asyncio.create_task(manager.start_transient(unit, timeout=60)) for unit in units]
+        starts = [asyncio.create_task(manager.start_transient(unit, limit=60)) for unit in units]
 
         await asyncio.to_thread(systemctl, "daemon-reload")
 
@@ -406,8 +406,8 @@ class TestReconnect:
     async def test_reads_everything_again(self, changes: Changes, unit_name: MakeName) -> None:
         manager, _, connection = changes
         stays, goes, comes = unit_name(), unit_name(), unit_name()
-        await manager.start_transient(service(stays), timeout=STARTS)
-        await manager.start_transient(service(goes), timeout=STARTS)
+        await manager.start_transient(service(stays), limit=STARTS)
+        await manager.start_transient(service(goes), limit=STARTS)
         before = known(manager, stays)
 
         systemctl("stop", "dbus.socket", "dbus.service")
@@ -415,7 +415,7 @@ class TestReconnect:
             await until(lambda: not manager.connected, "the cut is noticed")
             assert manager.get(stays) == before, "what was known last"
             with pytest.raises(BusDisconnected):
-                await manager.start_transient(service(unit_name()), timeout=STARTS)
+                await manager.start_transient(service(unit_name()), limit=STARTS)
             with pytest.raises(BusTimeout):
                 await manager.wait_connected(0.05)
             # systemctl needs no bus.
@@ -432,13 +432,13 @@ class TestReconnect:
 
     async def test_follows_again(self, manager: SystemdManager, unit_name: MakeName) -> None:
         first, second = unit_name(), unit_name()
-        await manager.start_transient(service(first), timeout=STARTS)
+        await manager.start_transient(service(first), limit=STARTS)
 
         kill_bus()
         await until(lambda: not manager.connected, "the cut is noticed")
         await manager.wait_connected(STARTS)
 
-        assert await manager.start_transient(service(second), timeout=STARTS) is JobResult.DONE
+        assert await manager.start_transient(service(second), limit=STARTS) is JobResult.DONE
         await asyncio.to_thread(systemctl, "stop", first)
         await until(lambda: manager.get(first) is None, "the stop is seen")
 
@@ -447,9 +447,9 @@ class TestReconnect:
     ) -> None:
         manager, bus = cuttable
         name = unit_name()
-        await manager.start_transient(service(name, *deaf, timeout_stop_sec=60), timeout=STARTS)
+        await manager.start_transient(service(name, *deaf, timeout_stop_sec=60), limit=STARTS)
         await until((tmp_path / "ignoring").exists, "it ignores SIGTERM")
-        stop = asyncio.create_task(manager.stop(name, timeout=60))
+        stop = asyncio.create_task(manager.stop(name, limit=60))
         await until(lambda: state(manager, name) == "deactivating", "the stop has begun")
 
         bus.cut()
@@ -463,7 +463,7 @@ class TestReconnect:
         for _ in range(5):
             names.append(unit_name())
             await manager.wait_connected(STARTS)
-            await manager.start_transient(service(names[-1]), timeout=STARTS)
+            await manager.start_transient(service(names[-1]), limit=STARTS)
             bus.cut()
             await until(lambda: not manager.connected, "the cut is noticed")
         await manager.wait_connected(STARTS)

@@ -338,7 +338,7 @@ async def test_a_real_manager_takes_and_shows_all_of_it(
         requires_mounts_for=(PurePosixPath("/usr"),),
     )
 
-    assert await manager.start_transient(unit, timeout=30) is JobResult.DONE
+    assert await manager.start_transient(unit, limit=30) is JobResult.DONE
 
     expected = {
         "Type": "exec",
@@ -394,7 +394,7 @@ async def test_what_runs_for_a_moment_is_waited_for_and_forgotten(
         standard_output=PurePosixPath(output),
     )
 
-    assert (await manager.start_transient(unit, timeout=30)).value == result
+    assert (await manager.start_transient(unit, limit=30)).value == result
 
     assert output.read_text() == "said\n"
     await until(lambda: shown(unit.name, "LoadState") == "not-found", "it is forgotten")
@@ -412,7 +412,7 @@ async def test_each_numa_policy_is_the_one_that_is_meant(
         numa_nodes=() if policy in (NumaPolicy.DEFAULT, NumaPolicy.LOCAL) else (0,),
     )
 
-    await manager.start_transient(unit, timeout=30)
+    await manager.start_transient(unit, limit=30)
 
     assert shown(unit.name, "NUMAPolicy") == policy.value
 

@@ -73,7 +73,7 @@ def probe(manager: SystemdManager, unit_name: MakeName, tmp_path: Path) -> Probe
                 sandbox=sandbox,
             )
             async with await asyncio.start_server(take, sock=listening):
-                assert await manager.start_transient(unit, timeout=30) is JobResult.DONE
+                assert await manager.start_transient(unit, limit=30) is JobResult.DONE
                 async with asyncio.timeout(30):
                     report = json.loads(await answer)
         assert isinstance(report, dict)

@@ -84,6 +84,9 @@ def test_a_server_waits_for_nvidias_nodes_and_does_not_depend_on_them() -> None:
     # A host without NVIDIA's driver pays nothing. Whether a node is missing the program itself finds out.
     conditions = {name: values for name, values in settings_of(nodes, "Unit").items() if name.startswith("Condition")}
     assert conditions == {"ConditionPathExists": ["/proc/driver/nvidia/version"]}
+    # It is looked for only when the driver is loaded, which at the boot may take longer than to come so far.
+    assert settings_of(nodes, "Unit")["Wants"] == ["modprobe@nvidia.service"]
+    assert "modprobe@nvidia.service" in settings_of(nodes, "Unit")["After"][0].split()
     # Each server starts it: as many as there are.
     assert settings_of(nodes, "Unit")["StartLimitIntervalSec"] == ["0"]
     service = settings_of(nodes, "Service")

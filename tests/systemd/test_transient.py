@@ -103,7 +103,7 @@ async def test_environment_and_arguments_survive_a_reload_and_a_restart(
         restart_sec=0.1,
         sandbox=Sandbox.NONE,
     )
-    assert await manager.start_transient(unit, timeout=30) is JobResult.DONE
+    assert await manager.start_transient(unit, limit=30) is JobResult.DONE
     first = await reports.next()
     described = manager.get(name)
 
@@ -141,7 +141,7 @@ async def test_a_sandboxed_unit_still_sees_its_folders_after_a_reload_and_a_rest
         read_only_paths=(PurePosixPath(folder),),
         sandbox=Sandbox.GPU,
     )
-    await manager.start_transient(unit, timeout=30)
+    await manager.start_transient(unit, limit=30)
     await reports.next()
 
     systemctl("daemon-reload")
