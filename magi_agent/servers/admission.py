@@ -22,7 +22,7 @@ from magi_agent.memory.need import Basis
 from magi_agent.servers.launch import LaunchSpecification, model_id_of
 from magi_agent.servers.llama_server import differences
 from magi_agent.servers.placed import Placed, Placing
-from magi_agent.servers.shortage import Room, Shortage, insufficient_memory, outstanding, room_of, shortage_of
+from magi_agent.servers.shortage import Shortage, insufficient_memory, outstanding, room_of, shortage_of
 from magi_agent.servers.start_order import Rank
 from magi_agent.systemd.status import UnitStatus
 
@@ -129,9 +129,15 @@ class Admission:
         self._took = True
         self._tell()
 
-    def note_ended(self, model_id: str, *, is_restarted: bool) -> None:
-        """Take note that a server has ended: its memory is back, or comes back soon."""
-        if not is_restarted:
+    def note_failed(self, model_id: str) -> None:
+        """Take note that a server has failed: nothing is promised to it any more."""
+        self._promises.pop(model_id, None)
+        self._took = True
+        self._tell()
+
+    def note_ended(self, model_id: str, *, is_to_start: bool) -> None:
+        """Take note that a server has ended: its memory is back, or comes back soon; one that starts anew keeps it."""
+        if not is_to_start:
             self._promises.pop(model_id, None)
         self._ended[model_id] = asyncio.get_running_loop().time()
         self._leaving.pop(model_id, None)
@@ -243,30 +249,43 @@ class Admission:
             placed = await self._place(launch, gpus)
         if placed.unknown:
             self._say_once(model_id, f"what it needs of memory is not known: {placed.unknown}")
-        room, ceiling = await self._room(model_id, host + promised) if placed.need else (None, 0)
-        if room is not None and returning:
-            used = await asyncio.to_thread(_used_by, {unit.name: unit for unit in returning})
-            back = sum(each.anonymous + self._weights_of(name, each.mapped) for name, each in used.items())
-            room = replace(room, available=room.available + back)
+        memory = await self._figures(model_id) if placed.need else None
+        if memory is None:
+            return placed, shortage_of(placed, None), 0
+        room = room_of(memory, host + promised, self._reserve)
+        if returning:
+            used = await asyncio.to_thread(_used_by, {model_id_of(unit.name): unit for unit in returning})
+            if len(used) < len(returning):
+                self._say_once(model_id, "what the server uses that it takes the place of is not known")
+                return placed, shortage_of(placed, None), 0
+            own = sum(each.anonymous for each in used.values())
+            weights = sum(self._mapped_by(each, used.get(each), placed) for each in used)
+            room = replace(room, available=room.available + own + min(weights, memory.mapped))
+        ceiling = min((memory.total, *(limit.least for limit in memory.limits))) - self._reserve
         return placed, shortage_of(placed, room), ceiling
 
-    def _weights_of(self, unit: str, mapped: int) -> int:
-        """Of what a unit has mapped, its weights: programs and libraries stay, for others."""
-        promise = self._promises.get(model_id_of(unit))
-        return min(mapped, promise.need.mapped) if promise and promise.need else mapped
+    def _mapped_by(self, model_id: str, used: UnitMemory | None, placed: Placed) -> int:
+        """What a server that ends has mapped for itself: its weights, but neither programs nor libraries.
 
-    async def _room(self, model_id: str, promised: int) -> tuple[Room | None, int]:
-        """The room there is; ``None`` where nobody knows."""
+        It may not be seen: a control group counts what it has brought in, and processes of others may be hidden.
+        """
+        promise = self._promises.get(model_id)
+        need = promise.need if promise else None
+        if need is None and model_id == placed.launch.model_id:
+            need = placed.need
+        return need.mapped if need else used.mapped if used else 0
+
+    async def _figures(self, model_id: str) -> HostMemory | None:
+        """The host's memory; ``None`` where nobody knows."""
         # Uses were looked at before: what moved from there into the host's figures since is counted twice, not never.
         is_quiet = not (self._took or self._promises)
         try:
             memory = await self._memory(_FRESH if is_quiet else 0.0)
         except (TimeoutError, MagiError) as error:
             self._say_once(model_id, f"the host's memory is not known: {str(error) or 'nobody told'}")
-            return None, 0
+            return None
         self._took = bool(self._promises)
-        ceiling = min((memory.total, *(limit.least for limit in memory.limits))) - self._reserve
-        return room_of(memory, promised, self._reserve), ceiling
+        return memory
 
     async def _outstanding(self, but: Collection[str]) -> tuple[int, dict[str, int]]:
         """What all servers but some will take yet, of the host and of each GPU."""

@@ -340,7 +340,7 @@ class Reconciler:
             self._unit_gone(model_id, record, change)
             record.ending = record.restart = False
         if after in (UnitCondition.ABSENT, UnitCondition.FAILED) and before in (UnitCondition.UP, *_ON_THE_MOVE):
-            self._admission.note_ended(model_id, is_restarted=record.is_doing(Verb.RESTART))
+            self._admission.note_ended(model_id, is_to_start=self._is_to_start(model_id) and record.failure is None)
             self._retry_for_memory()
         self._announce(model_id)
         self.wake()
@@ -529,6 +529,7 @@ class Reconciler:
         record.counted = unit.invocation_id
         record.recording = failure
         record.restart = False
+        self._admission.note_failed(model_id)
         record.count_failure(failure, asyncio.get_running_loop().time())
         self._background(partial(self._note, model_id, met=False), f"note on {model_id}")
         self._background(partial(self._add_last_lines, model_id, record, failure, unit), f"last words of {model_id}")

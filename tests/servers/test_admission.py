@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,14 +18,14 @@ import pytest
 
 from magi_agent.errors import InsufficientMemory
 from magi_agent.host.memory import HostMemory
-from magi_agent.host.unit_memory import unit_memory
+from magi_agent.host.unit_memory import UnitMemory, unit_memory
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers import admission as admission_module
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.operations import OperationStatus
 from magi_agent.servers.placed import Placed
 from magi_agent.vocabulary import ServerState
-from tests.conftest import MakeToyModel
+from tests.conftest import MakeToyModel, SampleModels
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS, ServingAgent
 from tests.servers.system import systemctl
@@ -274,6 +275,40 @@ async def test_a_server_that_fills_the_memory_can_be_restarted_and_nobody_takes_
         assert "starting" not in agent.told("srv-waits")[1:]
         assert agent.reconciler.state("srv-waits") is ServerState.COOLDOWN
         agent.check_transitions()
+
+
+async def test_a_restart_is_given_its_weights_back_also_where_nobody_sees_that_it_has_mapped_them(
+    make_agent: MakeAgent, models: Path, sample_models: SampleModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(sample_models.smollm2, models / "srv-weights.gguf")
+    async with make_agent(memory_reserve="0") as agent:
+        await agent.choose("srv-weights", RuntimeSettings(ctx_size=512, parallel_slots=1))
+        need = await agent.memory.need("srv-weights")
+        assert need.mapped > 0.3 * need.host_bytes
+        before = await agent.ready("srv-weights")
+        unit = agent.unit("srv-weights")
+
+        async def figures() -> HostMemory:
+            used = unit_memory(unit.control_group, unit.main_pid)
+            size = int(1.1 * need.host_bytes)
+            return HostMemory(size, size - (used.anonymous if used else 0), 0, 0, None, (), need.mapped if used else 0)
+
+        def hidden(control_group: str, main_pid: int | None) -> UnitMemory | None:
+            seen = unit_memory(control_group, main_pid)
+            return replace(seen, mapped=0) if seen else None
+
+        # As of a control group that has not brought the pages in, and processes of another user.
+        monkeypatch.setattr(admission_module, "unit_memory", hidden)
+        monkeypatch.setattr(admission_module, "mapped_by", lambda _: 0)
+        agent.figures = figures
+        after = (await agent.servers.restart("srv-weights", by="test", wait=PATIENCE_OF_TESTS)).server
+        assert after.pid != before.pid
+
+        # Where nothing can be seen, nothing is refused.
+        monkeypatch.setattr(admission_module, "unit_memory", lambda *_: None)
+        unit = agent.unit("srv-weights")
+        again = (await agent.servers.restart("srv-weights", by="test", wait=PATIENCE_OF_TESTS)).server
+        assert again.pid != after.pid
 
 
 async def test_a_start_waits_for_memory_of_a_server_that_is_being_stopped(
