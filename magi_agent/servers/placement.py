@@ -23,7 +23,7 @@ from magi_agent.servers.launch import NO_DEVICE
 from magi_agent.servers.placed import GpuShortage
 
 _MARGIN: Final = 256 << 20
-"""Bytes that are left free of a GPU where that can be, an estimate being one; llama-server's ``--fit`` leaves more."""
+"""Bytes that are left free of a GPU where they can be, an estimate being one; llama-server's ``--fit`` leaves more."""
 _DEVICE_FLAG: Final = "--device="
 
 NeedFor = Callable[[Sequence[Device], bool], MemoryNeed]
@@ -173,8 +173,8 @@ def _tried(
 ) -> Choice | None:  # fmt: skip
     """These, where a need fits there."""
     taken = shares(need, gpus, settings)
-    if len(gpus) > 1:
-        # No layer is divided, so one has up to a layer more than its share.
+    if len(gpus) > 1 and margin:
+        # No layer is divided, so one may have up to a layer more than its share.
         in_layers = need.weights + need.kv_cache + need.recurrent_state
         margin += in_layers.gpu // max(1, need.gpu_layers)
     if any(taken[gpu.name] + margin > gpu.room for gpu in gpus):

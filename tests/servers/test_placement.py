@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,9 +196,9 @@ def test_the_choice_is_always_the_same_and_prefers_one(
     found = chosen(*gpus, blocks=blocks, **said)
     assert found == chosen(*gpus, blocks=blocks, **said)
     if len(found.devices) > 1:
-        # None of them would do alone, with the margin that is kept.
+        # None of them would do alone and leave the margin that is kept.
         for each in gpus:
-            alone = chosen(each, blocks=blocks, **said)
+            alone = chosen(replace(each, promised=each.promised + 256 * MIB), blocks=blocks, **said)
             assert alone.shortage is not None or alone.need.gpu_layers < 33 or alone.need.context_is_cut
     shuffled = list(gpus)
     order.shuffle(shuffled)
