@@ -2,7 +2,7 @@
 
 The processor is emulated (QEMU's TCG), so it runs wherever the tests run, and is some ten times slower than this one.
 The machine has no network; commands go through a serial port. It ends with the process that booted it, whatever ends
-that, and what it wrote is gone then. Standard library only.
+that. Standard library only.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class VirtualMachine:
 def booted(image: Image, parts: Path, folder: Path, *, memory_mebibytes: int) -> Iterator[VirtualMachine]:
     """Give a machine that is up. Raises VirtualMachineError.
 
-    ``parts`` is its second disk, ``folder`` an empty one for what it writes.
+    It writes to the image's disk; ``parts`` is its second disk, ``folder`` is for its console and its port.
     """
     port, console = folder / "port", folder / "console"
     command = [
@@ -107,14 +107,13 @@ def booted(image: Image, parts: Path, folder: Path, *, memory_mebibytes: int) ->
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-nic", "none",
         "-kernel", str(image.kernel), "-initrd", str(image.initrd),
         "-append", "root=/dev/vda rw console=ttyS0 quiet systemd.unified_cgroup_hierarchy=1 panic=-1",
-        "-drive", f"file={image.disk},if=virtio,format=raw,snapshot=on",
+        "-drive", f"file={image.disk},if=virtio,format=raw,cache=unsafe",
         "-drive", f"file={parts},if=virtio,format=raw,readonly=on",
         "-chardev", f"file,id=console,path={console}", "-serial", "chardev:console",
         "-chardev", f"socket,id=commands,path={port},server=on,wait=off",
         "-device", "virtio-serial", "-device", f"virtserialport,chardev=commands,name={PORT}",
     ]  # fmt: skip
-    # What it writes to its first disk goes to a file there, which has no name.
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TMPDIR": str(folder)}
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
     with (folder / "qemu").open("wb") as said:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,

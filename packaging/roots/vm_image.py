@@ -1,7 +1,8 @@
-"""Disks for virtual machines: a Debian with its own kernel, made once and kept in `.cache/vm`.
+"""Disks for virtual machines: of a Debian root with its own kernel, which is made once and kept in `.cache/vm`.
 
-A disk is named by what went into it, so a change of the package list makes a new one; the old one is removed. Nothing
-is ever written to a finished one: a machine writes to a layer that is thrown away. Standard library only.
+A root is named by what went into it, so a change of the package list makes a new one; the old one is removed. Nothing
+is ever written to a finished one: a disk is made of a copy, into which packages are installed, which an emulated
+processor would take minutes for. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import locations
 from releases import Release
 
 IMAGES = locations.CACHE / "vm"
-"""Where they are kept; `make clean` leaves it alone."""
+"""Where roots are kept, and a run has its disks; `make clean` leaves it alone."""
 
 PORT = "magi.commands"
 """The serial port of the machine through which it is told what to run."""
@@ -38,6 +39,7 @@ _RECIPE = 1
 """To be raised when the way a disk is made changes and its packages do not."""
 _MAKING_SECONDS = 900.0
 _DISK_SIZE = "4G"
+_INSTALL_SECONDS = 300.0
 _UNFINISHED = ".unfinished"
 _PROGRAM = "usr/local/lib/commands_port.py"
 _UNIT = f"""\
@@ -72,23 +74,53 @@ class Image:
 
 
 @contextlib.contextmanager
-def image_for(release: Release, more_packages: Iterable[str] = ()) -> Iterator[Image]:
-    """Give a disk with these packages on top of the usual ones, made if need be.
+def machine_root(release: Release, more_packages: Iterable[str] = ()) -> Iterator[Path]:
+    """Give a root with these packages on top of the usual ones, made if need be; it is only to be read.
 
     As long as it is given, no other run removes it. Raises ImageError.
     """
     packages = sorted({*_PACKAGES, *more_packages})
-    folder = IMAGES / f"{release.codename}-{_hash_of(release, packages)}"
+    root = IMAGES / f"{release.codename}-{_hash_of(release, packages)}"
     IMAGES.mkdir(parents=True, exist_ok=True)
     with (IMAGES / f"{release.codename}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        while not folder.exists():
+        while not root.exists():
             # To change a lock is to release it for a moment: what was true before has to be asked again.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                _make(release, packages, folder)
+            if not root.exists():
+                _make(release, packages, root)
             fcntl.flock(lock, fcntl.LOCK_SH)
-        yield Image(folder / "disk", folder / "vmlinuz", folder / "initrd.img")
+        yield root
+
+
+def image_of(root: Path, folder: Path, package: Path, files: Mapping[str, str]) -> Image:
+    """Make a disk in ``folder``, with a package and files that the root has not. Raises ImageError, OSError.
+
+    The files are there before the package is installed, as an operator's would be.
+    """
+    own = folder / "root"
+    subprocess.run(["cp", "--archive", "--reflink=auto", str(root), str(own)], check=True, timeout=_MAKING_SECONDS)
+    for name, text in files.items():
+        path = own / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    shutil.copyfile(package, own / "package.deb")
+    enter = Path(__file__).parents[1] / "deb" / "enter"
+    command = ["dpkg", "--force-confold", "--install", "/package.deb"]
+    installed = subprocess.run(
+        [str(enter), str(own), *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        timeout=_INSTALL_SECONDS,
+    )  # fmt: skip
+    if installed.returncode != 0:
+        raise ImageError(f"{package} could not be installed: {(installed.stdout + installed.stderr)[-2000:]}")
+    (own / "package.deb").unlink()
+    boot = own / "boot"
+    image = Image(folder / "disk", folder / "vmlinuz", folder / "initrd.img")
+    for path in (image.kernel, image.initrd):
+        shutil.copyfile(max(boot.glob(f"{path.name}-*")), path)
+    write_disk(own, image.disk, _DISK_SIZE)
+    shutil.rmtree(own)
+    return image
 
 
 def write_disk(source: Path, disk: Path, size: str) -> None:
@@ -111,17 +143,15 @@ def _hash_of(release: Release, packages: list[str]) -> str:
     return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
-def _make(release: Release, packages: list[str], folder: Path) -> None:
-    """Make the disk, and remove the release's others: whoever uses one holds the lock."""
+def _make(release: Release, packages: list[str], root: Path) -> None:
+    """Make the root, and remove the release's others: whoever uses one holds the lock."""
     for old in IMAGES.glob(f"{release.codename}-*"):
         shutil.rmtree(old)
-    _say(f"making a disk of Debian {release.number} with its own kernel, about 500 MB; once")
-    unfinished = folder.with_name(folder.name + _UNFINISHED)
-    root = unfinished / "root"
-    unfinished.mkdir()
+    _say(f"making a root of Debian {release.number} with its own kernel, about 400 MB; once")
+    unfinished = root.with_name(root.name + _UNFINISHED)
     command = [
         "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--format=directory",
-        f"--include={','.join(packages)}", release.codename, str(root),
+        f"--include={','.join(packages)}", release.codename, str(unfinished),
     ]  # fmt: skip
     try:
         made = subprocess.run(
@@ -131,13 +161,8 @@ def _make(release: Release, packages: list[str], folder: Path) -> None:
         raise ImageError(f"mmdebstrap was not through in {_MAKING_SECONDS:.0f} s; is the mirror reachable?") from error
     if made.returncode != 0:
         raise ImageError(f"mmdebstrap made no Debian {release.number}: {made.stderr.strip()[-2000:]}")
-    _furnish(root)
-    for name in ("vmlinuz", "initrd.img"):
-        newest = max((root / "boot").glob(f"{name}-*"))
-        shutil.copyfile(newest, unfinished / name)
-    write_disk(root, unfinished / "disk", _DISK_SIZE)
-    shutil.rmtree(root)
-    unfinished.rename(folder)
+    _furnish(unfinished)
+    unfinished.rename(root)
 
 
 def _furnish(root: Path) -> None:
