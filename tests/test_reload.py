@@ -459,8 +459,8 @@ class TestEveryPart:
         assert event.awaiting_restart == ()
         assert agent.services.settings == agent.settings == other
         assert agent._inventory._interval == 77
-        assert agent._reconciler._patience.stillness == 78
-        assert agent._reconciler._patience.longest_pause == 0.5
+        assert agent._reconciler._watch.patience.stillness == 78
+        assert agent._reconciler._watch.patience.longest_pause == 0.5
         assert agent._reconciler._stop_timeout == 79
         assert isinstance(agent._launcher, DirectLauncher)
         assert agent._launcher._user == "nobody"

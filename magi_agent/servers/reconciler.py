@@ -21,7 +21,6 @@ there, or while the bus was gone. So nothing is started after such a time until 
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,28 +28,26 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from magi_agent.errors import MagiError
-from magi_agent.events import EventStream, ServerChanged, ServerProgress, ServerTroubled
+from magi_agent.events import EventStream, ServerChanged, ServerTroubled
 from magi_agent.servers.admission import Admission, Situation
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
-from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
-from magi_agent.servers.failure import (
-    INSUFFICIENT_MEMORY,
-    LOG_LINES,
-    NOT_EXECUTED,
-    Failure,
-    ended_early,
-    failure_of,
-    not_started,
-)
-from magi_agent.servers.history import BY_AGENT, BY_SYSTEMD, Happened, note
+from magi_agent.servers.failure import INSUFFICIENT_MEMORY, Failure, ended_early, failure_of, not_started
+from magi_agent.servers.last_words import EndEvidence, LastWords
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
 from magi_agent.servers.launcher import Launcher
-from magi_agent.servers.liveness import RHYTHM, Rhythm, wait_until_hung
-from magi_agent.servers.llama_server import reach_of
+from magi_agent.servers.life_notes import (
+    OUTSIDE,
+    note_failure,
+    note_retry,
+    note_start,
+    note_stop,
+    note_stop_from_outside,
+)
+from magi_agent.servers.liveness import RHYTHM, Rhythm
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
-from magi_agent.servers.reach import AtPort, Reach
-from magi_agent.servers.readiness import LoadProgress, Patience, Verdict, wait_until_ready
+from magi_agent.servers.readiness import Patience
+from magi_agent.servers.readiness_watch import OffloadCheck, ReadinessWatch, RunEvidence
 from magi_agent.servers.record import ServerRecord
 from magi_agent.servers.start_order import StartOrder
 from magi_agent.servers.states import state_of
@@ -63,7 +60,6 @@ _LOG: Final = logging.getLogger(__name__)
 _Work = Callable[[], Coroutine[Any, Any, None]]
 _STARTS_AT_ONCE: Final = 4
 _LOOK_AGAIN: Final = 30.0
-_LOG_WAIT: Final = 2.0
 _BUS_PAUSE: Final = 0.05
 """Seconds in which the end of a connection becomes known to everybody."""
 _STEP_PAUSE: Final = 1.0
@@ -72,20 +68,9 @@ _LONGEST_STEP_PAUSE: Final = 8.0
 _SURVIVORS_PAUSE: Final = 1.0
 """Seconds between two looks whether what survived SIGKILL is gone: systemd does not tell."""
 
-_STAYS: Final = "it stays stopped until somebody starts it (magictl start %s; systemctl cannot, as the unit is gone)"
-
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
-_RESULTS: Final = {
-    Verdict.TIMEOUT: "start-timeout",
-    Verdict.STRANGER: "port-in-use",
-    Verdict.FORBIDDEN: "not-reachable",
-}
-"""In one word, why a server that runs was not ready."""
-
 _PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "cleared away"}
-_OUTSIDE: Final = "systemctl"
-"""Who stopped a server that neither the agent nor a failure has ended."""
 
 OUTCOMES: Final = frozenset(
     {ServerState.READY, ServerState.DEGRADED, ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK}
@@ -103,36 +88,11 @@ class Preparation(Protocol):
         """How a model is to be started now. Raises ``MagiError`` where it cannot be."""
 
 
-class Evidence(Protocol):
+class Evidence(RunEvidence, EndEvidence, Protocol):
     """What can be found out about a unit that runs, or ran."""
-
-    async def is_its_own(self, unit: UnitStatus, reach: Reach) -> bool | None:
-        """Whether the unit's own processes listen there; ``None`` where nobody can tell."""
-
-    async def holder_of(self, reach: Reach) -> str:
-        """Who listens there, in words."""
-
-    async def progress(self, unit: UnitStatus) -> LoadProgress:
-        """A value that changes while the unit's processes get on."""
 
     def survived(self, unit: UnitStatus) -> Failure | None:
         """Why a unit that systemd has given up is not gone; ``None`` where none of its processes is left."""
-
-    async def last_log_lines(self, unit: UnitStatus) -> tuple[str, ...]:
-        """The last lines the unit wrote to the journal, as many as tell why it ended. Raises ``MagiError``."""
-
-    async def memory_end(self, unit: UnitStatus) -> MemoryEnd:
-        """At which limit the unit's last run was killed for memory."""
-
-    async def foreign_machine(self, unit: UnitStatus) -> str | None:
-        """The machine that the unit's program is made for, where that is not this one."""
-
-
-class OffloadCheck(Protocol):
-    """Looks at servers that have become ready."""
-
-    async def missing(self, unit: UnitStatus) -> Failure | None:
-        """Why no GPU is used though that was asked for; ``None`` where one is, or nobody can tell, or nobody asked."""
 
 
 class Reconciler:
@@ -159,14 +119,23 @@ class Reconciler:
         self._desired = desired
         self._preparation = preparation
         self._evidence = evidence
-        self._connections = connections
         self._events = events
-        self._patience = patience
         self._stop_timeout = stop_timeout
         self._admission = admission
         self._order = order
-        self._rhythm = rhythm
-        self._offload = offload
+        self._last_words = LastWords(evidence)
+        self._watch = ReadinessWatch(
+            manager,
+            evidence,
+            connections,
+            events,
+            patience,
+            offload,
+            rhythm,
+            spawn=self._spawn,
+            on_ready=self._became_ready,
+            on_unfit=self._give_up,
+        )
         self._records: dict[str, ServerRecord] = {}
         self._wake = asyncio.Event()
         self._starting = asyncio.Semaphore(_STARTS_AT_ONCE)
@@ -184,7 +153,7 @@ class Reconciler:
 
     def reconfigure(self, patience: Patience, stop_timeout: float) -> None:
         """Take another patience and another time in seconds to stop in, for what begins from now on."""
-        self._patience = patience
+        self._watch.patience = patience
         self._stop_timeout = stop_timeout
         self._retry_for_memory()
 
@@ -319,11 +288,11 @@ class Reconciler:
         if after is UnitCondition.UP and change.after is not None:
             if before is not UnitCondition.UP and not record.is_doing(Verb.STOP) and not record.is_doing(Verb.RESTART):
                 record.ending = False
-            self._note_retry(model_id, record, change)
-            self._watch_loading(model_id, record, change.after)
+            note_retry(model_id, record, change)
+            self._watch.follow(model_id, record, change.after)
             self._note_met(model_id, record, change.after)
         else:
-            self._end_watch(record)
+            self._watch.end(record)
         if after is UnitCondition.UP:
             record.stuck = None
         elif after is UnitCondition.ABSENT and change.after and (stuck := self._evidence.survived(change.after)):
@@ -401,11 +370,10 @@ class Reconciler:
             and condition_of(self._manager.get(unit_name(model_id))) is UnitCondition.ABSENT
         ]
         for model_id in ended:
-            message = f"server of {model_id} was stopped from outside while nobody looked; {_STAYS % model_id}"
-            note(model_id, Happened.STOPPED, message, by=_OUTSIDE)
+            note_stop_from_outside(model_id, None)
         if ended:
             try:
-                await self._desired.wish(ended, run=False, by=_OUTSIDE)
+                await self._desired.wish(ended, run=False, by=OUTSIDE)
             except MagiError as error:
                 _LOG.error("%s", error)
                 for model_id in ended:
@@ -511,15 +479,14 @@ class Reconciler:
             self._record_failure(model_id, record, ended_early(change.after or unit), unit)
             return
         record.let_go = wish
-        message = f"server of {model_id} was stopped from outside; {_STAYS % model_id}"
-        note(model_id, Happened.STOPPED, message, by=_OUTSIDE, invocation_id=unit.invocation_id or None)
+        note_stop_from_outside(model_id, unit)
         self._background(partial(self._respect_stop, model_id, wish), f"stop of {model_id}")
 
     async def _respect_stop(self, model_id: str, overruled: Wish) -> None:
         if self._desired[model_id] is not overruled:
             return
         try:
-            await self._desired.wish([model_id], run=False, by=_OUTSIDE)
+            await self._desired.wish([model_id], run=False, by=OUTSIDE)
         except MagiError as error:
             # It stays stopped for as long as this agent runs; only the next one would not know.
             _LOG.error("%s", error)  # the sentence says it all
@@ -536,28 +503,13 @@ class Reconciler:
 
     async def _add_last_lines(self, model_id: str, record: ServerRecord, failure: Failure, unit: UnitStatus) -> None:
         try:
-            told = await self._explained(model_id, failure, unit)
+            told = await self._last_words.explained(model_id, failure, unit)
         finally:
             if record.recording is failure:
                 record.recording = None
         if record.failure is failure:
             record.failure = told
             self._tell_failure(model_id, told)
-
-    async def _explained(self, model_id: str, failure: Failure, unit: UnitStatus) -> Failure:
-        """A failure with the last lines of its log and, where the cause is a known one, that and what to do."""
-        lines = await self._last_lines(unit)
-        machine = await self._evidence.foreign_machine(unit) if failure.exit_status == NOT_EXECUTED else None
-        memory = await self._evidence.memory_end(unit) if failure.result == "oom-kill" else None
-        return replace(diagnosed(failure, lines, model_id, machine, memory), log_lines=lines[-LOG_LINES:])
-
-    async def _last_lines(self, unit: UnitStatus) -> tuple[str, ...]:
-        try:
-            async with asyncio.timeout(_LOG_WAIT):
-                return await self._evidence.last_log_lines(unit)
-        except (MagiError, TimeoutError) as error:
-            _LOG.warning("the last log lines of %s could not be read: %s", unit.name, error)
-            return ()
 
     def _fail(self, model_id: str, failure: Failure) -> None:
         record = self._record(model_id)
@@ -571,128 +523,25 @@ class Reconciler:
         self._tell_failure(model_id, failure)
 
     def _tell_failure(self, model_id: str, failure: Failure) -> None:
-        note(
-            model_id,
-            Happened.FAILED,
-            f"server of {model_id} failed: {failure.message}{f'; {failure.advice}' if failure.advice else ''}",
-            result=failure.result,
-            exit_status=failure.exit_status,
-            signal=failure.signal,
-            invocation_id=failure.invocation_id,
-        )
+        note_failure(model_id, failure)
         self._announce(model_id)
         self.wake()
 
-    def _watch_loading(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
-        """See to it that a server which runs is proven ready."""
-        if unit.active_state != "active" or unit.main_pid is None:
-            self._end_watch(record)
-            return
-        key = (unit.invocation_id, unit.main_pid)
-        if record.proven == key or record.ending or record.restart:
-            return
-        if record.watched == key and record.watch and not record.watch.done():
-            return
-        reach = reach_of(unit.argv, unit.environment)
-        if reach is None:
-            if record.watched != key:
-                _LOG.warning("%s was started without --port, so nobody can tell whether it is ready", unit.name)
-            record.watched = key
-            return
-        self._end_watch(record)
-        record.watched = key
-        record.watch = self._spawn(
-            partial(self._await_readiness, model_id, record, unit, reach), f"readiness of {model_id}"
-        )
-
-    def _end_watch(self, record: ServerRecord) -> None:
-        if record.watch is not None:
-            record.watch.cancel()
-        record.watch = None
-        record.watched = None
-
-    async def _await_readiness(self, model_id: str, record: ServerRecord, unit: UnitStatus, reach: Reach) -> None:
-        verdict = await wait_until_ready(
-            self._connections,
-            reach,
-            is_its_own=lambda: self._evidence.is_its_own(self._manager.units.get(unit.name, unit), reach),
-            progress=lambda: self._progress(model_id, unit),
-            patience=self._patience,
-        )
-        if verdict is Verdict.READY:
-            record.lack = await self._offload.missing(unit) if self._offload else None
-            record.proven = (unit.invocation_id, unit.main_pid)
-            record.ready_since = asyncio.get_running_loop().time()
-            record.forget_failure()
-            but = f", but {record.lack.message}" if record.lack else ""
-            message = f"server of {model_id} is ready on {reach.words}{but}"
-            note(model_id, Happened.READY, message, invocation_id=unit.invocation_id or None)
-            self._announce(model_id)
-            self._admission.note_ready()
-            self._retry_for_memory()
-            await self._look_at_key(model_id, reach)
-            await self._await_hanging(model_id, record, unit, reach)
-            return
-        message = await self._why_not_ready(verdict, reach)
-        await self._give_up(model_id, record, unit, _RESULTS[verdict], message)
-
-    async def _await_hanging(self, model_id: str, record: ServerRecord, unit: UnitStatus, reach: Reach) -> None:
-        """Look after a server that is ready; one that hangs is replaced."""
-
-        async def work() -> float | None:
-            return (await self._evidence.progress(unit)).cpu_seconds
-
-        seconds = await wait_until_hung(self._connections, reach, work, self._rhythm)
-        message = f"it has not answered for {seconds:.0f} seconds, and did nothing"
-        await self._give_up(model_id, record, unit, "hung", message)
+    def _became_ready(self, model_id: str) -> None:
+        self._announce(model_id)
+        self._admission.note_ready()
+        self._retry_for_memory()
 
     async def _give_up(self, model_id: str, record: ServerRecord, unit: UnitStatus, result: str, message: str) -> None:
         """Count a server that runs as failed, and have it replaced, if anybody wants it."""
         if not self.wants(model_id):
             _LOG.warning("server of %s: %s; nobody asked for it, so it is left alone", model_id, message)
             return
-        # What one that runs has said is no cause: nothing of it was the last.
-        lines = (await self._last_lines(unit))[-LOG_LINES:]
-        failure = Failure(datetime.now(UTC), result, message, invocation_id=unit.invocation_id or None, log_lines=lines)
+        failure = Failure(datetime.now(UTC), result, message, invocation_id=unit.invocation_id or None)
+        failure = await self._last_words.quoted(failure, unit)
         record.counted = unit.invocation_id
         record.restart = True
         self._fail(model_id, failure)
-
-    async def _progress(self, model_id: str, unit: UnitStatus) -> LoadProgress:
-        """How far a server has come that is not ready yet; everybody is told."""
-        progress = await self._evidence.progress(unit)
-        began = unit.exec_main_start_timestamp or time.time()
-        self._events.publish(
-            ServerProgress(
-                model_id=model_id,
-                elapsed_seconds=round(max(0.0, time.time() - began), 3),
-                cpu_seconds=progress.cpu_seconds,
-                memory_bytes=progress.memory_bytes,
-                read_bytes=progress.read_bytes,
-            )
-        )
-        return progress
-
-    async def _why_not_ready(self, verdict: Verdict, reach: Reach) -> str:
-        if verdict is Verdict.STRANGER:
-            return f"its {reach.words} is held by {await self._evidence.holder_of(reach)}, which answers in its place"
-        if verdict is Verdict.FORBIDDEN:
-            return (
-                f"the agent may not connect to its {reach.words}; "
-                "make the agent's user a member of the group of the user that the servers run as"
-            )
-        return f"it showed no progress for {self._patience.stillness:g} seconds and was not ready"
-
-    async def _look_at_key(self, model_id: str, reach: Reach) -> None:
-        """Have the server's key at hand, and say so if it cannot be: nobody can use the server then."""
-        if isinstance(reach, AtPort) and reach.key_file is not None:
-            try:
-                await self._connections.key(reach.key_file)
-            except OSError as error:
-                _LOG.error(
-                    "the key of %s cannot be read from %s: %s; restart it for another one: magictl restart %s",
-                    model_id, reach.key_file, error.strerror, model_id,
-                )  # fmt: skip
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -715,7 +564,7 @@ class Reconciler:
             # Were a watch to end before its time, this look would be the one to set it up again.
             if condition_of(unit) is UnitCondition.UP:
                 model_id = model_id_of(name)
-                self._watch_loading(model_id, self._record(model_id), unit)
+                self._watch.follow(model_id, self._record(model_id), unit)
                 self._note_met(model_id, self._record(model_id), unit)
         for model_id in self._admission.waiting:
             record = self._record(model_id)
@@ -803,7 +652,7 @@ class Reconciler:
             await self._note(model_id, met=False)
             result = await self._launcher.start(placed.launch)
         if result.ok:
-            self._note_start(model_id, record)
+            note_start(model_id, record, self._desired[model_id], self._manager.get(unit_name(model_id)))
         else:
             unit = await self._manager.refresh(unit_name(model_id))
             if condition_of(unit) is UnitCondition.ABSENT and self.wants(model_id):
@@ -820,7 +669,7 @@ class Reconciler:
 
     async def _stop(self, model_id: str, record: ServerRecord) -> None:
         record.ending = True
-        self._end_watch(record)
+        self._watch.end(record)
         self._announce(model_id)
         unit = self._manager.get(unit_name(model_id))
         try:
@@ -828,41 +677,7 @@ class Reconciler:
         finally:
             record.ending = condition_of(self._manager.get(unit_name(model_id))) in _ON_THE_MOVE
         if result.ok and unit is not None and record.stuck is None:
-            self._note_stop(model_id, record, unit)
-
-    def _note_start(self, model_id: str, record: ServerRecord) -> None:
-        wish, unit = self._desired[model_id], self._manager.get(unit_name(model_id))
-        record.retries_told = 0
-        is_retry = record.attempts > 0
-        message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}"
-        note(
-            model_id,
-            Happened.STARTED,
-            message,
-            by=BY_AGENT if is_retry or wish is None else wish.by,
-            invocation_id=unit.invocation_id or None if unit else None,
-        )
-
-    def _note_retry(self, model_id: str, record: ServerRecord, change: UnitChange) -> None:
-        """Write down that systemd itself has started it again, where that was seen."""
-        unit = change.after
-        if unit is None or unit.active_state != "active":
-            return
-        if change.before is not None and unit.n_restarts > record.retries_told:
-            message = f"server of {model_id} was started again by systemd after it had ended by itself"
-            note(model_id, Happened.STARTED, message, by=BY_SYSTEMD, invocation_id=unit.invocation_id or None)
-        record.retries_told = unit.n_restarts
-
-    def _note_stop(self, model_id: str, record: ServerRecord, unit: UnitStatus) -> None:
-        wish, failure = self._desired[model_id], record.failure
-        is_for_failure = failure is not None and failure.invocation_id == (unit.invocation_id or None)
-        note(
-            model_id,
-            Happened.STOPPED,
-            f"server of {model_id} was stopped{', to be started anew' if self.wants(model_id) else ''}",
-            by=BY_AGENT if is_for_failure or wish is None else wish.by,
-            invocation_id=unit.invocation_id or None,
-        )
+            note_stop(model_id, record, self._desired[model_id], unit, is_wanted=self.wants(model_id))
 
     def _announce(self, model_id: str) -> None:
         """Tell everybody, if the state of a model's server is another than they were told."""

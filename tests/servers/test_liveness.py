@@ -61,7 +61,7 @@ async def test_one_that_stands_still_is_replaced_and_that_is_told(
     toy_model(models / "srv-hangs.gguf")
     monkeypatch.setattr(record, "_FIRST_COOLDOWN", 0.2)
     async with make_agent() as agent:
-        agent.reconciler._rhythm = QUICK
+        agent.reconciler._watch.rhythm = QUICK
         before = await agent.ready("srv-hangs")
         assert before.pid is not None
 
@@ -81,7 +81,7 @@ async def test_one_that_answers_is_left_alone_whatever_it_does(
 ) -> None:
     toy_model(models / "srv-writes.gguf")
     async with make_agent() as agent:
-        agent.reconciler._rhythm = QUICK
+        agent.reconciler._watch.rhythm = QUICK
         before = await agent.ready("srv-writes")
         deadline = asyncio.get_running_loop().time() + 3
         while asyncio.get_running_loop().time() < deadline:
@@ -123,7 +123,7 @@ async def test_one_that_works_and_does_not_answer_is_left_alone(
     toy_model(models / "srv-busy.gguf")
     program = busy_once_ready(tmp_path / "program", work)
     async with make_agent(llama_server_path=str(program)) as agent:
-        agent.reconciler._rhythm = QUICK
+        agent.reconciler._watch.rhythm = QUICK
         await agent.ready("srv-busy")
         if hangs:
             await agent.until_state("srv-busy", ServerState.COOLDOWN)
@@ -139,7 +139,7 @@ async def test_a_new_agent_looks_after_what_it_found(
     async with make_agent() as agent:
         before = await agent.ready("srv-adopted")
     async with make_agent() as agent:
-        agent.reconciler._rhythm = QUICK
+        agent.reconciler._watch.rhythm = QUICK
         await agent.until_state("srv-adopted", ServerState.READY)
         os.kill(before.pid or 0, signal.SIGSTOP)
         await agent.until(lambda: "cooldown" in agent.told("srv-adopted"), "it is found out")
