@@ -251,7 +251,9 @@ class HostFacts:
     async def _ask_drivers(self, *, needs_order: bool) -> Drivers:
         drivers, version = await asyncio.to_thread(self._list_cards)
         try:
-            drivers = replace(drivers, figures=await self._card_figures.get(_FRESH))
+            # Most hosts have none, and each start asks.
+            if any(card.vendor is not Vendor.NVIDIA for card in drivers.cards):
+                drivers = replace(drivers, figures=await self._card_figures.get(_FRESH))
         except TimeoutError:
             _LOG.warning("a GPU's driver has not answered within %.0f s in sysfs", _PATIENCE)
         if version is None:

@@ -69,6 +69,8 @@ class Placements:
         given = self._given(launch, await self._look(launch, anew=anew), promised)
         launch = replace(launch, devices=given.pinned or ())
         try:
+            if not given.usable:
+                return Placed(launch, await self._needs.need_of(launch, ()), None, {}, None)
             choice = await self._chosen(launch, given)
             if choice.devices:
                 launch = replace(launch, devices=choice.devices)
@@ -100,6 +102,8 @@ class Placements:
             given = self._given(launch, _Seen(gpus, None), {})
         except MagiError as error:
             raise NeedUnknown(error.message) from None
+        if not given.usable:
+            return ()
         return [gpu.device for gpu in (await self._chosen(launch, given)).used]
 
     async def _chosen(self, launch: LaunchSpecification, given: _Given) -> Choice:

@@ -74,6 +74,12 @@ def test_intels_on_the_processors_bus_have_the_hosts_memory(address: str, is_int
     assert found.is_integrated is is_integrated
 
 
+def test_one_that_a_virtual_machine_is_given_has_its_own_memory() -> None:
+    gpu = nvidia("0000:00:05.0")
+    [found] = gpus_of(listed("CUDA0: NVIDIA GeForce RTX 3090 (24135 MiB, 100 MiB free)"), drivers(gpu), NOT_LISTED)
+    assert (found.pci_address, found.is_integrated) == ("0000:00:05.0", False)
+
+
 def test_cudas_own_order_says_which_gpu_is_which() -> None:
     first, second = nvidia("0000:01:00.0"), nvidia("0000:41:00.0", memoryFreeBytes=0, pids=[7])
     found = gpus_of(

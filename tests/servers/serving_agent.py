@@ -53,11 +53,13 @@ LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
     ServerState.STARTING: {ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED, ServerState.COOLDOWN},
     ServerState.LOADING: {
         ServerState.READY,
+        ServerState.DEGRADED,
         ServerState.STARTING,
         ServerState.STOPPING,
         ServerState.STOPPED,
         ServerState.COOLDOWN,
     },
+    ServerState.DEGRADED: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED},
     ServerState.READY: {ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STOPPED},
     # The last two are a stop that was called off before it was carried out.
     ServerState.STOPPING: {
