@@ -17,7 +17,8 @@ A limit beyond what the host has would protect nobody, and kept prompts alone ma
 memory less a 16th, at least 512 MiB, unless the need without any growth is more than that.
 
 Nothing is added for the files that are read into GPUs. Their pages are dropped where the limit is met, at next to no
-cost: on Linux 6.1 a file of three times the limit was read in 1.0 to 1.7 times the time that it took without one.
+cost: on Linux 6.1, emulated, a file of three times the limit was read in 1.0 to 2.1 times the time that it took
+without one.
 
 ``MemoryHigh=`` lies just below ``MemoryMax=``, by a hundredth and at most 128 MiB. Between both a process is slowed
 down by the square of how far it is over: a leak on Linux 6.1 was killed after 4 s where the room was a hundredth, as it
