@@ -50,7 +50,9 @@ class SmallHost:
         for name, unit in self._agent.manager.units.items():
             used = unit_memory(unit.control_group, unit.main_pid)
             if used is not None:
-                self._seen[name] = (used.anonymous + used.mapped, now)
+                # What is late does not shrink with a process that is ending, either.
+                least = self._seen[name][0] if self._late and name in self._seen else 0
+                self._seen[name] = (max(least, used.anonymous + used.mapped), now)
         self._seen = {name: seen for name, seen in self._seen.items() if now - seen[1] <= self._late}
         available = max(0, self.size - sum(used for used, _ in self._seen.values()))
         return HostMemory(self.size, available, 0, 0, None, ())

@@ -106,6 +106,11 @@ def test_a_crash_and_systemds_own_restart(agent: AgentProcess) -> None:
     assert again["invocationId"] == unit_property(UNIT, "InvocationID")
 
 
+def lines_of(agent: AgentProcess, run: str) -> list[str]:
+    log = agent.must("GET", f"/api/models/servers/{BROKEN}/logs?run={run}")
+    return [entry["message"] for entry in log["entries"]]
+
+
 def test_a_failure_has_systemds_result_and_its_run(agent: AgentProcess) -> None:
     agent.ask("POST", f"/api/models/servers/{BROKEN}/start?wait=60")
     wait_until(lambda: any(event["event"] == "failed" for event in history(agent, BROKEN)), "it failed", 60)
@@ -113,8 +118,8 @@ def test_a_failure_has_systemds_result_and_its_run(agent: AgentProcess) -> None:
     failed = next(event for event in history(agent, BROKEN) if event["event"] == "failed")
     assert (failed["result"], failed["exitStatus"], failed["signal"]) == ("exit-code", 1, None)
     assert failed["message"].startswith(f"server of {BROKEN} failed: ")
-    log = agent.must("GET", f"/api/models/servers/{BROKEN}/logs?run={failed['invocationId']}")
-    assert any("nonesuch" in entry["message"] for entry in log["entries"])
+    # The journal may have an end before what was printed last.
+    wait_until(lambda: any("nonesuch" in line for line in lines_of(agent, failed["invocationId"])), "its log is there")
 
     # It cools down, and whoever tries then is the agent.
     until_last(agent, ("started", "agent"), ("started", "systemd"), model_id=BROKEN)
