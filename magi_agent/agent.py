@@ -57,7 +57,7 @@ from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import DOWN, UP, Servers
 from magi_agent.servers.start_order import StartOrder
 from magi_agent.servers.usage import ServersUsage
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.state_lock import StateLock
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.journal import Journal

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from magi_agent.errors import ConfigurationError
-from magi_agent.settings import DEFAULT_CONFIG, SETTINGS, Settings, load_settings
+from magi_agent.settings.loading import DEFAULT_CONFIG, load_settings
+from magi_agent.settings.settings import Settings
+from magi_agent.settings.table import SETTINGS
 from magi_agent.tokens import Tokens, read_tokens
 
 NEEDS_RESTART: Final = ("registry_path", "tcp", "socket", "systemd_scope", "launcher_socket", "journal_directory")

@@ -33,7 +33,7 @@ from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.devices import Answers, BinaryDevices, Devices
 from magi_agent.servers.launch import SLICE, model_id_of
 from magi_agent.servers.questions import Question
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 

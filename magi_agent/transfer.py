@@ -16,7 +16,7 @@ from magi_agent.profiles.profile import Profile
 from magi_agent.profiles.profiles import Profiles, kept_slug
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
-from magi_agent.settings import within
+from magi_agent.settings.settings import within
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pytest
 
 from magi_agent.runtime_settings.reading import ADAPTER
 from magi_agent.runtime_settings.settings import setting_names, wire_name
-from magi_agent.settings import SETTINGS
+from magi_agent.settings.table import SETTINGS
 from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, ended, wait_until

@@ -28,7 +28,9 @@ from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError
 from magi_agent.events import ConfigurationReloaded
 from magi_agent.servers.launcher import DirectLauncher
-from magi_agent.settings import SETTINGS, Settings, TcpAddress, load_settings
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import Settings, TcpAddress
+from magi_agent.settings.table import SETTINGS
 from magi_agent.vocabulary import Tier
 from tests.agent_process import AgentProcess, ended, remove_units, unit_property, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
@@ -547,7 +549,7 @@ class TestConfiguration:
 
     def test_a_default_file_that_was_there_is_missed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tmp_path / "agent.toml"
-        monkeypatch.setattr("magi_agent.settings.DEFAULT_CONFIG", file)
+        monkeypatch.setattr("magi_agent.settings.loading.DEFAULT_CONFIG", file)
         monkeypatch.setattr(configuration, "DEFAULT_CONFIG", file)
         without = ConfigurationSources({}, {})
         assert without.read().port_range == without.read().port_range == (8080, 8099)

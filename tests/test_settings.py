@@ -12,7 +12,9 @@ from magi_agent.cli.agent import main
 from magi_agent.errors import ConfigurationError
 from magi_agent.runtime_settings.defaults import RuntimeDefaults
 from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
-from magi_agent.settings import SETTINGS, ProxyRight, Setting, Settings, TcpAddress, load_settings, shown
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import ProxyRight, Settings, TcpAddress, shown
+from magi_agent.settings.table import SETTINGS, Setting
 from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, StartPolicy, TcpAccess, Tier, TokenScope
 
 BAD: dict[str, list[object]] = {

@@ -27,7 +27,7 @@ from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
 from magi_agent.configuration import Configuration
 from magi_agent.errors import MagiError
-from magi_agent.settings import ProxyRight
+from magi_agent.settings.settings import ProxyRight
 from magi_agent.tokens import is_secret, written
 from magi_agent.vocabulary import TcpAccess, TokenScope
 

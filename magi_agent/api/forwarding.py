@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from magi_agent.api.peers import Peer
-from magi_agent.settings import UNIX, ProxyRight
+from magi_agent.settings.settings import UNIX, ProxyRight
 
 _MARKS: Final = (
     "X-Forwarded-For",

@@ -24,7 +24,7 @@ from magi_agent.api.access import group_id
 from magi_agent.api.connection import Connection
 from magi_agent.configuration import needs_token
 from magi_agent.errors import ConfigurationError
-from magi_agent.settings import Settings, TcpAddress
+from magi_agent.settings.settings import Settings, TcpAddress
 from magi_agent.systemd.socket_activation import InheritedSocket, inherited_sockets
 
 _LOG: Final = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import Servers
 from magi_agent.servers.usage import ServersUsage
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.transfer import Transfer
 

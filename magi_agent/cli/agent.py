@@ -22,7 +22,8 @@ from magi_agent import __version__
 from magi_agent.configuration import ConfigurationSources, needs_token
 from magi_agent.errors import AlreadyRunning, ConfigurationError
 from magi_agent.host.environment_file import read_environment_file
-from magi_agent.settings import DEFAULTS_SECTION, SETTINGS, Settings, shown
+from magi_agent.settings.settings import DEFAULTS_SECTION, Settings, shown
+from magi_agent.settings.table import SETTINGS
 from magi_agent.tokens import TokensUnreadable, read_tokens
 
 _ENVIRONMENT_FILE: Final = Path("/etc/default/magi-agent")

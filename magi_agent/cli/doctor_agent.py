@@ -18,7 +18,7 @@ from magi_agent.errors import ConfigurationError
 from magi_agent.host.accounts import Account
 from magi_agent.host.systemctl import SystemctlFailed, properties
 from magi_agent.launcher.client import DEFAULT_SOCKET
-from magi_agent.settings import SETTINGS
+from magi_agent.settings.table import SETTINGS
 from magi_agent.tokens import TokensUnreadable, read_tokens
 from magi_agent.vocabulary import Scope
 

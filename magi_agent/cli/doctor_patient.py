@@ -22,7 +22,9 @@ from magi_agent.host.accounts import DYNAMIC, Account, account_named, account_of
 from magi_agent.host.environment_file import read_environment_file
 from magi_agent.host.gpu_devices import Tree
 from magi_agent.host.systemctl import SystemctlFailed, properties
-from magi_agent.settings import DEFAULT_CONFIG, SETTINGS, Settings, load_settings
+from magi_agent.settings.loading import DEFAULT_CONFIG, load_settings
+from magi_agent.settings.settings import Settings
+from magi_agent.settings.table import SETTINGS
 from magi_agent.vocabulary import Scope
 
 UNIT: Final = "magi-agent.service"

@@ -9,7 +9,7 @@ from typing import Final
 
 from magi_agent.host.listed_devices import listed_devices
 from magi_agent.servers.launcher import probe_of
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.transient import TransientService
 from magi_agent.vocabulary import Scope

@@ -8,7 +8,7 @@ from magi_agent.cli.answers import text
 from magi_agent.cli.doctor_findings import Finding, ok, unknown, warning
 from magi_agent.cli.doctor_patient import UNIT, Patient
 from magi_agent.host.systemctl import SystemctlFailed, properties
-from magi_agent.settings import TcpAddress
+from magi_agent.settings.settings import TcpAddress
 from magi_agent.vocabulary import ServerAccess
 
 _ALLOW: Final = "IPAddressAllow"

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from magi_agent.servers.hidden_folders import hidden_folders
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.vocabulary import Scope
 
 OF_EACH_UNIT: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108  # nothing is put there

@@ -16,7 +16,8 @@ from magi_agent.cli.journal_note import note_in_journal
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import NOTHING
 from magi_agent.errors import ConfigurationError, MagiError
-from magi_agent.settings import Settings, load_settings
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import Settings
 from magi_agent.token_file import TokenFile
 from magi_agent.tokens import Token, TokensUnreadable, digest_of, is_name, new_secret, written
 from magi_agent.vocabulary import Scope, TokenScope

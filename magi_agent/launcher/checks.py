@@ -14,7 +14,7 @@ from magi_agent.launcher.messages import Refused
 from magi_agent.runtime_settings.known_options import KnownOptions
 from magi_agent.servers.launch import Wanted
 from magi_agent.servers.settings_faults import settings_faults, settings_not_usable
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 
 _SUFFIX: Final = ".gguf"
 

@@ -30,7 +30,7 @@ from magi_agent.servers.launch import Wanted, specification_of
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.memory_limits import MemoryLimits
 from magi_agent.servers.questions import PROBE_PATTERN
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.vocabulary import Scope
 

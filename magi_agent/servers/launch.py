@@ -8,7 +8,7 @@ from magi_agent.runtime_settings.known_options import KnownOptions
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.memory_limits import MemoryLimits
 from magi_agent.servers.reach import runtime_root
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.vocabulary import ServerAccess
 
 SLICE: Final = "magi-llama.slice"

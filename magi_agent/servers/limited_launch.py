@@ -9,7 +9,7 @@ from magi_agent.memory.need import MemoryNeed
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.memory_limits import MemoryLimits, derived_limits, limits_with_set, may_share_host_memory
 from magi_agent.servers.placed import Placed, Placing
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.vocabulary import LimitSource
 
 

@@ -16,7 +16,7 @@ from magi_agent.servers.llama_server import binary_identity_of
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.servers.ports import free_port
 from magi_agent.servers.settings_faults import binary_fault, settings_faults, settings_not_usable
-from magi_agent.settings import Settings, within
+from magi_agent.settings.settings import Settings, within
 from magi_agent.systemd.status import UnitStatus
 from magi_agent.vocabulary import ServerAccess
 

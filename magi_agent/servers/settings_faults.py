@@ -8,7 +8,7 @@ from magi_agent.runtime_settings.passing import disallowed, passed
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
 from magi_agent.runtime_settings.settings import faults_of as discord_in
 from magi_agent.servers.settings_files import file_faults
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 
 
 def binary_fault(runtime: RuntimeSettings, settings: Settings) -> Fault | None:

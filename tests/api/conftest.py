@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from magi_agent.agent import Agent
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from tests.api.client import Api, until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 

@@ -28,7 +28,7 @@ from magi_agent.api.forwarding import TrustedProxies
 from magi_agent.api.listeners import Listeners
 from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from tests.api.client import Api
 from tests.api.conftest import Serve
 

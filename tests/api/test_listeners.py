@@ -26,7 +26,8 @@ from aiohttp import web
 
 from magi_agent.api.listeners import Listeners
 from magi_agent.errors import ConfigurationError
-from magi_agent.settings import Settings, load_settings
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import Settings
 from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, Answer, unit_property, wait_until

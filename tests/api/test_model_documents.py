@@ -19,7 +19,8 @@ from magi_agent.events import EventStream
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
-from magi_agent.settings import Settings, load_settings
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import Settings
 from magi_agent.vocabulary import ModelStatus, StartPolicy, ThinkingMode, Tier
 
 

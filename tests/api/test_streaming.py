@@ -28,7 +28,8 @@ from magi_agent.api.streaming import Item, StreamForm, add_streams, form_of, str
 from magi_agent.configuration import Configuration
 from magi_agent.errors import ServiceUnavailable
 from magi_agent.metrics.request_counts import RequestCounts
-from magi_agent.settings import Settings, load_settings
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import Settings
 from tests.conftest import PortRanges
 
 QUICK = 2.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from magi_agent.settings import SETTINGS
+from magi_agent.settings.table import SETTINGS
 
 
 def keys() -> str:

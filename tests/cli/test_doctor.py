@@ -27,7 +27,7 @@ from magi_agent.cli.doctor_findings import Finding, Result
 from magi_agent.cli.doctor_patient import Patient
 from magi_agent.host.accounts import Account
 from magi_agent.host.gpu_devices import Tree
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from tests.agent_process import AgentProcess, ended, wait_until
 from tests.cli.terminal import MAGICTL, as_nobody, piped, surroundings
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser

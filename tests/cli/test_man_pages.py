@@ -17,7 +17,7 @@ from magi_agent.cli.agent import command_line as magi_agent
 from magi_agent.cli.exits import Exit
 from magi_agent.cli.magictl import command_line as magictl
 from magi_agent.configuration import NEEDS_RESTART
-from magi_agent.settings import SETTINGS
+from magi_agent.settings.table import SETTINGS
 from tests.cli.man_settings import keys
 
 FOLDER = locations.CHECKOUT / "docs" / "man"

@@ -12,7 +12,7 @@ from magi_agent.imports.server_options import option_named
 from magi_agent.runtime_settings.known_options import KnownOption, KnownOptions, read_help
 from magi_agent.runtime_settings.passing import MODES, PASSINGS, RESERVED
 from magi_agent.runtime_settings.settings import setting_names
-from magi_agent.settings import SETTINGS
+from magi_agent.settings.table import SETTINGS
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import pytest
 
 from magi_agent.launcher.messages import MAX_ANSWER, read_answer, written_request
 from magi_agent.launcher.service import LauncherService
-from magi_agent.settings import Settings, load_settings
+from magi_agent.settings.loading import load_settings
+from magi_agent.settings.settings import Settings
 from magi_agent.systemd.socket_activation import InheritedSocket
 from magi_agent.vocabulary import Scope
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser

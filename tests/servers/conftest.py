@@ -12,7 +12,7 @@ import pytest
 
 from magi_agent.servers import launcher as launcher_module
 from magi_agent.servers.launcher import DirectLauncher
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from tests.conftest import PortRanges, SystemdUser
 from tests.servers.serving_agent import MakeLauncher, ServingAgent
 

@@ -30,7 +30,7 @@ from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
 from magi_agent.servers.servers import Server, Servers
 from magi_agent.servers.start_order import StartOrder
-from magi_agent.settings import Settings
+from magi_agent.settings.settings import Settings
 from magi_agent.systemd.journal import Journal
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus

@@ -8,7 +8,7 @@ from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.hidden_folders import hidden_folders
 from magi_agent.servers.launch import Wanted, specification_of
 from magi_agent.servers.launcher import probe_of, service_of
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from magi_agent.vocabulary import Scope
 
 

@@ -31,7 +31,7 @@ from magi_agent.servers.memory_limits import (
 )
 from magi_agent.servers.placed import Placed
 from magi_agent.servers.unit_limits import unit_limits
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from tests.servers.test_llama_server import LAUNCH
 
 MIB = 1 << 20

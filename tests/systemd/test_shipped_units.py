@@ -11,7 +11,7 @@ from pathlib import Path
 import locations
 import pytest
 
-from magi_agent.settings import load_settings
+from magi_agent.settings.loading import load_settings
 from magi_agent.systemd.sandbox import sandbox_entries
 from magi_agent.systemd.transient import Sandbox
 from magi_agent.vocabulary import Scope

@@ -1,133 +1,27 @@
-"""Configuration: defaults, then ``agent.toml``, then the environment, then the command line; one frozen object.
+"""The one table of what can be set.
 
-``SETTINGS`` is the one table of what can be set. The file's sections and keys, the environment's names, the command
-line's options and the page that documents them all come from it.
+The file's sections and keys, the environment's names, the command line's options and the page that documents them all
+come from it.
 """
 
 import ipaddress
-import json
 import os
 import re
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from magi_agent.errors import ConfigurationError
-from magi_agent.runtime_settings.defaults import RuntimeDefaults
-from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, TcpAccess, Tier, TokenScope
+from magi_agent.settings.settings import NOTHING, UNIX, ProxyRight, TcpAddress, is_network
+from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, TcpAccess, TokenScope
 
-DEFAULT_CONFIG: Final = Path("/etc/magi-agent/agent.toml")
-_MAX_CONFIG_BYTES: Final = 1 << 20
 _MAX_SECONDS: Final = 7 * 86_400.0
 _MOST_LINES: Final = 1_000_000
 _MOST_BYTES: Final = 1 << 60
 _LEAST_HEADROOM: Final = 0.1
 _MOST_HEADROOM: Final = 10.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-DEFAULTS_SECTION: Final = "defaults"
-"""The section with the runtime settings of all models, and in sections below it those of a tier's."""
-UNIX: Final = "unix"
-"""Where a reverse proxy is named: whoever is at the other end of the unix socket."""
-_NOTHING: Final = "none"
 _USER_NAME: Final = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """Where the TCP listener binds."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this host can reach it."""
-        return ipaddress.ip_address(self.host).is_loopback
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyRight:
-    """What a caller may do who comes through a reverse proxy, and brings no token."""
-
-    proxy: str
-    """The user that the proxy runs as, its address or network, or the word ``unix`` for any on the unix socket."""
-    scope: TokenScope | None
-    """``None`` for nothing at all."""
-
-    def __str__(self) -> str:
-        return f"{self.proxy}={self.scope or _NOTHING}"
-
-    @property
-    def user(self) -> str | None:
-        """The user it is about; ``None`` where it is about an address, a network or the unix socket."""
-        return None if self.proxy == UNIX or _is_network(self.proxy) else self.proxy
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything an operator can set. Times are in seconds."""
-
-    model_scan_path: tuple[Path, ...]
-    rescan_interval: float
-    powerful_min: float
-    fast_max: float
-    registry_path: Path
-    llama_server_path: Path
-    llama_server_alternatives: tuple[tuple[str, Path], ...]
-    """Name and path of each other binary that a model may be run by."""
-    allowed_flags: tuple[str, ...]
-    llama_server_host: str
-    llama_server_user: str
-    server_access: ServerAccess
-    port_range: tuple[int, int]
-    port_limits: tuple[int, int]
-    max_startup_time: float
-    readiness_check_interval: float
-    stop_timeout: float
-    log_rate_limit_interval: float
-    log_rate_limit_burst: int
-    memory_reserve: int
-    """Bytes of the host's memory that no server gets."""
-    memory_limits: LimitSource
-    memory_headroom: float
-    """Share of a model's anonymous memory that a derived limit adds to it."""
-    profiles_path: tuple[Path, ...]
-    active_profile: str
-    tcp: TcpAddress | None
-    tcp_access: TcpAccess
-    socket: Path | None
-    tokens_path: Path
-    trusted_proxies: tuple[str, ...]
-    proxy_access: tuple[ProxyRight, ...]
-    cors_origins: tuple[str, ...]
-    systemd_scope: Scope
-    launcher_socket: Path | None
-    """Where the launcher listens; ``None`` where the agent itself speaks to systemd."""
-    journal_directory: Path | None
-    log_level: str
-    defaults: RuntimeDefaults = field(default_factory=RuntimeDefaults)
-    """Runtime settings that hold where nobody chose; only the file says them."""
-
-    @property
-    def binaries(self) -> tuple[Path, ...]:
-        """Every configured llama-server."""
-        return self.llama_server_path, *(path for _, path in self.llama_server_alternatives)
-
-    def binary(self, name: str | None) -> Path | None:
-        """The llama-server of this name, the usual one for ``None``; ``None`` where there is no such name."""
-        return self.llama_server_path if name is None else dict(self.llama_server_alternatives).get(name)
-
-    @property
-    def state_directory(self) -> Path:
-        """Where the agent keeps what it must not lose: the registry's folder."""
-        return self.registry_path.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,31 +214,23 @@ def _launcher_socket(value: object) -> Path | None:
 def _networks(value: object) -> tuple[str, ...]:
     allowed = "addresses or networks of reverse proxies, or the word 'unix'"
     networks = _words(value, allowed)
-    if not all(network == UNIX or _is_network(network) for network in networks):
+    if not all(network == UNIX or is_network(network) for network in networks):
         raise ValueError(f"must be {allowed}")
     return networks
 
 
-def _is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return False
-    return True
-
-
 def _proxy_access(value: object) -> tuple[ProxyRight, ...]:
-    words = (_NOTHING, *TokenScope)
+    words = (NOTHING, *TokenScope)
     allowed = f"reverse proxies and what they grant ({', '.join(words)}), such as 'www-data=read 127.0.0.1=none'"
     if isinstance(value, dict):
         pairs = [(name, scope if isinstance(scope, str) else "") for name, scope in value.items()]
     else:
         pairs = [(name, scope) for name, _, scope in (word.partition("=") for word in _words(value, allowed))]
-    if not all(scope in words and (_is_network(name) or re.fullmatch(_USER_NAME, name)) for name, scope in pairs):
+    if not all(scope in words and (is_network(name) or re.fullmatch(_USER_NAME, name)) for name, scope in pairs):
         raise ValueError(f"must be {allowed}; a proxy is the user it runs as, its address or network, or 'unix'")
     if len({name for name, _ in pairs}) < len(pairs):
         raise ValueError(f"must be {allowed}, each proxy once")
-    return tuple(ProxyRight(name, None if scope == _NOTHING else TokenScope(scope)) for name, scope in pairs)
+    return tuple(ProxyRight(name, None if scope == NOTHING else TokenScope(scope)) for name, scope in pairs)
 
 
 def _origins(value: object) -> tuple[str, ...]:
@@ -601,238 +487,3 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     Setting("log_level", "agent", "MAGI_LOG_LEVEL", "info", _choice(*_LOG_LEVELS), "debug, info, warning or error"),
 )
-
-
-def load_settings(options: Mapping[str, str], environment: Mapping[str, str], config: Path | None = None) -> Settings:
-    """Join all sources into one object.
-
-    ``options`` are the command line's, by setting name. ``config`` is the file named on the command line; without it
-    ``MAGI_CONFIG`` names it, and without that the default file is read if it is there.
-
-    Raises ``ConfigurationError`` with one line that names the key, where it stands and what is allowed.
-    """
-    named = config or (Path(environment["MAGI_CONFIG"]) if environment.get("MAGI_CONFIG") else None)
-    path = named or DEFAULT_CONFIG
-    text = _read_config(path, required=named is not None)
-    in_file, defaults = _parse_config(path, text)
-    values: dict[str, object] = {}
-    places: dict[str, str] = {}
-
-    def take(setting: Setting, place: str, raw: object) -> None:
-        try:
-            values[setting.name] = setting.parse(raw)
-        except ValueError as error:
-            raise ConfigurationError(f"{place}: {error}, not {_short(raw)}") from None
-        places[setting.name] = place
-
-    for setting in SETTINGS:
-        if setting.name in options:
-            take(setting, setting.option, options[setting.name])
-        elif setting.variable in environment:
-            take(setting, f"environment variable {setting.variable}", environment[setting.variable])
-        elif setting.name in in_file:
-            place = f"{_place(path, text, setting.section, setting.name)}: {setting.section}.{setting.name}"
-            take(setting, place, in_file[setting.name])
-    for setting in SETTINGS:
-        if setting.name not in values:
-            place = f"default of {setting.section}.{setting.name}"
-            take(setting, place, _default(setting, values.get("systemd_scope"), environment))
-    settings = Settings(**values, defaults=defaults)  # type: ignore[arg-type]  # each parse function returns its type
-    _check_together(settings, places)
-    return settings
-
-
-def within(ports: tuple[int, int], limits: tuple[int, int]) -> bool:
-    """Whether a range of ports lies within another."""
-    return limits[0] <= ports[0] and ports[1] <= limits[1]
-
-
-def _default(setting: Setting, scope: object, environment: Mapping[str, str]) -> str:
-    runtime = environment.get("XDG_RUNTIME_DIR")
-    if setting.name == "socket" and runtime and scope is Scope.USER:
-        # /run belongs to root; a user's agent has a run-time folder of its own.
-        return f"{runtime}/magi-agent/api.sock"
-    if setting.name == "tokens_path" and scope is Scope.USER:
-        home = environment.get("HOME")
-        folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
-        return f"{folder}/magi-agent/tokens" if folder else setting.default
-    return setting.default
-
-
-def _short(raw: object) -> str:
-    text = repr(raw)
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _check_together(settings: Settings, places: Mapping[str, str]) -> None:
-    if settings.tcp is None and settings.socket is None:
-        raise ConfigurationError(
-            f"{places['tcp']}: 'off', and so is api.socket ({places['socket']}): nobody could reach the agent; "
-            "give one of them an address"
-        )
-    if not within(settings.port_range, settings.port_limits):
-        low, high = settings.port_limits
-        raise ConfigurationError(
-            f"{places['port_range']}: must lie within servers.port_limits ({low}-{high}, {places['port_limits']})"
-        )
-    if (
-        settings.server_access is ServerAccess.SOCKET
-        and settings.systemd_scope is Scope.SYSTEM
-        and not settings.llama_server_user
-        and os.geteuid() != 0
-    ):
-        raise ConfigurationError(
-            f"{places['server_access']}: must not be 'socket' while servers.llama_server_user is empty: the agent, "
-            "which is not root, cannot enter a dynamic user's folder; name a user whose group the agent belongs to"
-        )
-    if settings.fast_max > settings.powerful_min:
-        raise ConfigurationError(
-            f"{places['fast_max']}: must be at most discovery.powerful_min ({settings.powerful_min:g}, "
-            f"{places['powerful_min']}), not {settings.fast_max:g}"
-        )
-
-
-def _read_config(path: Path, *, required: bool) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_CONFIG_BYTES + 1)
-        if len(data) > _MAX_CONFIG_BYTES:
-            raise ConfigurationError(f"{path}: larger than {_MAX_CONFIG_BYTES} bytes, which no configuration is")
-        return data.decode()
-    except FileNotFoundError:
-        if required:
-            raise ConfigurationError(f"{path}: no such file; name another with --config or MAGI_CONFIG") from None
-        return ""
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{path}: is not UTF-8 text") from None
-
-
-def _parse_config(path: Path, text: str) -> tuple[dict[str, object], RuntimeDefaults]:
-    try:
-        document = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigurationError(f"{path}: is nested too deeply to be a configuration") from None
-    except ValueError as error:
-        message = str(error)
-        place = re.search(r" \(at line (\d+), column \d+\)$", message)
-        where = f"{path}:{place[1]}" if place else str(path)
-        raise ConfigurationError(f"{where}: is not TOML: {message[: place.start()] if place else message}") from None
-    known: dict[str, dict[str, Setting]] = {}
-    for setting in SETTINGS:
-        known.setdefault(setting.section, {})[setting.name] = setting
-    found: dict[str, object] = {}
-    defaults = RuntimeDefaults()
-    for section, entries in document.items():
-        place_of_section = _place(path, text, section, None)
-        if section not in known and section != DEFAULTS_SECTION:
-            raise ConfigurationError(
-                f"{place_of_section}: {_name(section)}: unknown section; there are "
-                f"{', '.join((*known, DEFAULTS_SECTION))}"
-            )
-        if not isinstance(entries, dict):
-            raise ConfigurationError(f"{place_of_section}: {section}: must be a section, [{section}]")
-        if section == DEFAULTS_SECTION:
-            defaults = _parse_defaults(path, text, entries)
-            continue
-        for key, value in entries.items():
-            if key not in known[section]:
-                raise ConfigurationError(
-                    f"{_place(path, text, section, key)}: {section}.{_name(key)}: unknown key; "
-                    f"[{section}] has {', '.join(known[section])}"
-                )
-            found[key] = value
-    return found, defaults
-
-
-def _parse_defaults(path: Path, text: str, entries: Mapping[str, object]) -> RuntimeDefaults:
-    from magi_agent.runtime_settings.reading import InvalidRuntimeSettings, read_settings
-
-    def read(prefix: str, settings: object) -> RuntimeSettings:
-        try:
-            return read_settings(settings)
-        except InvalidRuntimeSettings as error:
-            fault = error.faults[0]
-            name = f"{prefix}{fault.name}".rstrip(".")
-            place = _place_of_default(path, text, prefix, fault.name)
-            raise ConfigurationError(f"{place}: {DEFAULTS_SECTION}.{name}: {fault.message}") from None
-
-    tiers = {Tier(key): read(f"{key}.", entry) for key, entry in entries.items() if key in list(Tier)}
-    return RuntimeDefaults(read("", {key: entry for key, entry in entries.items() if key not in list(Tier)}), tiers)
-
-
-def _place_of_default(path: Path, text: str, prefix: str, name: str) -> str:
-    """Where a default stands: its own line, else that of the list or table it is in."""
-    from magi_agent.runtime_settings.settings import wire_name
-
-    outer = name.partition(".")[0]
-    for key in (outer, wire_name(outer), ""):
-        place = _place(path, text, DEFAULTS_SECTION, f"{prefix}{key}".rstrip("."))
-        if place != _place(path, text, DEFAULTS_SECTION, None):
-            return place
-    return place
-
-
-def _name(key: str) -> str:
-    return key if key.isprintable() and key else _short(key)
-
-
-def _place(path: Path, text: str, section: str, key: str | None) -> str:
-    """Where a key stands, as ``file:line``; tomllib does not tell, so the line is looked for."""
-    current = ""
-    line_of_section = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]", line):
-            current = header[1].strip("\"'")
-            full = current
-        elif assignment := re.match(r"\s*([\w.\"'-]+)\s*=", line):
-            name = assignment[1].replace('"', "").replace("'", "")
-            full = f"{current}.{name}" if current else name
-        else:
-            continue
-        if key and full == f"{section}.{key}":
-            return f"{path}:{number}"
-        if full.partition(".")[0] == section and not line_of_section:
-            line_of_section = number
-    return f"{path}:{line_of_section}" if line_of_section else str(path)
-
-
-def _shown_defaults(defaults: RuntimeDefaults) -> dict[str, str]:
-    if defaults == RuntimeDefaults():
-        return {}
-    from magi_agent.runtime_settings.reading import written
-
-    layers = {"": defaults.host, **{f"{tier}.": settings for tier, settings in defaults.tiers.items()}}
-    return {
-        f"{DEFAULTS_SECTION}.{prefix}{name}": value if isinstance(value, str) else json.dumps(value)
-        for prefix, settings in layers.items()
-        for name, value in written(settings).items()
-    }
-
-
-def _in_units(count: int) -> str:
-    exponent = next((exponent for exponent in (4, 3, 2, 1) if count and not count % (1 << exponent * 10)), 0)
-    return f"{count >> exponent * 10}{' KMGT'[exponent].strip()}"
-
-
-def shown(settings: Settings) -> dict[str, str]:
-    """Each setting's value as an operator would write it, by name; the defaults by ``defaults.`` and their names."""
-    shown: dict[str, str] = {}
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if each.name in ("port_range", "port_limits"):
-            shown[each.name] = f"{value[0]}-{value[1]}"
-        elif each.name == "llama_server_alternatives":
-            shown[each.name] = ":".join(f"{name}={path}" for name, path in value)
-        elif each.name == "memory_reserve":
-            shown[each.name] = _in_units(value)
-        elif each.name == "defaults":
-            shown |= _shown_defaults(value)
-        elif isinstance(value, tuple):
-            shown[each.name] = (":" if each.name.endswith("_path") else " ").join(map(str, value))
-        elif value is None:
-            shown[each.name] = "off" if each.name in ("tcp", "socket") else ""
-        else:
-            shown[each.name] = str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-    return shown

@@ -1,0 +1,1 @@
+"""What an operator can set: the settings, their table, the file ``agent.toml``, and how all sources are joined."""
