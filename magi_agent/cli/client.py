@@ -76,23 +76,30 @@ class Client:
         *,
         timeout: float = REQUEST_SECONDS,
         also_accept: frozenset[int] = frozenset(),
+        is_long: bool = False,
     ) -> Reply:
         """Send one request and return its answer; ``timeout`` (seconds) holds for all of it.
 
-        A status from 400 up raises, unless it is in ``also_accept``. A body of ``None`` sends none.
+        ``is_long`` is whether the agent was asked to take its time. A status from 400 up raises, unless it is in
+        ``also_accept``. A body of ``None`` sends none.
         """
-        reply = self.ask(method, path, body, timeout=timeout)
+        reply = self.ask(method, path, body, timeout=timeout, is_long=is_long)
         if reply.status >= 400 and reply.status not in also_accept:
             raise refusal(self.address, reply)
         if reply.body is None:
             raise _stranger(self.address, reply.status)
         return reply
 
-    def ask(self, method: str, path: str, body: Json = None, *, timeout: float = REQUEST_SECONDS) -> Reply:
+    def ask(
+        self, method: str, path: str, body: Json = None, *, timeout: float = REQUEST_SECONDS, is_long: bool = False
+    ) -> Reply:
         """Send one request and return its answer, whatever its status; ``body`` is ``None`` where it has none."""
         deadline = time.monotonic() + timeout
         # The connection closes with the answer's headers, and leaves the socket to the answer.
-        with self._connected(timeout) as connection, closing(self._send(connection, method, path, body)) as response:
+        with (
+            self._connected(timeout) as connection,
+            closing(self._send(connection, method, path, body, is_long=is_long)) as response,
+        ):
             content = self._read(connection, response, deadline)
         headers = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, headers, self._decode(content, response.status))
@@ -142,6 +149,8 @@ class Client:
         path: str,
         body: Json,
         more_headers: Mapping[str, str] | None = None,
+        *,
+        is_long: bool = False,
     ) -> http.client.HTTPResponse:
         headers = {"Accept": "application/json", "Connection": "close", "User-Agent": "magictl", **(more_headers or {})}
         if self._token is not None:
@@ -159,7 +168,7 @@ class Client:
         silence, channel = self._silence, connection.sock
         if silence is not None and channel is not None and (seconds := channel.gettimeout() or 0.0) >= _PATIENT_SECONDS:
             began = time.monotonic()
-            silence.until_answered(channel, seconds, quiet=seconds > _LONG_SECONDS)
+            silence.until_answered(channel, seconds, quiet=is_long or seconds > _LONG_SECONDS)
             channel.settimeout(max(0.01, seconds - (time.monotonic() - began)))
         response = connection.getresponse()
         # The agent is there; what takes long from here on is what it does.

@@ -122,7 +122,7 @@ def act_on_each(session: Session, verb: str, ids: Iterable[str], seconds: int, *
 def _ask(client: Client, verb: str, model_id: str, seconds: int, force: bool) -> Reply:
     query = "&".join([*([f"wait={seconds}"] if seconds else ()), *(["force=true"] if force else ())])
     path = f"{server_path(model_id, verb)}{f'?{query}' if query else ''}"
-    return client.request("POST", path, timeout=seconds + _ANSWER_SECONDS)
+    return client.request("POST", path, timeout=seconds + _ANSWER_SECONDS, is_long=seconds > 0)
 
 
 def _watch(client: Client, verb: str, errands: Errands, live: LiveLines | None) -> None:

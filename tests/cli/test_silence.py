@@ -106,6 +106,15 @@ def test_one_that_runs_and_thinks_is_said_to(install: Install) -> None:
     )
 
 
+def test_one_that_was_asked_to_take_its_time_is_not_wondered_at(install: Install) -> None:
+    environment = install(f"{locations.PYTHON} -c '{_escaped(SLOW.format(before=0, after=2))}'", "")
+
+    told = piped("start", "some-model", "--wait", "20", environment=environment)
+
+    assert "it is I" in told.stderr
+    assert "waiting for the agent" not in told.stderr
+
+
 def test_one_that_crashed_once_and_comes_up_is_waited_for(install: Install, tmp_path: Path) -> None:
     code = f"import os\nif not os.path.exists('{tmp_path}/once'):\n    open('{tmp_path}/once', 'w'); os._exit(1)\n"
     script = tmp_path / "agent"
