@@ -9,6 +9,7 @@ beside_systemd := $(python) packaging/workbench/private_systemd.py --
 # own; only root can make these, and all others' tests share the one they have.
 test_processes := $(if $(filter 0,$(shell id -u)),3,1)
 side_by_side := --dist loadfile --no-loadscope-reorder --tx '$(test_processes)*popen//python=$(beside_systemd) $(python)'
+releases_side_by_side := --dist loadgroup --tx '2*popen//python=$(beside_systemd) $(python)'
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,8 +23,8 @@ test: setup ## Run all tests on a real systemd and a real llama-server; choose w
 
 test-system: setup ## Install, upgrade, break and remove the package on booted Debian 12 and 13; one by ARGS='-k debian12'
 	@packaging/roots/prepare
-	@$(beside_systemd) $(python) -m pytest -o python_files='scenario_*.py' --timeout=300 -o faulthandler_timeout=290 \
-		tests/system $(ARGS)
+	@$(if $(strip $(ARGS)),$(beside_systemd) $(python) -m pytest,$(python) -m pytest $(releases_side_by_side)) \
+		-o python_files='scenario_*.py' --timeout=300 -o faulthandler_timeout=290 tests/system $(ARGS)
 
 test-vm: setup ## See the limits of memory hold in an emulated machine with a kernel of its own (ten minutes; outside CI)
 	@packaging/roots/prepare-vm

@@ -42,7 +42,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         releases: tuple[Release, ...] = RELEASES
         if metafunc.config.getoption("--this-machine"):
             releases = (release_named(platform.freedesktop_os_release()["VERSION_ID"]),)
-        metafunc.parametrize("release", releases, ids=lambda release: release.name, scope="session")
+        # Where several processes share the scenarios, each has the hosts of one release. On a host that is tried
+        # itself there may be nothing that knows of groups.
+        grouped = metafunc.config.pluginmanager.hasplugin("xdist")
+        metafunc.parametrize(
+            "release",
+            [
+                pytest.param(each, id=each.name, marks=[pytest.mark.xdist_group(each.name)] if grouped else [])
+                for each in releases
+            ],
+            scope="session",
+        )
 
 
 @pytest.fixture(scope="session")
