@@ -182,6 +182,8 @@ class HostFacts:
         """
         if refresh:
             self._order.forget()
+        # Whoever looks at the host sees the limits of now; they cost too much for each start alone.
+        self._slice_limits.forget()
         memory, gpus, disks, version, rest = await asyncio.gather(
             self.memory(),
             self.gpus(binary, max_age=0.0 if refresh else None),

@@ -30,11 +30,15 @@ def test_the_agents_sandbox_hides_nothing_that_is_told_of_the_host(serving: Host
     assert "llama-server" in serving.run("magictl", "host", "--json").stdout
 
 
+def _highs(host: Host) -> list[int]:
+    limits = host.must("GET", "/api/host", within=30)["memory"]["limits"]
+    return [limit["highBytes"] for limit in limits if limit["unit"] == _SLICE]
+
+
 def test_limits_of_the_slice_are_told_as_an_operator_sets_them(serving: Host) -> None:
     serving.run("systemctl", "set-property", "--runtime", _SLICE, f"MemoryHigh={_LIMIT}")
     try:
-        limits = serving.must("GET", "/api/host", within=30)["memory"]["limits"]
-        assert [limit["highBytes"] for limit in limits if limit["unit"] == _SLICE] == [_LIMIT]
+        serving.until(lambda: _highs(serving) == [_LIMIT], "the limit is told", 5)
     finally:
         serving.run("systemctl", "set-property", "--runtime", _SLICE, "MemoryHigh=infinity")
 
