@@ -187,7 +187,7 @@ class DirectLauncher:
         self._state_directory = state_directory
         self._user = user
         self._asking = {question: asyncio.Lock() for question in Question}
-        self._folders: set[str] = set()
+        self._folders: set[Path] = set()
         self._one_folder = asyncio.Lock()
 
     def reconfigure(self, user: str | None) -> None:
@@ -267,26 +267,29 @@ class DirectLauncher:
             except OSError as error:
                 raise ProbeFailed(f"nothing can be written to {self._state_directory}: {error.strerror}") from None
             try:
-                output = Path(folder.name, "output")
+                output = folder / "output"
                 try:
                     result = await self._run(probe_of(binary, output, self._user, self._manager.scope, question))
                 except ValueError as error:
                     raise ProbeFailed(f"{binary or question.of} cannot be run by systemd: {error}") from None
                 text = await asyncio.to_thread(_start_of, output)
             finally:
-                await asyncio.to_thread(folder.cleanup)
-                self._folders.discard(folder.name)
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                self._folders.discard(folder)
         if not result.ok:
             last = text.strip().rpartition("\n")[2]
             asked = f"{binary} {question.option}" if binary else f"the question for {question.of}"
             raise ProbeFailed(f"{asked} failed" + (f": {last}" if last else "; can it be executed?"))
         return text
 
-    async def _new_folder(self) -> tempfile.TemporaryDirectory[str]:
-        """Make a folder for what a probe prints. Raises ``OSError``."""
+    async def _new_folder(self) -> Path:
+        """Make a folder for what a probe prints; where nobody waits for it any more, the next probe removes it.
+
+        Raises ``OSError``.
+        """
         async with self._one_folder:
             folder = await asyncio.to_thread(_probe_folder, self._state_directory, frozenset(self._folders))
-            self._folders.add(folder.name)
+            self._folders.add(folder)
         return folder
 
     async def _run(self, unit: TransientService) -> JobResult:
@@ -302,13 +305,13 @@ class DirectLauncher:
             return await self._manager.start_transient(unit, limit=timeout)
 
 
-def _probe_folder(state_directory: Path, in_use: Collection[str]) -> tempfile.TemporaryDirectory[str]:
+def _probe_folder(state_directory: Path, in_use: Collection[Path]) -> Path:
     state_directory.mkdir(parents=True, exist_ok=True)
     for left in state_directory.glob(f"{_PROBE_FOLDER}*"):
-        if str(left) not in in_use:
-            # By an agent that was killed meanwhile.
+        if left not in in_use:
+            # By an agent that was killed meanwhile, or did not wait.
             shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=_PROBE_FOLDER, dir=state_directory)
+    return Path(tempfile.mkdtemp(prefix=_PROBE_FOLDER, dir=state_directory))
 
 
 def _start_of(output: Path) -> str:
