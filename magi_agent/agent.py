@@ -240,6 +240,8 @@ class Agent:
             await self._configuration.read_access()
             await self._registry.load()
             await self._binaries.load()
+            await self._memory.load()
+            await self._profiles.load()
             self._manager.start()
             try:
                 await self._manager.wait_connected(_SYSTEMD_WAIT)

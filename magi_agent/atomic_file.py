@@ -52,7 +52,12 @@ def sync_folder(folder: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files that a killed writer of ``path`` left beside it."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    remove_leftovers_of(path.parent, glob.escape(path.name))
+
+
+def remove_leftovers_of(folder: Path, names: str) -> None:
+    """The same for all files of ``folder`` whose names match a pattern, also those that were never made."""
+    for leftover in folder.glob(f".{names}.*.tmp"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from magi_agent.atomic_file import write_atomically
+from magi_agent.atomic_file import remove_leftovers, write_atomically
 from magi_agent.errors import MagiError
 from magi_agent.tokens import MAX_TOKENS, Token, Tokens, line_of, parse_tokens, read_text, token_of
 
@@ -93,6 +93,7 @@ class TokenFile:
             return ""
 
     def _write(self, text: str) -> None:
+        remove_leftovers(self.path)
         try:
             write_atomically(self.path, text.encode(), mode=_MODE, owner=self._owner())
         except PermissionError as error:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from magi_agent.atomic_file import write_atomically
+from magi_agent.atomic_file import remove_leftovers, write_atomically
 from magi_agent.memory.need import Basis, MemoryNeed, Split
 from magi_agent.memory.reported import Reported, refined
 
@@ -42,8 +42,12 @@ class MeasuredStore:
         self._path = path
         self._entries: dict[str, Measurement] | None = None
 
+    def load(self) -> None:
+        """Take up what is in the file, if nothing was yet. What cannot be read is made anew."""
+        self._known()
+
     def get(self, key: str) -> Measurement | None:
-        """What was measured under this key. Reads the file at the first call."""
+        """What was measured under this key."""
         return self._known().get(key)
 
     def put(self, key: str, measurement: Measurement) -> None:
@@ -67,6 +71,7 @@ class MeasuredStore:
         return self._entries
 
     def _read(self) -> dict[str, Measurement]:
+        remove_leftovers(self._path)
         try:
             with self._path.open("rb") as file:
                 document = json.loads(file.read(_MOST_BYTES))

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from magi_agent.atomic_file import sync_folder, write_atomically
+from magi_agent.atomic_file import remove_leftovers_of, sync_folder, write_atomically
 from magi_agent.discovery.access import shown
 from magi_agent.errors import (
     ProfileActive,
@@ -102,6 +102,11 @@ class Profiles:
     def reconfigure(self, folders: Sequence[Path]) -> None:
         """Take other folders."""
         self._folders = tuple(folders)
+
+    async def load(self) -> None:
+        """Clear away what an agent that was killed left half written. Profiles are read when they are asked for."""
+        for suffix in _SUFFIXES:
+            await asyncio.to_thread(remove_leftovers_of, self._folders[-1], f"*{suffix}")
 
     async def names(self) -> list[str]:
         """The slugs of all profiles that can be read, sorted."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
-from magi_agent.atomic_file import write_atomically
+from magi_agent.atomic_file import remove_leftovers, write_atomically
 from magi_agent.errors import MagiError
 from magi_agent.runtime_settings.known_options import MAX_HELP, KnownOptions, read_help
 
@@ -119,6 +119,7 @@ class Binaries:
             _LOG.warning("%s cannot be written, so binaries are asked again by the next agent: %s", self._path, error)
 
     def _read(self) -> dict[str, str]:
+        remove_leftovers(self._path)
         try:
             with self._path.open("rb") as file:
                 document = json.loads(file.read(_MAX_BYTES))

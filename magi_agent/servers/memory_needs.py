@@ -103,6 +103,11 @@ class MemoryNeeds:
         self._repacked: frozenset[int] | None = None
         self._since = time.time()
 
+    async def load(self) -> None:
+        """Take up what an agent before this one measured."""
+        async with self._store_turn:
+            await asyncio.to_thread(self._store.load)
+
     async def need(self, model_id: str) -> MemoryNeed:
         """What a model's server would need, started as things stand. Raises ``ModelNotFound``, ``NeedUnknown``."""
         model = self._registry.model(model_id)

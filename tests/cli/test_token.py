@@ -75,6 +75,14 @@ def test_every_token_is_another_and_what_stands_between_stays(magictl: Magictl, 
     assert path.read_bytes().startswith(f"{remarks}one infer ".encode())
 
 
+def test_what_a_killed_magictl_left_half_written_is_cleared_away(magictl: Magictl, path: Path) -> None:
+    path.parent.mkdir()
+    for verb in (("add", "front", "--scope", "read"), ("revoke", "front")):
+        (path.parent / ".tokens.x1y2.tmp").write_text("half")
+        assert magictl("token", *verb).status == 0
+        assert [found.name for found in path.parent.iterdir()] == ["tokens"]
+
+
 def test_as_json(magictl: Magictl, path: Path) -> None:
     made = magictl("token", "add", "ops", "--scope", "admin", "--until", "2999-01-31", "--json")
     magictl("token", "add", "front", "--scope", "read")

@@ -54,6 +54,12 @@ def test_a_file_that_cannot_be_read_is_made_anew(tmp_path, content):
     assert MeasuredStore(path).get("key") == Measurement(anonymous_at_ready=1)
 
 
+def test_what_a_killed_agent_left_half_written_is_cleared_away(tmp_path):
+    (tmp_path / ".memory.json.x1y2.tmp").write_bytes(b"half")
+    MeasuredStore(tmp_path / "memory.json").load()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_cannot_be_written_is_said(tmp_path, caplog):
     (tmp_path / "file").touch()
     store = MeasuredStore(Path(tmp_path / "file" / "memory.json"))

@@ -93,6 +93,15 @@ async def test_names_are_sorted_and_other_files_are_left_alone(kept):
     assert await kept.profiles.survey() == (["alpha", "beta", "zeta"], [])
 
 
+async def test_what_a_killed_agent_left_half_written_is_cleared_away(kept):
+    for name in (".night.yaml.x1y2.tmp", ".day.yml.x1y2.tmp", ".notes.txt.x1y2.tmp", "night.yaml"):
+        kept.write(name, "name: x")
+    operators = kept.write(".night.yaml.x1y2.tmp", "name: x", own=False)
+    await kept.profiles.load()
+    assert in_folder(kept.own) == [".notes.txt.x1y2.tmp", "night.yaml"]
+    assert operators.exists()
+
+
 async def test_an_edit_by_hand_needs_no_reload(kept):
     path = kept.write("night.yaml", "enabled_models: [a]")
     assert (await kept.profiles.profile("night")).enabled_models == ("a",)

@@ -443,6 +443,12 @@ class _CountedProber:
         return HELP
 
 
+async def test_what_a_killed_agent_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".binaries.json.x1y2.tmp").write_bytes(b"half")
+    await Binaries(_CountedProber(), tmp_path / "binaries.json").load()
+    assert not (tmp_path / ".binaries.json.x1y2.tmp").exists()
+
+
 async def test_only_so_many_that_are_gone_are_remembered(tmp_path: Path) -> None:
     prober = _CountedProber()
     binaries = Binaries(prober, tmp_path / "state" / "binaries.json")
