@@ -55,6 +55,10 @@ class Failure:
     details: Mapping[str, object] = field(default_factory=dict)
     """What a program can use of a start that could not be made, with camelCase keys."""
 
+    def is_of(self, unit: UnitStatus) -> bool:
+        """Whether it is the failure of the unit's run as it is shown now."""
+        return self.invocation_id is not None and self.invocation_id == unit.invocation_id
+
 
 def ended_early(unit: UnitStatus) -> Failure:
     """A server that ended cleanly and by itself, which systemd calls a success, before it was ready."""

@@ -28,14 +28,17 @@ def note_start(model_id: str, record: ServerRecord, wish: Wish | None, unit: Uni
 
 
 def note_retry(model_id: str, record: ServerRecord, change: UnitChange) -> None:
-    """Write down that systemd itself has started it again, where that was seen."""
+    """Write down that systemd itself has started it again, and how it had ended, as far as that was seen."""
     unit = change.after
     if unit is None or unit.active_state != "active":
         return
     if change.before is not None and unit.n_restarts > record.retries_told:
+        if record.ended is not None:
+            note_failure(model_id, record.ended)
         message = f"server of {model_id} was started again by systemd after it had ended by itself"
         note(model_id, Happened.STARTED, message, by=BY_SYSTEMD, invocation_id=unit.invocation_id or None)
     record.retries_told = unit.n_restarts
+    record.ended = None
 
 
 def note_ready(model_id: str, where: str, lack: Failure | None, unit: UnitStatus) -> None:

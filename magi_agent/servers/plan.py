@@ -46,6 +46,12 @@ def condition_of(unit: UnitStatus | None) -> UnitCondition:
             return UnitCondition.ABSENT
 
 
+def awaits_retry(unit: UnitStatus) -> bool:
+    """Whether it has ended badly and systemd is about to start it again by itself."""
+    # systemd 254 and later tell auto-restart-queued from auto-restart.
+    return unit.sub_state.startswith("auto-restart") and unit.result not in ("", "success")
+
+
 class Verb(StrEnum):
     """What can be done about a model's server."""
 

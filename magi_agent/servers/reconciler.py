@@ -45,7 +45,7 @@ from magi_agent.servers.life_notes import (
     note_stop_from_outside,
 )
 from magi_agent.servers.liveness import RHYTHM, Rhythm
-from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, condition_of, make_plan
+from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, awaits_retry, condition_of, make_plan
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.readiness_watch import OffloadCheck, ReadinessWatch, RunEvidence
 from magi_agent.servers.record import ServerRecord
@@ -288,6 +288,11 @@ class Reconciler:
         if after is UnitCondition.UP and change.after is not None:
             if before is not UnitCondition.UP and not record.is_doing(Verb.STOP) and not record.is_doing(Verb.RESTART):
                 record.ending = False
+            if awaits_retry(change.after) and (record.ended is None or not record.ended.is_of(change.after)):
+                record.ended = ended = failure_of(change.after)
+                self._background(
+                    partial(self._explain_end, model_id, record, ended, change.after), f"last words of {model_id}"
+                )
             note_retry(model_id, record, change)
             self._watch.follow(model_id, record, change.after)
             self._note_met(model_id, record, change.after)
@@ -510,6 +515,11 @@ class Reconciler:
         if record.failure is failure:
             record.failure = told
             self._tell_failure(model_id, told)
+
+    async def _explain_end(self, model_id: str, record: ServerRecord, ended: Failure, unit: UnitStatus) -> None:
+        told = await self._last_words.explained(model_id, ended, unit)
+        if record.ended is ended:
+            record.ended = told
 
     def _fail(self, model_id: str, failure: Failure) -> None:
         record = self._record(model_id)

@@ -51,6 +51,8 @@ class ServerRecord:
     """What was wished for when somebody else began to stop it."""
     retries_told: int = 0
     """How often systemd had started it again by itself, when that was noted last."""
+    ended: Failure | None = None
+    """How the run ended after which systemd starts it again by itself."""
     noting: bool = False
     """Whether it is being kept that it runs as wished."""
     let_go: Wish | None = None

@@ -101,9 +101,10 @@ def test_a_crash_and_systemds_own_restart(agent: AgentProcess) -> None:
     agent.must("POST", f"/api/models/servers/{MODEL}/start?wait=60")
     subprocess.run(["systemctl", "--user", "kill", "--signal=KILL", UNIT], check=True, timeout=60)
 
-    [again, _] = until_last(agent, ("started", "systemd"), ("ready", None))
+    [killed, again, _] = until_last(agent, ("failed", None), ("started", "systemd"), ("ready", None))
 
-    assert again["invocationId"] == unit_property(UNIT, "InvocationID")
+    assert (killed["result"], killed["signal"]) == ("signal", "SIGKILL")
+    assert again["invocationId"] == unit_property(UNIT, "InvocationID") != killed["invocationId"]
 
 
 def lines_of(agent: AgentProcess, run: str) -> list[str]:
@@ -122,7 +123,7 @@ def test_a_failure_has_systemds_result_and_its_run(agent: AgentProcess) -> None:
     wait_until(lambda: any("nonesuch" in line for line in lines_of(agent, failed["invocationId"])), "its log is there")
 
     # It cools down, and whoever tries then is the agent.
-    until_last(agent, ("started", "agent"), ("started", "systemd"), model_id=BROKEN)
+    until_last(agent, ("started", "agent"), ("failed", None), ("started", "systemd"), model_id=BROKEN)
     agent.must("POST", f"/api/models/servers/{BROKEN}/stop?wait=60")
     wait_until(lambda: f"magi-llama-{BROKEN}.service" not in units(), "its unit is gone")
 
