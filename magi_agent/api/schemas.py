@@ -30,14 +30,21 @@ PortRange = Annotated[list[UserPort], Field(min_length=2, max_length=2)]
 class Answer(BaseModel):
     """A body the agent sends."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        defer_build=True, alias_generator=to_camel, populate_by_name=True, frozen=True, protected_namespaces=()
+    )
 
 
 class Request(BaseModel):
     """A body the agent receives: nothing unknown in it, nothing of another type."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid", protected_namespaces=()
+        defer_build=True,
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
     )
 
 

@@ -39,7 +39,8 @@ _Line = Annotated[str, StringConstraints(max_length=512)]
 _Device = Annotated[str, StringConstraints(pattern=r"\A([A-Za-z][A-Za-z_]{0,30}[0-9]{1,3}|none)\z")]
 """One word: what ends an option, begins another, or lists several has other characters."""
 _Bytes = Annotated[int, Field(ge=SMALLEST_LIMIT, le=LARGEST_LIMIT)]
-_Path = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f]{2,4096}\z")]
+_Path = Annotated[str, StringConstraints(pattern=r"\A[^\x00-\x1f\x7f]*\z", min_length=2, max_length=4096)]
+"""The lengths are not the pattern's: pydantic's regex engine would take 8 MB to count so far."""
 
 
 class Refused(MagiError):

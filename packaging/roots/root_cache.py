@@ -1,4 +1,4 @@
-"""Debian root folders, made once by mmdebstrap and kept in `.cache/roots`.
+"""Debian root folders, made once by mmdebstrap and kept: those of containers in `.cache/roots`.
 
     PYTHONPATH=packaging/workbench python3 packaging/roots/root_cache.py 12 dist/magi-agent_*~deb12_*.deb
 
@@ -18,22 +18,28 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import locations
 from releases import Release, release_named
 
-ROOTS = locations.CACHE / "roots"
-"""Where they are kept; `make clean` leaves it alone."""
-
-_PACKAGES = ("apt", "curl", "dbus", "iproute2", "libgomp1", "passwd", "polkitd", "procps", "python3", "systemd-sysv")
+HOST_PACKAGES = (
+    "apt",
+    "curl",
+    "dbus",
+    "iproute2",
+    "libgomp1",
+    "passwd",
+    "polkitd",
+    "procps",
+    "python3",
+    "systemd-sysv",
+)
 """What a plain host with a llama-server has, and a client to ask the API with."""
 
-_RECIPE = 1
-"""To be raised when the way a root is made changes and its packages do not."""
-
-_MAKING_SECONDS = 600.0
+_MAKING_SECONDS = 900.0
 _NAME_BYTES = 6
 _UNFINISHED = ".unfinished"
 
@@ -42,22 +48,41 @@ class RootError(Exception):
     """A root could not be made; the text says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class RootKind:
+    """Roots for one purpose: what is in them, and where they are kept."""
+
+    folder: Path
+    """Where they are kept; `make clean` leaves it alone."""
+    packages: tuple[str, ...]
+    size: str
+    """What one of them takes up, in words."""
+    recipe: tuple[object, ...]
+    """What else decides how one is made, as JSON can hold it: another recipe is another root."""
+    furnish: Callable[[Path], None] | None = None
+    """Adds to a root what is in no package."""
+
+
+CONTAINER_ROOTS = RootKind(locations.CACHE / "roots", HOST_PACKAGES, "about 250 MB", (1,))
+"""What containers run on an overlay of."""
+
+
 @contextlib.contextmanager
-def root_for(release: Release, more_packages: Iterable[str] = ()) -> Iterator[Path]:
-    """Give the folder of a root with these packages on top of the usual ones, made if need be.
+def kept_root(kind: RootKind, release: Release, more_packages: Iterable[str] = ()) -> Iterator[Path]:
+    """Give the folder of a root with these packages on top of the usual ones, made if need be; it is only to be read.
 
     As long as it is given, no other run removes it. Raises RootError.
     """
-    packages = sorted({*_PACKAGES, *more_packages})
-    ROOTS.mkdir(parents=True, exist_ok=True)
-    root = ROOTS / f"{release.codename}-{_hash_of(release, packages)}"
-    with (ROOTS / f"{release.codename}.lock").open("w") as lock:
+    packages = sorted({*kind.packages, *more_packages})
+    kind.folder.mkdir(parents=True, exist_ok=True)
+    root = kind.folder / f"{release.codename}-{_hash_of(kind, release, packages)}"
+    with (kind.folder / f"{release.codename}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         while not root.exists():
             # To change a lock is to release it for a moment: what was true before has to be asked again.
             _lock_alone(lock.fileno(), release)
             if not root.exists():
-                _make(release, packages, root)
+                _make(kind, release, packages, root)
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield root
 
@@ -89,17 +114,17 @@ def _say(text: str) -> None:
     print(f"roots: {text}", file=sys.stderr, flush=True)
 
 
-def _hash_of(release: Release, packages: list[str]) -> str:
-    made_of = json.dumps([_RECIPE, release.codename, os.uname().machine, packages])
+def _hash_of(kind: RootKind, release: Release, packages: list[str]) -> str:
+    made_of = json.dumps([*kind.recipe, release.codename, os.uname().machine, packages])
     return hashlib.sha256(made_of.encode()).hexdigest()[: 2 * _NAME_BYTES]
 
 
-def _make(release: Release, packages: list[str], root: Path) -> None:
+def _make(kind: RootKind, release: Release, packages: list[str], root: Path) -> None:
     """Make the root, and remove the release's others: whoever uses one holds the lock."""
-    for old in ROOTS.glob(f"{release.codename}-*"):
+    for old in kind.folder.glob(f"{release.codename}-*"):
         # An interrupted removal leaves no half root by a name that somebody may ask for again.
         shutil.rmtree(old if old.suffix == _UNFINISHED else old.rename(f"{old}{_UNFINISHED}"))
-    _say(f"making one of Debian {release.number}, about 250 MB")
+    _say(f"making one of Debian {release.number} in {kind.folder.name}, {kind.size}; once")
     unfinished = root.with_name(root.name + _UNFINISHED)
     command = [
         "mmdebstrap", "--quiet", "--mode=root", "--variant=apt", "--format=directory",
@@ -117,6 +142,8 @@ def _make(release: Release, packages: list[str], root: Path) -> None:
         ) from error
     if made.returncode != 0:
         raise RootError(f"mmdebstrap made no Debian {release.number}: {made.stderr.strip()[-2000:]}")
+    if kind.furnish is not None:
+        kind.furnish(unfinished)
     unfinished.rename(root)
 
 
@@ -124,7 +151,7 @@ def main() -> int:
     """Make the root of a release that a package needs; the arguments are both."""
     release, package = sys.argv[1:]
     try:
-        with root_for(release_named(release), dependencies_of(Path(package))):
+        with kept_root(CONTAINER_ROOTS, release_named(release), dependencies_of(Path(package))):
             return 0
     except (RootError, OSError) as error:
         _say(str(error))

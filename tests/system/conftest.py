@@ -15,7 +15,7 @@ from pathlib import Path
 import locations
 import pytest
 from releases import RELEASES, Release, release_named
-from root_cache import dependencies_of, root_for
+from root_cache import CONTAINER_ROOTS, dependencies_of, kept_root
 from toy_model import write_toy_model
 
 from tests.system.host import Host, Parts
@@ -86,7 +86,7 @@ def hosts(release: Release, parts_folder: Path, request: pytest.FixtureRequest) 
         yield ThisMachineHosts(_parts(parts_folder, _LLAMA_CPP / llama_server.name))
         return
     shown = {str(_PARTS): parts_folder, str(_LLAMA_CPP): llama_server.parent}
-    with root_for(release, dependencies_of(parts_folder / "package.deb")) as root:
+    with kept_root(CONTAINER_ROOTS, release, dependencies_of(parts_folder / "package.deb")) as root:
         made = ContainerHosts(root, _parts(_PARTS, _LLAMA_CPP / llama_server.name), shown)
         with contextlib.closing(made):
             yield made

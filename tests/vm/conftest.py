@@ -12,10 +12,10 @@ from pathlib import Path
 import locations
 import pytest
 from releases import RELEASES
-from root_cache import dependencies_of
+from root_cache import dependencies_of, kept_root
 from toy_model import write_toy_model
 from virtual_machine import VirtualMachine, VirtualMachineError, booted
-from vm_image import IMAGES, PARTS, image_of, machine_root, write_disk
+from vm_image import IMAGES, MACHINE_ROOTS, PARTS, image_of, write_disk
 
 from tests.system.host import Host, Parts
 from tests.system.hosts import furnish
@@ -60,7 +60,7 @@ def host() -> Iterator[Host]:
         _fill(parts)
         write_disk(parts, folder / "parts.disk", "2G")
         shutil.rmtree(parts)
-        root = stack.enter_context(machine_root(release, dependencies_of(package)))
+        root = stack.enter_context(kept_root(MACHINE_ROOTS, release, dependencies_of(package)))
         image = image_of(root, folder, package, _FILES)
         machine = stack.enter_context(booted(image, folder / "parts.disk", folder, memory_mebibytes=MEMORY_MEBIBYTES))
         shown = Path(PARTS)
