@@ -54,8 +54,9 @@ from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
 from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.server_log import ServerLogs
-from magi_agent.servers.servers import DOWN, UP, Servers
+from magi_agent.servers.servers import Servers
 from magi_agent.servers.start_order import StartOrder
+from magi_agent.servers.states import DOWN, UP
 from magi_agent.servers.usage import ServersUsage
 from magi_agent.settings.settings import Settings
 from magi_agent.state_lock import StateLock

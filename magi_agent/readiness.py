@@ -7,7 +7,8 @@ from magi_agent.errors import ServiceUnavailable
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
-from magi_agent.servers.servers import UP, Servers
+from magi_agent.servers.servers import Servers
+from magi_agent.servers.states import UP
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.vocabulary import ServerState, StartPolicy
 

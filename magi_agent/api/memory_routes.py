@@ -24,7 +24,7 @@ from magi_agent.servers.launch import unit_name
 from magi_agent.servers.limited_launch import with_limits
 from magi_agent.servers.llama_server import memory_limits_of, set_memory_limits_of
 from magi_agent.servers.memory_limits import MemoryLimits, chosen_limits, source_of
-from magi_agent.servers.servers import RUNNING
+from magi_agent.servers.states import RUNNING
 from magi_agent.systemd.errors import BusError
 
 _TAG: Final = "models"

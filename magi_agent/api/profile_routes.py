@@ -172,7 +172,7 @@ class ProfileRoutes:
             services.servers.refuse_while_draining()
         plan = await services.active_profile.activate(slug, by=request[CALLER].name)
         operation = services.servers.follow("activate", plan.runs)
-        ended = await services.servers.finished(operation, wait)
+        ended = await services.servers.operations.finished(operation, wait)
         return answer(
             self._plan_answer(plan, f"Profile '{slug}' is active", operation.operation_id),
             status=200 if ended else 202,

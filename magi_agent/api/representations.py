@@ -21,7 +21,7 @@ from magi_agent.registry.model import Model
 from magi_agent.runtime_settings.settings import RuntimeSettings, faults_of, wire_name
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.operations import Operation
-from magi_agent.servers.servers import Server
+from magi_agent.servers.pictures import Server
 from magi_agent.vocabulary import ServerState, StartPolicy
 
 

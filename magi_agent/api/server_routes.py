@@ -204,10 +204,10 @@ class ServerRoutes:
 
     async def get_operation(self, request: web.Request) -> web.Response:
         """GET /api/operations/{operationId}."""
-        return answer(self._as_it_is(self._servers.operation(request.match_info["operationId"])))
+        return answer(self._as_it_is(self._servers.operations.operation(request.match_info["operationId"])))
 
     async def _on_several(self, request: web.Request, operation: Operation, wait: float) -> web.Response:
-        ended = await self._servers.finished(operation, wait)
+        ended = await self._servers.operations.finished(operation, wait)
         return answer(
             self._as_it_is(operation),
             status=200 if ended else 202,

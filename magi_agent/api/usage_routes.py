@@ -13,7 +13,7 @@ from magi_agent.api.schemas import Answer
 from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import ServiceUnavailable
-from magi_agent.servers.servers import Server
+from magi_agent.servers.pictures import Server
 from magi_agent.servers.usage import ServerUsage
 from magi_agent.vocabulary import ServerState
 

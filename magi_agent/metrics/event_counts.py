@@ -77,7 +77,7 @@ class EventCounts:
 
     def _count_operation(self, operation_id: str) -> None:
         try:
-            operation = self._servers.operation(operation_id)
+            operation = self._servers.operations.operation(operation_id)
         except OperationNotFound:
             return
         self._operations[operation.kind, operation.status] += 1

@@ -27,7 +27,7 @@ from magi_agent.metrics.snapshot import (
     ServerFigures,
     Snapshot,
 )
-from magi_agent.servers.servers import UP
+from magi_agent.servers.states import UP
 from magi_agent.vocabulary import ModelStatus, ServerState
 
 _OFTEN_ASKED_FOR = ("exit-code", "hung", "oom-kill", "signal", "start-timeout", "timeout")

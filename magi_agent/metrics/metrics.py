@@ -42,7 +42,8 @@ from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.launch import unit_name
 from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.self_reports import SelfReports
-from magi_agent.servers.servers import UP, Servers
+from magi_agent.servers.servers import Servers
+from magi_agent.servers.states import UP
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
@@ -154,7 +155,7 @@ class Metrics:
             tasks=len(asyncio.all_tasks()),
             lag=self._lag.taken(),
             events=self._events.taken(),
-            operations_under_way=sources.servers.operations_under_way,
+            operations_under_way=sources.servers.operations.under_way,
         )
 
     def _models(self) -> ModelFigures | None:

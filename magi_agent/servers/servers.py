@@ -6,18 +6,13 @@ the events that tell of it.
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-import psutil
-
-from magi_agent.errors import Draining, InsufficientMemory, MagiError, StartFailed, StopFailed
-from magi_agent.events import DrainChanged, EventStream, OperationFinished
+from magi_agent.errors import Draining, InsufficientMemory, StartFailed, StopFailed
+from magi_agent.events import DrainChanged, EventStream
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.admission import Admission
@@ -26,61 +21,21 @@ from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.failure import INSUFFICIENT_MEMORY, Failure
 from magi_agent.servers.launch import model_id_of, unit_name
 from magi_agent.servers.llama_server import differences, port_of, reach_of
-from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
+from magi_agent.servers.operations import Operation, Operations, OperationStatus
+from magi_agent.servers.pictures import Pictures, Server
 from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.servers.self_reports import ReadyServer
 from magi_agent.servers.shortage import insufficient_memory
 from magi_agent.servers.start_order import StartOrder
-from magi_agent.systemd.errors import BusError
+from magi_agent.servers.states import DOWN, RUNNING, UP
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.status import UnitStatus
-from magi_agent.vocabulary import ServerState, StartPolicy, Tier
+from magi_agent.vocabulary import ServerState, StartPolicy
 
 _LOG: Final = logging.getLogger(__name__)
-UP: Final = frozenset({ServerState.READY, ServerState.DEGRADED})
-RUNNING: Final = frozenset({*UP, ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STUCK})
-DOWN: Final = frozenset({ServerState.STOPPED, ServerState.FAILED})
-_OPERATION_WAIT: Final = 3600.0
-_Done = TypeVar("_Done")
 _Accept = Callable[[ServerState], bool]
-_Act = Callable[[str, float], Awaitable["Outcome"]]
-"""What is done for one model of several, with the seconds it may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One model's server at one moment."""
-
-    model_id: str
-    display_name: str
-    unit: str
-    state: ServerState
-    port: int | None
-    url: str | None
-    """Where it is: ``http://…``, or ``unix:`` and the path of a socket."""
-    pid: int | None
-    uptime_seconds: int
-    restarts: int
-    tier: Tier
-    is_thinking: bool
-    memory_bytes: int | None
-    """Of the unit's cgroup where that is accounted for, else resident memory of the main process."""
-    cpu_seconds: float | None
-    failure: Failure | None
-    retry_in: float | None
-    restart_reasons: tuple[str, ...]
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it has processes, or is about to."""
-        return self.state in RUNNING
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it answers."""
-        return self.state in UP
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +74,19 @@ class Servers:
         self._events = events
         self._admission = admission
         self._order = order
-        self._operations = Operations()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pictures = Pictures(manager, reconciler, preparation)
+        self.operations = Operations(events)
+        """What was begun on several models."""
 
     async def close(self) -> None:
         """End the operations that are under way; what they wished for stays wished for."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.operations.close()
 
     async def list(self) -> list[Server]:
         """Every model that should run or has a loaded unit, by id."""
         known = self.listed()
         await self._preparation.look_at_binaries()
-        return list(await asyncio.gather(*(self._picture(model) for model in known)))
+        return list(await asyncio.gather(*(self._pictures.of(model) for model in known)))
 
     def listed(self) -> tuple[Model, ...]:
         """The models of ``list``. Raises ``ServiceUnavailable`` before the registry is loaded."""
@@ -145,7 +98,7 @@ class Servers:
         """One model's server, running or not. Raises ``ModelNotFound``."""
         model = self._registry.model(model_id)
         await self._preparation.look_at_binaries()
-        return await self._picture(model)
+        return await self._pictures.of(model)
 
     def state(self, model_id: str) -> ServerState:
         """The state a model's server is in; that of a model nobody knows is ``stopped``."""
@@ -195,15 +148,6 @@ class Servers:
         if (before is None) is draining:
             self._events.publish(DrainChanged(draining=draining, by=by))
         _LOG.info("%s by %s", "the host is being drained" if draining else "the drain is taken back", by)
-
-    @property
-    def operations_under_way(self) -> int:
-        """How many actions on several models have not ended."""
-        return len(self._tasks)
-
-    def operation(self, operation_id: str) -> Operation:
-        """An action on several models. Raises ``OperationNotFound``."""
-        return self._operations.operation(operation_id)
 
     def differs_from_choice(self, model: Model) -> bool:
         """Whether what runs now is other than what ``enabled`` says."""
@@ -303,23 +247,20 @@ class Servers:
         """Want every enabled model to run, the most wanted first. Raises ``Draining``."""
         self.refuse_while_draining()
         ids = [model_id for model_id, model in self._registry.models.items() if model.choices.enabled]
-        operation = Operation("start-all", {model_id: Part() for model_id in self._order.ordered(ids)})
-        return self._begin(operation, self._start_together(operation, by))
+        operation = Operation.on("start-all", self._order.ordered(ids))
+        return self.operations.begin(operation, self._start_together(operation, by))
 
     async def _start_together(self, operation: Operation, by: str) -> None:
         """Want all models that can be started at once, so that none is admitted before a more wanted one is known."""
-        kind = operation.kind
 
         async def prepared(model_id: str) -> Model:
             await self._preparation.check(self._registry.model(model_id))
             return await self._preparation.give_port(model_id)
 
-        await asyncio.gather(
-            *(self._attempt(kind, each, part, prepared(each)) for each, part in operation.parts.items())
-        )
-        parts = {each: part for each, part in operation.parts.items() if part.status is OperationStatus.PENDING}
-        running = {each for each in parts if self._reconciler.state(each) in UP and self._reconciler.wants(each)}
-        due = [each for each in parts if each not in running]
+        await asyncio.gather(*(operation.attempt(each, prepared(each)) for each in operation.parts))
+        able = [each for each, part in operation.parts.items() if part.status is OperationStatus.PENDING]
+        running = {each for each in able if self._reconciler.state(each) in UP and self._reconciler.wants(each)}
+        due = [each for each in able if each not in running]
         wished = asyncio.ensure_future(self._desired.wish(due, run=True, by=by))
         await asyncio.wait({wished})
         for model_id in due:
@@ -332,7 +273,7 @@ class Servers:
             await wished
             return await self._come_about(model_id, True, wait)
 
-        await asyncio.gather(*(self._carry_out(kind, each, part, come_about) for each, part in parts.items()))
+        await operation.all_at_once(come_about, able)
 
     def stop_all(self, *, by: str) -> Operation:
         """Want no model to run."""
@@ -340,7 +281,10 @@ class Servers:
             self._reconciler.running()
         )
         known = sorted(model_id for model_id in ids if model_id in self._registry.models)
-        return self._on_several("stop-all", known, lambda model_id, wait: self.stop(model_id, by=by, wait=wait))
+        operation = Operation.on("stop-all", known)
+        return self.operations.begin(
+            operation, operation.all_at_once(lambda model_id, wait: self.stop(model_id, by=by, wait=wait))
+        )
 
     async def restart_changed(self, *, by: str) -> Operation:
         """Replace each running server that differs from how it would be started now.
@@ -354,11 +298,9 @@ class Servers:
             for server in await self.list()
             if server.restart_reasons and self._reconciler.wants(server.model_id)
         ]
-        return self._on_several(
-            "restart-changed",
-            changed,
-            lambda model_id, wait: self._restart_if_due(model_id, by, wait),
-            one_by_one=True,
+        operation = Operation.on("restart-changed", changed)
+        return self.operations.begin(
+            operation, operation.one_by_one(lambda model_id, wait: self._restart_if_due(model_id, by, wait))
         )
 
     async def _restart_if_due(self, model_id: str, by: str, wait: float) -> Outcome:
@@ -403,7 +345,11 @@ class Servers:
         """
         for model_id in runs:
             self._reconciler.forgive(model_id)
-        return self._on_several(kind, runs, lambda model_id, wait: self._come_about(model_id, runs[model_id], wait))
+        operation = Operation.on(kind, runs)
+        return self.operations.begin(
+            operation,
+            operation.all_at_once(lambda model_id, wait: self._come_about(model_id, runs[model_id], wait)),
+        )
 
     async def _come_about(self, model_id: str, run: bool, wait: float) -> Outcome:
         async with self._following(model_id) as settled:
@@ -417,84 +363,10 @@ class Servers:
         message = f"Model {model_id} is stopped" if done else f"Model {model_id} is stopping"
         return await self._outcome(model_id, message, changed=True, settled=done)
 
-    async def finished(self, operation: Operation, wait: float) -> bool:
-        """Wait up to ``wait`` seconds for an operation to end."""
-        deadline = asyncio.get_running_loop().time() + wait
-        with self._events.subscribe() as changes:
-            while operation.finished_at is None and (left := deadline - asyncio.get_running_loop().time()) > 0:
-                try:
-                    async with asyncio.timeout(left):
-                        await changes.next()
-                except TimeoutError:
-                    break
-        return operation.finished_at is not None
-
     def refuse_while_draining(self) -> None:
         """Raise ``Draining`` while nothing is to be started."""
         if drain := self._desired.drain:
             raise Draining(drain.by)
-
-    def _on_several(self, kind: str, ids: Iterable[str], verb: _Act, *, one_by_one: bool = False) -> Operation:
-        operation = Operation(kind, {model_id: Part() for model_id in ids})
-        carry_out = self._one_by_one if one_by_one else self._all_at_once
-        return self._begin(operation, carry_out(operation, verb))
-
-    def _begin(self, operation: Operation, work: Coroutine[object, object, None]) -> Operation:
-        self._operations.add(operation)
-        if not operation.parts:
-            operation.finished_at = datetime.now(UTC)
-            work.close()
-            return operation
-        task = asyncio.create_task(work, name=f"{operation.kind} {operation.operation_id}")
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._operation_ended, operation))
-        return operation
-
-    def _operation_ended(self, operation: Operation, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        operation.finished_at = datetime.now(UTC)
-        self._events.publish(
-            OperationFinished(
-                operation_id=operation.operation_id,
-                kind=operation.kind,
-                succeeded=operation.status is OperationStatus.SUCCEEDED,
-                model_ids=tuple(operation.parts),
-            )
-        )
-
-    async def _all_at_once(self, operation: Operation, act: _Act) -> None:
-        await asyncio.gather(
-            *(self._carry_out(operation.kind, model_id, part, act) for model_id, part in operation.parts.items())
-        )
-
-    async def _one_by_one(self, operation: Operation, act: _Act) -> None:
-        failed = ""
-        for model_id, part in operation.parts.items():
-            if failed:
-                part.status, part.message = OperationStatus.SKIPPED, f"left as it runs, since {failed} failed"
-                continue
-            await self._carry_out(operation.kind, model_id, part, act)
-            if part.status is OperationStatus.FAILED:
-                failed = model_id
-
-    async def _carry_out(self, kind: str, model_id: str, part: Part, act: _Act) -> None:
-        part.status = OperationStatus.RUNNING
-        outcome = await self._attempt(kind, model_id, part, act(model_id, _OPERATION_WAIT))
-        if outcome is not None:
-            part.status = OperationStatus.SUCCEEDED if outcome.settled else OperationStatus.FAILED
-            part.message = outcome.message
-
-    async def _attempt(self, kind: str, model_id: str, part: Part, work: Awaitable[_Done]) -> _Done | None:
-        """What comes of something that is done for one model of several; ``None`` where its part has failed by it."""
-        try:
-            return await work
-        except MagiError as error:
-            part.status, part.message = OperationStatus.FAILED, error.message
-        except Exception as error:  # noqa: BLE001  # see below
-            # A defect in what is done for one model must not cost the others theirs.
-            _LOG.exception("%s of %s ended with a defect", kind, model_id)
-            part.status, part.message = OperationStatus.FAILED, f"a defect of the agent: {error!r}"
-        return None
 
     async def _stopped(self, model_id: str, settled: Callable[[_Accept, float], Awaitable[bool]], wait: float) -> None:
         """Wait for the end of a stop, and raise ``StopFailed`` where nobody can bring it about for now."""
@@ -571,59 +443,6 @@ class Servers:
                 return True
 
             yield settled
-
-    async def _picture(self, model: Model) -> Server:
-        model_id = model.model_id
-        unit = self._manager.units.get(unit_name(model_id))
-        runs = unit is not None and condition_of(unit) in (UnitCondition.UP, UnitCondition.GOING)
-        port = (port_of(unit.argv) if unit and runs else None) or model.choices.port
-        is_there = runs or self._reconciler.state(model_id) is ServerState.STUCK
-        memory, cpu = await self._usage(unit) if unit and is_there else (None, None)
-        since = unit.exec_main_start_timestamp if unit and runs and unit.main_pid else None
-        reach = reach_of(unit.argv, unit.environment) if unit and runs else None
-        return Server(
-            model_id=model_id,
-            display_name=model.facts.display_name or model.facts.filename,
-            unit=unit_name(model_id),
-            state=self._reconciler.state(model_id),
-            port=port,
-            url=reach.url if reach else None,
-            pid=unit.main_pid if unit and runs else None,
-            uptime_seconds=max(0, int(time.time() - since)) if since else 0,
-            restarts=unit.n_restarts if unit else 0,
-            tier=model.effective_tier,
-            is_thinking=model.effective_thinking,
-            memory_bytes=memory,
-            cpu_seconds=cpu,
-            failure=self._reconciler.failure(model_id),
-            retry_in=self._reconciler.retry_in(model_id),
-            restart_reasons=self._restart_reasons(model, unit) if unit and runs else (),
-        )
-
-    def _restart_reasons(self, model: Model, unit: UnitStatus) -> tuple[str, ...]:
-        launch = self._preparation.launch_of(model, model.choices.port or port_of(unit.argv) or 0)
-        reasons = differences(launch, unit.argv, unit.environment)
-        return (*reasons, *self._preparation.binary_news(launch, unit))
-
-    async def _usage(self, unit: UnitStatus) -> tuple[int | None, float | None]:
-        """Memory in bytes and CPU time in seconds, as well as they can be known."""
-        memory = cpu = None
-        try:
-            accounting = await self._manager.read_accounting(unit.name)
-        except BusError as error:
-            _LOG.debug("no accounting of %s: %s", unit.name, error)
-        else:
-            memory = accounting.memory_current
-            cpu = accounting.cpu_usage_nsec / 1e9 if accounting.cpu_usage_nsec is not None else None
-        if unit.main_pid and (memory is None or cpu is None):
-            try:
-                process = psutil.Process(unit.main_pid)
-                times = process.cpu_times()
-                memory = process.memory_info().rss if memory is None else memory
-                cpu = times.user + times.system if cpu is None else cpu
-            except psutil.Error:
-                return memory, cpu
-        return memory, cpu
 
 
 def _stop_failed(model_id: str, failure: Failure) -> StopFailed:

@@ -1,9 +1,18 @@
 """The one state that a server is in, from all that is known of it: a pure function."""
 
+from typing import Final
+
 from magi_agent.servers.plan import UnitCondition, Verb
 from magi_agent.servers.record import ServerRecord
 from magi_agent.systemd.status import UnitStatus
 from magi_agent.vocabulary import ServerState
+
+UP: Final = frozenset({ServerState.READY, ServerState.DEGRADED})
+"""It answers."""
+RUNNING: Final = frozenset({*UP, ServerState.STARTING, ServerState.LOADING, ServerState.STOPPING, ServerState.STUCK})
+"""It has processes, or is about to."""
+DOWN: Final = frozenset({ServerState.STOPPED, ServerState.FAILED})
+"""Nothing of it is there."""
 
 
 def state_of(

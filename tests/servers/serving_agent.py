@@ -24,11 +24,12 @@ from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.launch import unit_name
 from magi_agent.servers.launcher import DirectLauncher, Launcher
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.pictures import Server
 from magi_agent.servers.placements import Placements
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.reconciler import Reconciler
-from magi_agent.servers.servers import Server, Servers
+from magi_agent.servers.servers import Servers
 from magi_agent.servers.start_order import StartOrder
 from magi_agent.settings.settings import Settings
 from magi_agent.systemd.journal import Journal

@@ -164,7 +164,7 @@ async def test_start_all_starts_the_most_wanted_and_the_rest_when_there_is_room(
         small(agent, 2.5 * need)
         operation = agent.servers.start_all(by="test")
         assert list(operation.parts) == ["srv-c", "srv-a", "srv-b"]
-        assert await agent.servers.finished(operation, PATIENCE_OF_TESTS)
+        assert await agent.servers.operations.finished(operation, PATIENCE_OF_TESTS)
 
         assert operation.status is OperationStatus.FAILED
         assert {each: part.status for each, part in operation.parts.items()} == {
@@ -202,7 +202,7 @@ async def test_the_smallest_come_first_so_that_most_come_up(
         assert await sized(agent, "srv-1-big", tokens=2 * TOKENS, enabled=True) > 1.5 * need
         small(agent, 2.2 * need)
         operation = agent.servers.start_all(by="test")
-        assert await agent.servers.finished(operation, PATIENCE_OF_TESTS)
+        assert await agent.servers.operations.finished(operation, PATIENCE_OF_TESTS)
         assert [each for each, part in operation.parts.items() if part.status is OperationStatus.FAILED] == [
             "srv-1-big"
         ]

@@ -101,7 +101,7 @@ async def test_a_unit_of_no_known_model_is_reported_and_left_alone(
         assert agent.servers.unknown_units() == ["magi-llama-srv-stranger.service"]
         assert await agent.servers.list() == []
         operation = agent.servers.stop_all(by="test")
-        assert await agent.servers.finished(operation, PATIENCE_OF_TESTS)
+        assert await agent.servers.operations.finished(operation, PATIENCE_OF_TESTS)
         await agent.ready("srv-known")
         assert [server.model_id for server in await agent.servers.list()] == ["srv-known"]
         await agent.servers.stop("srv-known", by="test", wait=PATIENCE_OF_TESTS)

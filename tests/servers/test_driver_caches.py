@@ -15,7 +15,7 @@ from magi_agent.servers.driver_caches import cache_directories, cache_environmen
 from magi_agent.servers.launch import LaunchSpecification
 from magi_agent.servers.launcher import service_of
 from magi_agent.servers.llama_server import argv_of, differences, environment_of
-from magi_agent.servers.servers import Server
+from magi_agent.servers.pictures import Server
 from magi_agent.systemd.properties import properties_of
 from magi_agent.vocabulary import MAX_ID_LENGTH, Scope
 from tests.conftest import MakeToyModel

@@ -293,8 +293,8 @@ async def test_many_models_at_once_and_all_of_them_stopped(
         for model_id in ids:
             await agent.registry.choose(model_id, lambda choices: agent.preparation.with_port(_enabled(choices)))
         operation = agent.servers.start_all(by="test")
-        assert await agent.servers.finished(operation, PATIENCE_OF_TESTS)
-        assert agent.servers.operation(operation.operation_id) is operation
+        assert await agent.servers.operations.finished(operation, PATIENCE_OF_TESTS)
+        assert agent.servers.operations.operation(operation.operation_id) is operation
         assert operation.status is OperationStatus.SUCCEEDED, operation.parts
         assert sorted(operation.parts) == ids
         servers = await agent.servers.list()
@@ -309,7 +309,7 @@ async def test_many_models_at_once_and_all_of_them_stopped(
         }
 
         operation = agent.servers.stop_all(by="test")
-        assert await agent.servers.finished(operation, PATIENCE_OF_TESTS)
+        assert await agent.servers.operations.finished(operation, PATIENCE_OF_TESTS)
         assert operation.status is OperationStatus.SUCCEEDED, operation.parts
         await agent.until(lambda: not agent.manager.units, "systemd has forgotten the units")
         assert await agent.servers.list() == []
@@ -327,7 +327,7 @@ async def test_an_operation_tells_what_became_of_each_model(
         (models / "srv-bad.gguf").write_bytes(b"GGUF")
         await agent.scan()
         operation = agent.servers.start_all(by="test")
-        assert await agent.servers.finished(operation, PATIENCE_OF_TESTS)
+        assert await agent.servers.operations.finished(operation, PATIENCE_OF_TESTS)
         assert operation.status is OperationStatus.FAILED
         assert operation.parts["srv-good"].status is OperationStatus.SUCCEEDED
         assert operation.parts["srv-bad"].status is OperationStatus.FAILED
@@ -341,9 +341,9 @@ async def test_an_operation_ends_with_the_agent_and_says_so(
     async with make_agent() as agent:
         await agent.registry.choose("srv-cut", lambda choices: agent.preparation.with_port(_enabled(choices)))
         operation = agent.servers.start_all(by="test")
-        assert not await agent.servers.finished(operation, 0)
+        assert not await agent.servers.operations.finished(operation, 0)
         await agent.servers.close()
-        assert await agent.servers.finished(operation, 0)
+        assert await agent.servers.operations.finished(operation, 0)
         assert operation.status is OperationStatus.FAILED
 
 

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 import pytest
 
 from magi_agent.errors import OperationNotFound
-from magi_agent.servers.operations import Operation, Operations, OperationStatus, Part
+from magi_agent.events import EventStream
+from magi_agent.servers.operations import Operation, Operations, OperationStatus
 
 
 def test_the_whole_is_told_from_its_parts() -> None:
-    operation = Operation("start-all", {"a": Part(), "b": Part()})
+    operation = Operation.on("start-all", "ab")
     assert operation.status is OperationStatus.RUNNING
     operation.parts["a"].status = operation.parts["b"].status = OperationStatus.SUCCEEDED
     assert str(operation.status) == "running"
@@ -26,11 +27,13 @@ def test_an_operation_on_nothing_succeeds() -> None:
     assert Operation("stop-all", {}, finished_at=datetime.now(UTC)).status is OperationStatus.SUCCEEDED
 
 
-def test_operations_are_found_by_their_ids_and_the_oldest_are_forgotten() -> None:
-    operations = Operations()
-    added = [Operation("start-all", {}) for _ in range(1000)]
-    for operation in added:
-        operations.add(operation)
+async def nothing() -> None:
+    """What an operation without parts does."""
+
+
+async def test_operations_are_found_by_their_ids_and_the_oldest_are_forgotten() -> None:
+    operations = Operations(EventStream())
+    added = [operations.begin(Operation.on("start-all", ()), nothing()) for _ in range(1000)]
 
     assert len({operation.operation_id for operation in added}) == 1000
     assert operations.operation(added[-1].operation_id) is added[-1]

@@ -15,7 +15,7 @@ import pytest
 
 from magi_agent.errors import SettingsNotUsable
 from magi_agent.runtime_settings.settings import LoraAdapter, RuntimeSettings
-from magi_agent.servers.servers import Server
+from magi_agent.servers.pictures import Server
 from magi_agent.vocabulary import ServerState
 from tests.conftest import MakeToyModel, SystemdUser
 from tests.discovery.model_files import model_bytes, write_file
