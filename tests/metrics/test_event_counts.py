@@ -25,20 +25,27 @@ CRASH = Failure(AT, "exit-code", "it exited with status 1", invocation_id="a")
 
 
 @dataclass(slots=True)
+class KnownOperations:
+    """The operations, at the tests' word."""
+
+    by_id: dict[str, Operation]
+
+    def operation(self, operation_id: str) -> Operation:
+        try:
+            return self.by_id[operation_id]
+        except KeyError:
+            raise OperationNotFound(operation_id) from None
+
+
+@dataclass(slots=True)
 class Known:
     """What the servers know, at the tests' word."""
 
     failures: dict[str, Failure] = field(default_factory=dict)
-    operations: dict[str, Operation] = field(default_factory=dict)
+    operations: KnownOperations = field(default_factory=lambda: KnownOperations({}))
 
     def failure(self, model_id: str) -> Failure | None:
         return self.failures.get(model_id)
-
-    def operation(self, operation_id: str) -> Operation:
-        try:
-            return self.operations[operation_id]
-        except KeyError:
-            raise OperationNotFound(operation_id) from None
 
 
 @pytest.fixture
@@ -114,7 +121,7 @@ async def test_models_beyond_many_are_counted_together(
 
 async def test_operations(counts: EventCounts, known: Known, events: EventStream) -> None:
     ended = AT + timedelta(seconds=2.5)
-    known.operations = {
+    known.operations.by_id = {
         "1": Operation("start-all", {"toy": Part(OperationStatus.SUCCEEDED)}, "1", AT, ended),
         "2": Operation("start-all", {"toy": Part(OperationStatus.FAILED)}, "2", AT, ended),
     }
