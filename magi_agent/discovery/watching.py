@@ -31,7 +31,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
-import watchfiles
+from watchfiles import Change
+from watchfiles._rust_notify import RustNotify  # documented: https://watchfiles.helpmanual.io/api/rust_backend/
 
 from magi_agent.discovery.file_systems import MOUNTS_PATH, Mount, MountTable
 from magi_agent.discovery.growing import GrowingFiles
@@ -115,34 +116,56 @@ class FolderWatch:
             self._loop.call_soon_threadsafe(callback, *what)
 
 
+class _Unheard(Exception):
+    """Ends a question to watchfiles that has no answer yet."""
+
+
+class _Glance:
+    """What watchfiles is given to be stopped by, and is asked about at each of its turns: ends it after a few.
+
+    By an exception: stopped in its own ways, it forgets what it heard in that moment. A turn in which nothing more was
+    heard than in the one before has an answer; so it takes two, or more where a lot happens.
+    """
+
+    _TURNS: Final = 4
+
+    def __init__(self) -> None:
+        self._left = self._TURNS
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        if self._left < 0:
+            raise _Unheard
+        return False
+
+
 class _Instance:
     """One instance of watchfiles, that is, of inotify, with some folders."""
 
     def __init__(self, folders: Collection[str]) -> None:
-        """Begin to watch. What this raises is not closed: OSError, errors of watchfiles' own, and groups of them."""
+        """Begin to watch. What this raises is not closed: OSError and errors of watchfiles' own."""
         self.folders = frozenset(folders)
-        self._batches = watchfiles.watch(
-            *folders,
-            watch_filter=None,  # ours asks the file system, too, and a batch's size is wanted as it came
-            debounce=1,
-            step=1,
-            rust_timeout=1,
-            yield_on_timeout=True,
-            raise_interrupt=False,
+        # A refused permission would have it ignore all other errors, too.
+        self._notify = RustNotify(
+            [*folders],
+            debug=False,
             force_polling=False,
+            poll_delay_ms=0,
             recursive=False,
-            ignore_permission_denied=False,  # it would ignore all other errors, too
+            ignore_permission_denied=False,
         )
-        self._first = next(self._batches)
 
-    def changes(self) -> set[tuple[watchfiles.Change, str]]:
-        """What happened since the last time; waits a millisecond. Raises when the watch has ended."""
-        changes = self._first | next(self._batches)
-        self._first = set()
-        return changes
+    def changes(self) -> set[tuple[Change, str]]:
+        """What happened since the last time; waits for nothing. Raises when the watch has ended."""
+        try:
+            heard = self._notify.watch(1, 0, 0, _Glance())
+        except _Unheard:
+            return set()
+        # It has a word for each way to be stopped, too, and is in none of them.
+        return {(Change(kind), path) for kind, path in heard} if isinstance(heard, set) else set()
 
     def close(self) -> None:
-        self._batches.close()
+        self._notify.close()
 
 
 class _Listener:
@@ -414,8 +437,8 @@ class _Listener:
         if len(changes) >= _BURST:
             self._tell_doubt()
         paths = {path for change, path in changes if _may_matter(change, path)}
-        self._growing.note((path for change, path in changes if change is watchfiles.Change.modified), now)
-        for gone in [path for change, path in changes if change is watchfiles.Change.deleted and path in self._watched]:
+        self._growing.note((path for change, path in changes if change is Change.modified), now)
+        for gone in [path for change, path in changes if change is Change.deleted and path in self._watched]:
             # Should there be a folder of this name again, it may even have the same inode.
             del self._watched[gone]
             self._set_up_by(now)
@@ -459,14 +482,14 @@ def _first_of(error: BaseException) -> BaseException:
     return error
 
 
-def _may_matter(change: watchfiles.Change, path: str) -> bool:
+def _may_matter(change: Change, path: str) -> bool:
     """Whether a path may be a model, a folder, or a download's control file whose end says that the model is there."""
     name = path.rpartition("/")[2]
     if name.startswith("."):
         return False
     if not name.endswith(_NEVER_MODELS):
         return True
-    return change is watchfiles.Change.added and os.path.isdir(path)  # noqa: PTH112  # the string is what there is
+    return change is Change.added and os.path.isdir(path)  # noqa: PTH112  # the string is what there is
 
 
 def _is_utf8(path: str) -> bool:

@@ -121,6 +121,7 @@ class Registry(CamelModel):
     port_range: tuple[int, int]
     tier_thresholds: TierThresholds
     scan_paths: list[str]
+    allowed_flags: list[str]
 
 
 def application(held: Registry) -> FastAPI:
@@ -136,6 +137,7 @@ def application(held: Registry) -> FastAPI:
             port_range=held.port_range,
             tier_thresholds=held.tier_thresholds,
             scan_paths=held.scan_paths,
+            allowed_flags=held.allowed_flags,
         )
 
     return app
