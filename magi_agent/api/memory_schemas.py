@@ -52,6 +52,7 @@ class UsedMemoryAnswer(Answer):
     anonymous_bytes: int
     mapped_bytes: int = Field(description="weights that are mapped and in memory")
     gpu_bytes: int | None = Field(description="on all GPUs together, as drivers tell; null where one does not")
+    gpu_unavailable: str | None = Field(description="why there is no gpuBytes")
     source: Literal["control group", "process"] = Field(description="what told of the host's memory")
 
 

@@ -24,8 +24,8 @@ def memory_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
     """The lines, of an answer of ``GET /api/models/ID/memory``; nothing of an agent that does not know it."""
     yield from _need_facts(memory)
     if used := record(memory.get("used")):
-        untold = ", on GPUs not told" if used.get("gpuBytes") is None else ""
-        yield Fact("uses", Cell(f"{_places(used)}{untold}"))
+        why = text(used.get("gpuUnavailable"))
+        yield Fact("uses", Cell(_places(used)), f"(of GPUs nobody knows: {why})" if why else "")
     runs = record(memory.get("runningLimits"))
     limit = record((runs or record(memory.get("limits"))).get("max"))
     if limit:

@@ -5,8 +5,8 @@ no oftener.
 """
 
 import asyncio
-import logging
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +18,18 @@ from magi_agent.servers.llama_server import devices_of
 from magi_agent.servers.placement import used_by_default
 from magi_agent.systemd.status import UnitStatus
 
-_LOG: Final = logging.getLogger(__name__)
 _PATIENCE: Final = 5.0
 """Seconds that whoever asks waits for drivers."""
 _ROCM: Final = "ROCm"
+
+
+@dataclass(frozen=True, slots=True)
+class GpuBytes:
+    """What some processes have of all GPUs together."""
+
+    total: int | None
+    unavailable: str | None = None
+    """Why there is no total."""
 
 
 class GpuUse:
@@ -30,36 +38,49 @@ class GpuUse:
     def __init__(self, host: HostFacts) -> None:
         self._host = host
 
-    async def of(self, unit: UnitStatus) -> int | None:
-        """Bytes that a unit that runs has of all GPUs; ``None`` where they are not all told."""
+    async def of(self, unit: UnitStatus) -> GpuBytes:
+        """What a unit that runs has of all GPUs."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 picture = await self._host.gpus(Path(unit.argv[0]))
         except TimeoutError:
-            _LOG.warning("%s: nobody says in time what it has of GPUs", unit.name)
-            return None
+            return GpuBytes(None, "nobody says in time which GPUs there are")
         pids = await asyncio.to_thread(processes_in, unit.control_group)
         # Where the control group is not seen, the main process is all that is known.
         return gpu_bytes(picture.gpus, _may_use(picture, unit), pids | ({unit.main_pid} if unit.main_pid else set()))
 
 
-def gpu_bytes(gpus: Iterable[Gpu], may_use: Iterable[Gpu], pids: Collection[int]) -> int | None:
-    """Bytes that processes have of all GPUs together.
+def gpu_bytes(gpus: Iterable[Gpu], may_use: Iterable[Gpu], pids: Collection[int]) -> GpuBytes:
+    """What processes have of all GPUs together.
 
-    ``None`` where a driver does not say how much one of them has, or which processes are on a GPU that they may use.
+    That is not told where a driver does not say how much one of them has, or who is on a GPU that they may use.
     """
-    if not all(_tells_of_all(gpu) for gpu in may_use):
-        return None
+    for gpu in may_use:
+        if why := _why_untold(gpu):
+            return GpuBytes(None, f"{_shown(gpu)}: {why}")
     # A GPU that two back ends list is one.
-    told = {gpu.pci_address: gpu.processes for gpu in gpus if gpu.processes is not None}
-    used = [size for processes in told.values() for pid, size in processes.items() if pid in pids]
-    known = [size for size in used if size is not None]
-    return sum(known) if len(known) == len(used) else None
+    total = 0
+    for gpu in {gpu.pci_address: gpu for gpu in gpus if gpu.processes}.values():
+        for pid, size in (gpu.processes or {}).items():
+            if pid not in pids:
+                continue
+            if size is None:
+                return GpuBytes(None, f"{_shown(gpu)}: its driver does not say how much process {pid} has of it")
+            total += size
+    return GpuBytes(total)
 
 
-def _tells_of_all(gpu: Gpu) -> bool:
-    """Whether what is not among a GPU's processes is not on it."""
-    return gpu.processes is not None and (gpu.vendor is not Vendor.AMD or gpu.backend == _ROCM)
+def _why_untold(gpu: Gpu) -> str | None:
+    """Why a process that is not among those of a GPU may be on it all the same."""
+    if gpu.processes is None:
+        return gpu.unavailable.get("processes", "its driver tells of no processes")
+    if gpu.vendor is Vendor.AMD and gpu.backend != _ROCM:
+        return "AMD's driver tells only of processes that compute by ROCm"
+    return None
+
+
+def _shown(gpu: Gpu) -> str:
+    return gpu.device or gpu.pci_address or "a GPU"
 
 
 def _may_use(picture: GpuPicture, unit: UnitStatus) -> Iterable[Gpu]:

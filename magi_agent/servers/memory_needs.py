@@ -65,6 +65,8 @@ class UsedMemory:
     """Pages of its model files that are mapped."""
     gpu: int | None
     """Bytes of all GPUs; ``None`` where a driver does not tell."""
+    gpu_unavailable: str | None
+    """Why there is no such figure."""
     source: Literal["control group", "process"]
 
     @property
@@ -214,7 +216,8 @@ class MemoryNeeds:
                 mapped = min(mapped, (await self.estimated(model_id)).mapped)
             except NeedUnknown as error:
                 _LOG.debug("%s: %s", unit.name, error)
-        return UsedMemory(seen.anonymous, mapped, await self._gpu_use.of(unit), seen.source)
+        gpu = await self._gpu_use.of(unit)
+        return UsedMemory(seen.anonymous, mapped, gpu.total, gpu.unavailable, seen.source)
 
     async def surroundings_of(
         self, launch: LaunchSpecification, devices: Sequence[Device] | None = None

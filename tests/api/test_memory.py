@@ -164,6 +164,8 @@ async def test_what_a_server_has_of_gpus_is_what_nvidias_driver_tells(
     driver.variables = {"TOLD": pids[0], "UNTOLD": pids[1]}
     assert await gpu_bytes(api, "api-mem") == 1000 + 500
     assert await gpu_bytes(api, "api-other") is None
+    why = (await memory(api, "api-other"))["used"]["gpuUnavailable"]
+    assert why == f"CUDA0: its driver does not say how much process {pids[1]} has of it"
     driver.variables = {"LD_LIBRARY_PATH": "/nowhere"}
     assert await gpu_bytes(api, "api-mem") is None
     # Of what one placement took nothing is kept for another.

@@ -205,10 +205,12 @@ def test_what_a_model_needs_is_a_line(agent: StandIn, magictl: Magictl, memory: 
     [
         ({"hostBytes": 1.5e9, "gpuBytes": 22e9}, "1.5 GB of RAM and 22.0 GB on GPUs"),
         ({"hostBytes": 1.5e9, "gpuBytes": 0}, "1.5 GB of RAM"),
-        ({"hostBytes": 1.5e9, "gpuBytes": None}, "1.5 GB of RAM, on GPUs not told"),
+        ({"hostBytes": 1.5e9, "gpuBytes": None}, "1.5 GB of RAM"),
+        ({"hostBytes": 1.5e9, "gpuBytes": None, "gpuUnavailable": "CUDA0: Not Supported"},
+         "1.5 GB of RAM  (of GPUs nobody knows: CUDA0: Not Supported)"),
         (None, None),
     ],
-)
+)  # fmt: skip
 def test_what_it_uses_is_a_line(
     agent: StandIn, magictl: Magictl, used: dict[str, object] | None, line: str | None
 ) -> None:

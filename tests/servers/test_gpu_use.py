@@ -35,7 +35,9 @@ def unit(*options: str) -> UnitStatus:
 
 
 async def used(host: Host, *options: str) -> int | None:
-    return await GpuUse(cast(HostFacts, host)).of(unit(*options))
+    found = await GpuUse(cast(HostFacts, host)).of(unit(*options))
+    assert (found.total is None) == bool(found.unavailable)
+    return found.total
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,19 @@ async def test_amds_driver_knows_of_rocm_alone(
 ) -> None:
     amds: dict[str, Any] = {"vendor": Vendor.AMD, "backend": backend, "processes": processes}
     assert await used(Host((gpu(f"{backend}0", "0000:0b:00.0", **amds),))) == bytes_used
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (cuda(ours=None), "CUDA0: its driver does not say how much process 4711 has of it"),
+        (gpu("CUDA0", FIRST, unavailable={"processes": "Not Supported"}), "CUDA0: Not Supported"),
+        (gpu("Vulkan0", FIRST, vendor=Vendor.AMD, backend="Vulkan", processes={}),
+         "Vulkan0: AMD's driver tells only of processes that compute by ROCm"),
+    ],
+)  # fmt: skip
+async def test_why_nobody_can_tell_is_said(given: Gpu, why: str) -> None:
+    assert (await GpuUse(cast(HostFacts, Host((given,)))).of(unit())).unavailable == why
 
 
 async def test_the_list_is_never_asked_for_anew() -> None:
