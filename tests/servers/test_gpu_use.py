@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from magi_agent.host.gpu_devices import Vendor
 from magi_agent.host.gpus import Gpu
+from magi_agent.host.unified_hierarchy import processes_in
 from magi_agent.host_facts import HostFacts
 from magi_agent.servers import gpu_use
 from magi_agent.servers.gpu_use import GpuUse
@@ -60,6 +63,21 @@ async def used(host: Host, *options: str) -> int | None:
 )
 async def test_the_sum_is_told_where_all_of_it_is(gpus: tuple[Gpu, ...], bytes_used: int | None) -> None:
     assert await used(Host(gpus)) == bytes_used
+
+
+async def test_all_processes_of_its_control_group_count() -> None:
+    mine = own_control_group()
+    if os.getpid() not in processes_in(mine):
+        pytest.skip("this host's control groups of version 2 are not seen")
+    host = Host((cuda(ours=7), gpu("CUDA1", SECOND, processes={os.getpid(): 8})))
+    running = GpuUse(cast(HostFacts, host))
+    assert (await running.of(replace(unit(), control_group=mine))).total == 15
+    assert (await running.of(unit())).total == 7
+
+
+def own_control_group() -> str:
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
 
 
 @pytest.mark.parametrize(
