@@ -323,7 +323,7 @@ class Reconciler:
         """Have those tried at once that did not fit into memory: some of it came back."""
         for record in self._records.values():
             if record.failure is not None and record.failure.result == INSUFFICIENT_MEMORY and record.retry_at:
-                record.retry_at = 0.0
+                record.try_early()
         self.wake()
 
     def _situation(self) -> Situation:

@@ -136,6 +136,8 @@ async def test_a_binary_that_is_not_there_is_named_in_a_sentence(
             await agent.servers.start("srv-missing", by="test", wait=PATIENCE_OF_TESTS)
         assert failed.value.details["exitStatus"] == 203
         assert failed.value.details["result"] == "exit-code"
+        assert failed.value.message.endswith(f"llama-server: there is no {tmp_path}/nothing/llama-server")
+        assert str(failed.value.details["advice"]).startswith("install llama-server there, or name another")
         agent.check_transitions()
 
 
