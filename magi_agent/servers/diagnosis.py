@@ -188,6 +188,21 @@ _SIGNS: Final = (
 )
 
 
+_AGAINST: Final = {
+    "start-timeout": "magictl logs MODEL shows how far it came; where it only takes long, give it more time: "
+    "max_startup_time below [servers]",
+    "port-in-use": "end that program; where it holds a port, magictl port MODEL auto gives the model another",
+    "hung": "the agent starts it again; where it comes back, magictl logs MODEL --run previous shows what it did last",
+}
+"""What to do about a server that the agent gave up, by the result."""
+
+
+def advice_on(result: str, model_id: str) -> str | None:
+    """What to do about a server that runs and was given up; ``None`` where its message says it all."""
+    advice = _AGAINST.get(result)
+    return advice and advice.replace(_MODEL, model_id)
+
+
 def diagnosed(
     failure: Failure,
     lines: Sequence[str],
