@@ -52,6 +52,8 @@ class MagiError(Exception):
         super().__init__(message)
         self.message = message
         self.details: dict[str, object] = dict(details or {})
+        self.retry_after: int | None = None
+        """Seconds after which asking again makes sense, where that is known."""
 
 
 class ConfigurationError(MagiError):

@@ -10,7 +10,7 @@ from aiohttp import web
 from magi_agent.api.access import AccessDenied
 from magi_agent.api.exchange import JSON
 from magi_agent.api.representations import readable
-from magi_agent.errors import MagiError, ServiceUnavailable, TooManyStreams
+from magi_agent.errors import MagiError
 
 _NAMES: Final = {404: "NotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge", 500: "InternalServerError"}
 _CRASH: Final = "something went wrong inside the agent; its journal has the whole story: journalctl -u magi-agent"
@@ -21,7 +21,7 @@ def error_answer(error: MagiError) -> web.Response:
     headers = {}
     if isinstance(error, AccessDenied):
         headers["WWW-Authenticate"] = error.challenge
-    if isinstance(error, ServiceUnavailable | TooManyStreams) and error.retry_after is not None:
+    if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     return error_object(error.status, error.error, error.message, error.details, headers)
 

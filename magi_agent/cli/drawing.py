@@ -25,7 +25,7 @@ def table_of(grid: Grid, width: int) -> tuple[Table, tuple[str, ...]]:
         table.add_column(
             column.title,
             justify=column.justify,
-            no_wrap=index != 0,
+            no_wrap=index != 0 and not column.is_prose,
             overflow="fold",
             max_width=None if index else _room_for_name(grid, kept, width),
         )
@@ -35,5 +35,5 @@ def table_of(grid: Grid, width: int) -> tuple[Table, tuple[str, ...]]:
 
 
 def _room_for_name(grid: Grid, kept: tuple[int, ...], width: int) -> int:
-    others = sum(grid.width(index) + GAP for index in kept if index)
+    others = sum(grid.width(index) + GAP for index in kept if index and not grid.columns[index].is_prose)
     return max(10, width - others)

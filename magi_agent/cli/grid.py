@@ -1,12 +1,13 @@
 """A table before it is drawn: columns, rows, and what to leave out where there is no room."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from magi_agent.cli.phrasing import safe
 
 GAP = 2
 """Spaces between two columns."""
+_NARROWEST_PROSE: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Column:
     title: str
     rank: int = 0
     justify: Literal["left", "right"] = "left"
+    is_prose: bool = False
+    """Whether it holds sentences, which are folded where there is no room for them on one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,16 @@ class Grid:
     def fitted(self, width: int, narrowest_name: int = 30) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Return the columns that fit in ``width`` characters, by index, and the titles of those left out.
 
-        The first column may be folded, but columns are left out before it gets narrower than ``narrowest_name``.
+        The first column may be folded, but columns are left out before it gets narrower than ``narrowest_name``, or one
+        of prose too narrow to read.
         """
         kept = list(range(len(self.columns)))
         widths = [self.width(index) for index in kept]
         widths[0] = min(widths[0], narrowest_name)
+        widths = [
+            min(each, _NARROWEST_PROSE) if column.is_prose else each
+            for column, each in zip(self.columns, widths, strict=True)
+        ]
         by_rank = sorted((index for index in kept if self.columns[index].rank), key=lambda i: self.columns[i].rank)
         while by_rank and sum(widths[index] + GAP for index in kept) - GAP > width:
             kept.remove(by_rank.pop())

@@ -16,7 +16,7 @@ from magi_agent.cli.tables import failure_facts
 
 _MOST_EVENTS: Final = 1000
 _STYLES: Final = {"started": "cyan", "ready": "green", "stopped": "dim", "failed": "bold red"}
-_COLUMNS: Final = (Column("WHEN"), Column("EVENT"), Column("BY", 1), Column("WHAT", 2), Column("RUN", 3))
+_COLUMNS: Final = (Column("WHEN"), Column("EVENT"), Column("BY", 1), Column("RUN", 2), Column("WHAT", is_prose=True))
 _SHOWN_OF_ID: Final = 8
 
 
@@ -67,6 +67,6 @@ def _rows(events: Iterable[Mapping[str, object]], model_id: str) -> Iterable[tup
             Cell(local_time(event.get("at"))),
             Cell(kind, _STYLES.get(kind, "")),
             Cell(text(event.get("by")) or NOTHING),
-            Cell(f"{message} ({known})" if known else message),
             Cell(text(event.get("invocationId"))[:_SHOWN_OF_ID] or NOTHING, "dim"),
+            Cell(f"{message} ({known})" if known else message),
         )

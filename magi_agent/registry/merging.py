@@ -76,7 +76,8 @@ def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Coll
         model = before
         if before.present and model_id in running:
             if before.facts.status is not ModelStatus.MISSING:
-                problem = "its file is gone, and its server still runs with it"
+                # No word on whether its server runs: it may end before the next scan.
+                problem = "its file is gone: its server cannot be started again until the file is back"
                 model = replace(before, facts=replace(before.facts, status=ModelStatus.MISSING, problem=problem))
                 changed.append(model_id)
         elif before.present:

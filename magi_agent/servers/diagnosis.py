@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from magi_agent.servers.failure import Failure
+from magi_agent.servers.failure import NOT_EXECUTED, Failure
 from magi_agent.servers.launch import unit_name
 
 READ_LINES: Final = 120
@@ -188,33 +188,47 @@ _SIGNS: Final = (
 )
 
 
+_AGAINST: Final = {
+    "start-timeout": "magictl logs MODEL shows how far it came; where it only takes long, give it more time: "
+    "max_startup_time below [servers]",
+    "port-in-use": "end that program; where it holds a port, magictl port MODEL auto gives the model another",
+    "hung": "the agent starts it again; where it comes back, magictl logs MODEL --run previous shows what it did last",
+}
+"""What to do about a server that the agent gave up, by the result."""
+
+
+def advice_on(result: str, model_id: str) -> str | None:
+    """What to do about a server that runs and was given up; ``None`` where its message says it all."""
+    advice = _AGAINST.get(result)
+    return advice and advice.replace(_MODEL, model_id)
+
+
 def diagnosed(
     failure: Failure,
     lines: Sequence[str],
     model_id: str,
-    machine_of_binary: str | None = None,
+    program_fault: Diagnosis | None = None,
     memory_end: MemoryEnd | None = None,
 ) -> Failure:
     """The failure with its cause and what to do, where it is a known one; else as it is.
 
-    ``machine_of_binary`` is the machine that the program is made for, where that is not this one.
+    ``program_fault`` is why the program cannot be executed, where its file tells.
     """
     if failure.result == "oom-kill":
         found: Diagnosis | None = (memory_end or MemoryEnd()).diagnosis(unit_name(model_id))
     else:
-        found = next(_diagnoses(failure, lines, machine_of_binary), None)
+        found = next(_diagnoses(failure, lines, program_fault), None)
     if found is None:
         return failure
     message = found.cause if found.cause.startswith(failure.message) else f"{failure.message}: {found.cause}"
     return replace(failure, message=message, advice=found.advice.replace(_MODEL, model_id))
 
 
-def _diagnoses(failure: Failure, lines: Sequence[str], machine_of_binary: str | None) -> Iterator[Diagnosis]:
-    if machine_of_binary is not None:
-        yield Diagnosis(
-            f"llama-server is a program for {machine_of_binary}, which this host is not",
-            "use one that is built for this machine: llama_server_path below [servers]",
-        )
+def _diagnoses(failure: Failure, lines: Sequence[str], program_fault: Diagnosis | None) -> Iterator[Diagnosis]:
+    if program_fault is not None:
+        yield program_fault
+    if failure.exit_status == NOT_EXECUTED:
+        yield Diagnosis(failure.message, "sudo magictl doctor looks at the program, and at what servers see of it")
     for sign in _SIGNS:
         if diagnosis := sign.in_(lines):
             yield diagnosis

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import re
 import time
 from pathlib import Path, PurePosixPath
@@ -10,12 +9,12 @@ from typing import Final
 
 import psutil
 
-from magi_agent.host.executable import NotElf, read_executable
 from magi_agent.host.listeners import owned_by
 from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
-from magi_agent.servers.diagnosis import READ_LINES, MemoryEnd
+from magi_agent.servers.diagnosis import READ_LINES, Diagnosis, MemoryEnd
 from magi_agent.servers.failure import Failure
 from magi_agent.servers.port_holder import holder_of, holder_of_socket
+from magi_agent.servers.program_faults import program_fault
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 from magi_agent.servers.readiness import LoadProgress
 from magi_agent.servers.survivors import survived
@@ -74,9 +73,9 @@ class UnitEvidence:
             cpu = accounting.cpu_usage_nsec / 1e9
         return LoadProgress(cpu, read, accounting.memory_current)
 
-    async def foreign_machine(self, unit: UnitStatus) -> str | None:
-        """The machine that the unit's program is made for, where that is not this one."""
-        return await asyncio.to_thread(_foreign_machine, unit.argv[0]) if unit.argv else None
+    async def program_fault(self, unit: UnitStatus) -> Diagnosis | None:
+        """Why the unit's program cannot be executed, where its file tells."""
+        return await asyncio.to_thread(program_fault, Path(unit.argv[0])) if unit.argv else None
 
     def survived(self, unit: UnitStatus) -> Failure | None:
         """Why a unit that systemd has given up is not gone; ``None`` where none of its processes is left."""
@@ -115,16 +114,6 @@ class UnitEvidence:
             # What a process said right before its end reaches the journal a moment after systemd told of the end.
             await asyncio.sleep(pause)
         return ()
-
-
-def _foreign_machine(program: str) -> str | None:
-    try:
-        machine = read_executable(Path(program)).machine
-    except (OSError, NotElf):
-        return None
-    here = os.uname().machine
-    # A 64-bit x86 runs what was built for its forerunners, if their libraries are there.
-    return None if machine == here or (machine, here) == ("i686", "x86_64") else machine
 
 
 def _process_figures(pid: int) -> tuple[float | None, int | None]:

@@ -24,7 +24,7 @@ _EXITED: Final = 1  # CLD_EXITED of siginfo: the status is an exit status; other
 NOT_EXECUTED: Final = 203
 _SYSTEMD_STATUS: Final = {
     200: "systemd could not enter its working directory",
-    NOT_EXECUTED: "systemd could not execute llama-server: is the path right, and is it a program for this machine?",
+    NOT_EXECUTED: "systemd could not execute llama-server",
     216: "systemd could not set its group: is there such a group?",
     217: "systemd could not set its user: is there such a user?",
     226: "systemd could not set up its mount namespace: is there a folder in the settings that does not exist?",

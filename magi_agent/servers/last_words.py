@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from magi_agent.errors import MagiError
-from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
+from magi_agent.servers.diagnosis import Diagnosis, MemoryEnd, diagnosed
 from magi_agent.servers.failure import LOG_LINES, NOT_EXECUTED, Failure
 from magi_agent.systemd.status import UnitStatus
 
@@ -24,8 +24,8 @@ class EndEvidence(Protocol):
     async def memory_end(self, unit: UnitStatus) -> MemoryEnd:
         """At which limit the unit's last run was killed for memory."""
 
-    async def foreign_machine(self, unit: UnitStatus) -> str | None:
-        """The machine that the unit's program is made for, where that is not this one."""
+    async def program_fault(self, unit: UnitStatus) -> Diagnosis | None:
+        """Why the unit's program cannot be executed, where its file tells."""
 
 
 class LastWords:
@@ -37,9 +37,9 @@ class LastWords:
     async def explained(self, model_id: str, failure: Failure, unit: UnitStatus) -> Failure:
         """A failure with the last lines of its log and, where the cause is a known one, that and what to do."""
         lines = await self._lines(unit)
-        machine = await self._evidence.foreign_machine(unit) if failure.exit_status == NOT_EXECUTED else None
+        program = await self._evidence.program_fault(unit) if failure.exit_status == NOT_EXECUTED else None
         memory = await self._evidence.memory_end(unit) if failure.result == "oom-kill" else None
-        return replace(diagnosed(failure, lines, model_id, machine, memory), log_lines=lines[-LOG_LINES:])
+        return replace(diagnosed(failure, lines, model_id, program, memory), log_lines=lines[-LOG_LINES:])
 
     async def quoted(self, failure: Failure, unit: UnitStatus) -> Failure:
         """A failure with the last lines of its log, which are no cause: what runs has not said anything last."""

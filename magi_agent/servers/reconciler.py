@@ -32,6 +32,7 @@ from magi_agent.events import EventStream, ServerChanged, ServerTroubled
 from magi_agent.servers.admission import Admission, Situation
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired, Wish
+from magi_agent.servers.diagnosis import advice_on
 from magi_agent.servers.failure import INSUFFICIENT_MEMORY, Failure, ended_early, failure_of, not_started
 from magi_agent.servers.last_words import EndEvidence, LastWords
 from magi_agent.servers.launch import LaunchSpecification, model_id_of, unit_name
@@ -323,7 +324,7 @@ class Reconciler:
         """Have those tried at once that did not fit into memory: some of it came back."""
         for record in self._records.values():
             if record.failure is not None and record.failure.result == INSUFFICIENT_MEMORY and record.retry_at:
-                record.retry_at = 0.0
+                record.try_early()
         self.wake()
 
     def _situation(self) -> Situation:
@@ -547,7 +548,8 @@ class Reconciler:
         if not self.wants(model_id):
             _LOG.warning("server of %s: %s; nobody asked for it, so it is left alone", model_id, message)
             return
-        failure = Failure(datetime.now(UTC), result, message, invocation_id=unit.invocation_id or None)
+        advice = advice_on(result, model_id)
+        failure = Failure(datetime.now(UTC), result, message, advice, invocation_id=unit.invocation_id or None)
         failure = await self._last_words.quoted(failure, unit)
         record.counted = unit.invocation_id
         record.restart = True

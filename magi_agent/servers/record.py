@@ -43,6 +43,8 @@ class ServerRecord:
     """What is left of its last run, though that was killed; nothing is done about it while something is."""
     attempts: int = 0
     retry_at: float | None = None
+    is_early: bool = False
+    """Whether the next try comes before its time, since something has changed that it lacked."""
     restart: bool = False
     """Whether what runs is to be ended, whatever is wished for afterwards."""
     ending: bool = False
@@ -85,18 +87,27 @@ class ServerRecord:
         return self.proven is not None and self.proven[0] == unit.invocation_id
 
     def count_failure(self, failure: Failure, now: float) -> None:
-        """Let it cool down, each time twice as long."""
+        """Let it cool down, each time twice as long; a try before its time that lacks the same says nothing new."""
         if self.ready_since is not None and now - self.ready_since >= _STEADY:
             self.attempts = 0
         self.ready_since = None
+        is_same = self.is_early and self.failure is not None and self.failure.result == failure.result
+        self.is_early = False
         self.failure = failure
-        self.attempts += 1
+        if not is_same:
+            self.attempts += 1
         doublings = min(self.attempts - 1, _MOST_DOUBLINGS)
         self.retry_at = now + min(_FIRST_COOLDOWN * 2**doublings, _LONGEST_COOLDOWN)
+
+    def try_early(self) -> None:
+        """Let it be tried at once, whatever is left of its cool-down."""
+        self.retry_at = 0.0
+        self.is_early = True
 
     def forget_failure(self) -> None:
         """Forget how it failed last."""
         self.failure = self.recording = self.retry_at = None
+        self.is_early = False
 
     def note_trouble(self, trouble: Failure, wish: Wish | None) -> bool:
         """Take note of why something could not be done about it; tells whether that is news."""

@@ -6,6 +6,7 @@ the events that tell of it.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -407,6 +408,13 @@ class Servers:
             return _stop_failed(model_id, failure)
         if failure is None:
             return StartFailed(f"model {model_id} was stopped before it was ready", {"modelId": model_id})
+        error = self._start_error(model_id, failure)
+        if (left := self._reconciler.retry_in(model_id)) is not None:
+            error.retry_after = math.ceil(left)
+        return error
+
+    @staticmethod
+    def _start_error(model_id: str, failure: Failure) -> StartFailed | InsufficientMemory:
         if failure.result == INSUFFICIENT_MEMORY:
             return InsufficientMemory(failure.message, failure.details)
         return StartFailed(

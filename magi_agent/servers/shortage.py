@@ -120,8 +120,8 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
             f"it needs {size(shortage.needed)} of memory ({size(shortage.anonymous)} of its own and "
             f"{size(shortage.mapped)} of weights mapped from files{shared}, {shortage.basis}); "
             f"{size(room.available)} are available{where}, of which "
-            f"{size(room.promised)} are promised to other servers and {size(room.reserve)} are kept in reserve: "
-            f"{size(shortage.short_by)} are missing"
+            f"{size(room.promised)} are promised to other servers and {size(room.reserve)} are kept in reserve "
+            f"(memory_reserve): {size(shortage.short_by)} are missing"
         )
     if room is not None and shortage.needed:
         details |= {

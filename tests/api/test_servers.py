@@ -171,9 +171,12 @@ async def test_an_operation_that_is_not_there(serve: Serve) -> None:
 async def test_a_start_that_fails_says_why(serve: Serve) -> None:
     api = await serve("api-one", llama_server_path="/bin/false", max_startup_time="20")
 
-    details = (await api.ask("POST", f"/api/models/servers/api-one/start?{WAIT}")).failure(500, "StartFailed")
+    failed = await api.ask("POST", f"/api/models/servers/api-one/start?{WAIT}")
 
+    details = failed.failure(500, "StartFailed")
     assert (details["modelId"], details["result"], details["exitStatus"]) == ("api-one", "exit-code", 1)
+    # It has failed once, and cools down for ten seconds.
+    assert 8 <= int(failed.headers["Retry-After"]) <= 10
     server = await api.get("/api/models/servers/api-one")
     assert (server["state"], server["failure"]["exitStatus"]) == ("cooldown", 1)
     assert server["retryInSeconds"] > 0

@@ -249,7 +249,7 @@ def test_the_history_of_a_server(agent: AgentProcess, environment: dict[str, str
 
     table = piped("history", SILENT, environment=environment)
     [header, started, ready, stopped] = table.stdout.splitlines()
-    assert header.split() == ["WHEN", "EVENT", "BY", "WHAT", "RUN"]
+    assert header.split() == ["WHEN", "EVENT", "BY", "RUN", "WHAT"]
     assert "  started  uid 0 (pid " in started
     assert "is ready on port" in ready
     assert "  stopped  uid 0 (pid " in stopped

@@ -237,7 +237,7 @@ def test_a_model_whose_server_runs_stays_listed_as_missing():
     gone = merge(known, [], ("a",))
     assert listed(gone.models) == {"a": "/m/a.gguf"}
     assert gone.models["a"].facts.status is ModelStatus.MISSING
-    assert "server still runs" in str(gone.models["a"].facts.problem)
+    assert "cannot be started again until the file is back" in str(gone.models["a"].facts.problem)
     assert (gone.changed, gone.removed) == (("a",), ("b",))
     assert not merge(gone.models, [], ("a",)).is_news
     back = merge(gone.models, [facts_at("/m/a.gguf")], ("a",))

@@ -118,7 +118,7 @@ async def test_forced_it_is_started_all_the_same_and_an_agent_after_this_one_kno
     toy_model(models / "srv-forced.gguf")
     async with make_agent(memory_reserve="1000T") as agent:
         for verb in (agent.servers.start, agent.servers.restart):
-            with pytest.raises(InsufficientMemory, match=r"1024000\.0 GiB are kept in reserve"):
+            with pytest.raises(InsufficientMemory, match=r"1024000\.0 GiB are kept in reserve \(memory_reserve\)"):
                 await verb("srv-forced", by="test", wait=PATIENCE_OF_TESTS)
         outcome = await agent.servers.start("srv-forced", by="test", wait=PATIENCE_OF_TESTS, forced=True)
         assert outcome.server.is_ready

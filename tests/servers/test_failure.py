@@ -26,7 +26,7 @@ FAILED = unit_status(
     ("result", "code", "status", "message", "exit_status", "signal"),
     [
         ("exit-code", 1, 1, "it exited with status 1", 1, None),
-        ("exit-code", 1, 203, "systemd could not execute llama-server: is the path right", 203, None),
+        ("exit-code", 1, 203, "systemd could not execute llama-server", 203, None),
         ("exit-code", 1, 217, "systemd could not set its user", 217, None),
         ("exit-code", 1, 226, "systemd could not set up its mount namespace", 226, None),
         ("signal", 2, 9, "it was ended by SIGKILL", None, "SIGKILL"),

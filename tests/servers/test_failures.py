@@ -136,6 +136,8 @@ async def test_a_binary_that_is_not_there_is_named_in_a_sentence(
             await agent.servers.start("srv-missing", by="test", wait=PATIENCE_OF_TESTS)
         assert failed.value.details["exitStatus"] == 203
         assert failed.value.details["result"] == "exit-code"
+        assert failed.value.message.endswith(f"llama-server: there is no {tmp_path}/nothing/llama-server")
+        assert str(failed.value.details["advice"]).startswith("install llama-server there, or name another")
         agent.check_transitions()
 
 
@@ -163,6 +165,7 @@ async def test_one_that_never_gets_ready_is_stopped_and_its_last_words_are_told(
         with pytest.raises(StartFailed, match="it showed no progress for 1 seconds and was not ready") as failed:
             await agent.servers.start("srv-never", by="test", wait=PATIENCE_OF_TESTS)
         assert failed.value.details["result"] == "start-timeout"
+        assert str(failed.value.details["advice"]).startswith("magictl logs srv-never shows how far it came")
         assert _lines(failed.value) == ["waiting for nothing"]
         server = await agent.servers.server("srv-never")
         assert server.state is ServerState.COOLDOWN
@@ -357,6 +360,7 @@ async def test_a_stranger_who_answers_while_the_server_does_not_listen_is_named_
             ) as failed:
                 await start
         assert failed.value.details["result"] == "port-in-use"
+        assert str(failed.value.details["advice"]).startswith("end that program")
         await agent.until(lambda: not agent.manager.units, "the unit is gone")
         assert agent.told("srv-upstaged") == ["starting", "loading", "stopping", "cooldown"]
 

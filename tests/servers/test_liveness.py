@@ -74,6 +74,7 @@ async def test_one_that_stands_still_is_replaced_and_that_is_told(
         agent.check_transitions()
     [said] = [each for each in caplog.records if getattr(each, "magi_result", None) == "hung"]
     assert re.search(r"srv-hangs failed: it has not answered for \d+ seconds, and did nothing", said.getMessage())
+    assert "magictl logs srv-hangs --run previous" in said.getMessage()
 
 
 async def test_one_that_answers_is_left_alone_whatever_it_does(

@@ -114,7 +114,7 @@ def test_the_refusal_has_the_arithmetic() -> None:
     assert error.message == (
         "model m does not fit: it needs 4.0 GiB of memory (1.0 GiB of its own and 3.0 GiB of weights mapped from "
         "files, measured); 5.0 GiB are available below the limit of magi.slice, of which 2.0 GiB are promised to other "
-        "servers and 512 MiB are kept in reserve: 1.5 GiB are missing"
+        "servers and 512 MiB are kept in reserve (memory_reserve): 1.5 GiB are missing"
     )
     assert (error.error, error.status) == ("InsufficientMemory", 409)
     advice = error.details.pop("advice")

@@ -55,6 +55,23 @@ def test_what_matters_of_a_unit(unit: UnitStatus | None, condition: UnitConditio
     assert ServerRecord(doubtful=RUN[0]).condition(unit) is expected
 
 
+def test_a_try_before_its_time_that_lacks_the_same_makes_no_pause_longer() -> None:
+    lacking = replace(FAILURE, result="insufficient-memory")
+    record = ServerRecord()
+    record.count_failure(lacking, 100.0)
+    for now in (101.0, 102.0, 103.0):
+        record.try_early()
+        assert record.retry_at == 0.0
+        record.count_failure(lacking, now)
+        assert record.retry_at == now + 10
+
+    record.count_failure(lacking, 113.0)
+    assert record.retry_at == 113.0 + 20
+    record.try_early()
+    record.count_failure(FAILURE, 114.0)
+    assert record.retry_at == 114.0 + 40
+
+
 @pytest.mark.parametrize(
     ("record", "unit", "wanted", "startable", "state"),
     [
