@@ -609,6 +609,7 @@ def test_a_dynamic_users_sockets_are_for_root_alone(monkeypatch):
     [
         ("0", 0, "0"), ("512M", 512 << 20, "512M"), ("2GiB", 2 << 30, "2G"), ("3g", 3 << 30, "3G"),
         ("1t", 1 << 40, "1T"), ("1537", 1537, "1537"), ("1536K", 1536 << 10, "1536K"), (str(1 << 31), 1 << 31, "2G"),
+        (str(10**18), 10**18, "976562500000000K"), (str((1 << 60) - 1), (1 << 60) - 1, str((1 << 60) - 1)),
     ],
 )  # fmt: skip
 def test_a_size_is_read_in_powers_of_1024_and_told_as_one_would_write_it(written: str, count: int, told: str) -> None:

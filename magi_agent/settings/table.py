@@ -140,7 +140,7 @@ def _bytes(value: object) -> int:
     allowed = "bytes, 0 or more, such as 536870912, '512M' or '2G'"
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, allowed)
     # In powers of 1024, as systemd reads it.
-    found = re.fullmatch(r"(\d{1,18})([KMGT]?)", text.strip().removesuffix("iB").upper(), re.ASCII)
+    found = re.fullmatch(r"(\d{1,19})([KMGT]?)", text.strip().removesuffix("iB").upper(), re.ASCII)
     count = int(found[1]) << " KMGT".index(found[2] or " ") * 10 if found else -1
     if not 0 <= count <= _MOST_BYTES:
         raise ValueError(f"must be {allowed}")
