@@ -26,12 +26,14 @@ from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.services import Services
 from magi_agent.api.streaming import Item, Share, StreamForm, form_of, refuse_another, stream
 from magi_agent.errors import ModelNotFound, ServiceUnavailable, TooManyStreams, ValidationFailed
-from magi_agent.servers.server_log import LogEntry
+from magi_agent.servers.server_log import Excerpt, LogEntry
 from magi_agent.systemd.journal import is_cursor
 
 _TAG: Final = "servers"
 _MOST_BYTES: Final = 8 << 20
 """Of the entries of one answer."""
+_LOOKED_THROUGH: Final = 200_000
+"""Entries in which those that are important enough are looked for."""
 _TURN: Final = 64
 """Entries that are made ready before others have their turn."""
 _LAST_SEEN: Final = "Last-Event-ID"
@@ -101,7 +103,7 @@ class LogRoutes:
             return await self._follow(request, model_id, wanted)
         if wanted.cursor is not None:
             entries, truncated = await _collected(
-                self._logs.after(model_id, wanted.excerpt, wanted.cursor), wanted.lines
+                self._logs.after(model_id, wanted.excerpt, wanted.cursor), wanted.excerpt, wanted.lines
             )
         else:
             entries, truncated = await self._newest(model_id, wanted)
@@ -139,7 +141,7 @@ class LogRoutes:
 
     async def _newest(self, model_id: str, wanted: LogQuery) -> tuple[list[Item], bool]:
         entries, truncated = await _collected(
-            self._logs.newest(model_id, wanted.excerpt, before=wanted.before), wanted.lines
+            self._logs.newest(model_id, wanted.excerpt, before=wanted.before), wanted.excerpt, wanted.lines
         )
         if not entries and wanted.lines:
             _ = await self._logs.end()  # raises where that is for want of a journal
@@ -162,10 +164,14 @@ class LogRoutes:
             before = before or [Item(b"", id=cursor)]
             cursor = before[-1].id or cursor
         coming = self._logs.follow(model_id, wanted.excerpt, cursor)
-        return await stream(request, _joined(before, coming), form_of(request, StreamForm.SSE), _FOLLOWED)
+        return await stream(
+            request, _joined(before, coming, wanted.excerpt), form_of(request, StreamForm.SSE), _FOLLOWED
+        )
 
 
-async def _joined(before: list[Item], coming: AsyncGenerator[LogEntry, None]) -> AsyncGenerator[Item, None]:
+async def _joined(
+    before: list[Item], coming: AsyncGenerator[LogEntry, None], wanted: Excerpt
+) -> AsyncGenerator[Item, None]:
     """What was there, then what comes; the first is let go of piece by piece."""
     waiting = deque(before)
     before.clear()
@@ -173,22 +179,28 @@ async def _joined(before: list[Item], coming: AsyncGenerator[LogEntry, None]) ->
         while waiting:
             yield waiting.popleft()
         async for entry in coming:
-            yield _item(entry)
+            if wanted.counts(entry):
+                yield _item(entry)
 
 
-async def _collected(entries: AsyncGenerator[LogEntry, None], most: int) -> tuple[list[Item], bool]:
-    """The first entries, in their order, and whether there would have been more."""
+async def _collected(entries: AsyncGenerator[LogEntry, None], wanted: Excerpt, most: int) -> tuple[list[Item], bool]:
+    """The first entries that count, in their order, and whether there may be more."""
     found: list[Item] = []
-    left = _MOST_BYTES
+    left, looked_at = _MOST_BYTES, 0
     async with contextlib.aclosing(entries):
         async for entry in entries:
+            looked_at += 1
+            if looked_at % _TURN == 0:
+                await asyncio.sleep(0)
+            if not wanted.counts(entry):
+                if looked_at == _LOOKED_THROUGH:
+                    return found, True
+                continue
             item = _item(entry)
             left -= len(item.data)
             if len(found) == most or (left < 0 and found):
                 return found, True
             found.append(item)
-            if len(found) % _TURN == 0:
-                await asyncio.sleep(0)
     return found, False
 
 

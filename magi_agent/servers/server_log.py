@@ -24,6 +24,13 @@ _INVOCATION_ID: Final = re.compile(r"[0-9a-f]{32}")
 _LOOKED_THROUGH: Final = 1000
 """Entries in which another run is looked for."""
 _SYSTEM_UNIT: Final = "_SYSTEMD_UNIT"
+_LEVEL: Final = re.compile(r"\d+\.\d\d\.\d{3}\.\d{3} ([EWD]) ")
+"""How a line of llama-server's begins that is no information: the time since its start and a letter (common/log.cpp).
+
+To journald all its lines are information.
+"""
+_PRIORITIES: Final = {"E": 3, "W": 4, "D": 7}
+_INFORMATION: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class LogEntry:
     at: datetime
     message: str
     priority: int | None
-    """syslog(3): 0 is an emergency, 3 an error, 6 information, 7 debugging."""
+    """syslog(3): 0 is an emergency, 3 an error, 6 information, 7 debugging. By its own line, where that says it."""
     pid: int | None
     invocation_id: str | None
     cursor: str
@@ -89,9 +96,13 @@ class Excerpt:
     priority: int | None = None
     """The least important that counts."""
 
+    def counts(self, entry: LogEntry) -> bool:
+        """Whether an entry is important enough."""
+        return self.priority is None or entry.priority is None or entry.priority <= self.priority
+
 
 class ServerLogs:
-    """The logs of all models' servers."""
+    """The logs of all models' servers; which entries are important enough is for the reader to say (``counts``)."""
 
     def __init__(self, journal: Journal, manager: SystemdManager) -> None:
         self._journal = journal
@@ -191,7 +202,6 @@ class ServerLogs:
             any_of=any_of,
             since=wanted.since,
             until=wanted.until,
-            priority=wanted.priority,
             fields=tuple(dict.fromkeys((_SYSTEM_UNIT, names.writer, names.subject, names.run, names.cause))),
         )
 
@@ -229,10 +239,13 @@ class ServerLogs:
         is_systemds = not is_own and unit in (fields.get(names.subject), fields.get(names.cause))
         if not is_own and not is_systemds and (_SYSTEM_UNIT in fields or names.writer in fields):
             return None  # another unit that goes by this one's name
+        priority = entry.priority
+        if is_own and priority == _INFORMATION and (level := _LEVEL.match(entry.message)):
+            priority = _PRIORITIES[level[1]]
         return LogEntry(
             at=datetime.fromtimestamp(entry.timestamp, UTC),
             message=entry.message,
-            priority=entry.priority,
+            priority=priority,
             pid=entry.pid,
             invocation_id=(fields.get(names.run) if is_systemds else entry.invocation_id) or None,
             cursor=entry.cursor,

@@ -45,8 +45,6 @@ class Selection:
     """The oldest time, in seconds since the epoch."""
     until: float | None = None
     """Likewise the newest."""
-    priority: int | None = None
-    """The largest number of syslog(3), so the least important that counts."""
     fields: tuple[str, ...] = ()
     """What else is to be read of each."""
 
@@ -188,8 +186,6 @@ class Journal:
         arguments.append(f"--output-fields={','.join((*FIELDS, *selection.fields))}")
         if self._directory is not None:
             arguments.append(f"--directory={self._directory}")
-        if selection.priority is not None:
-            arguments.append(f"--priority={selection.priority}")
         arguments += words
         for number, alternative in enumerate(selection.any_of):
             arguments += ["+", *alternative] if number else alternative

@@ -207,6 +207,23 @@ async def test_by_time_and_by_priority(serve: Serve, speaker: Callable[[str], Sp
 
 
 @ONE_LISTENER
+async def test_what_llama_server_itself_calls_an_error_is_one(serve: Serve, speaker: Callable[[str], Speaker]) -> None:
+    api = await serve("api-log-letters")
+    await speaker("api-log-letters").say(
+        "echo '0.00.003.837 I srv  one'; echo '0.00.004.321 W srv  two'; echo '100.15.004.321 E srv  three'; "
+        "echo '0.00.004.322 D srv  four'; echo 'E srv  five'; echo '<4>0.00.004.322 E srv  six'; sleep 0.1"
+    )
+
+    page = await api.get(log_of("api-log-letters"))
+    assert [entry["priority"] for entry in page["entries"]][:6] == [6, 4, 3, 7, 6, 4]
+    errors = messages(await api.get(log_of("api-log-letters", priority="err")))
+    assert errors == ["100.15.004.321 E srv  three"]
+    cursor = page["entries"][0]["cursor"]
+    assert messages(await api.get(log_of("api-log-letters", priority="err", cursor=cursor))) == errors
+    assert len(messages(await api.get(log_of("api-log-letters", priority="warning")))) == 3
+
+
+@ONE_LISTENER
 async def test_bytes_that_are_no_text_and_lines_without_an_end(serve: Serve, speaker: Callable[[str], Speaker]) -> None:
     api = await serve("api-log-odd")
     await speaker("api-log-odd").say(
