@@ -1,9 +1,10 @@
 """The composition root: builds the agent's parts, wires them, and knows the order in which they start and stop.
 
 Start: lock the state, load the registry, reach systemd, listen, say READY; then, in the background, take up what is
-desired in this boot and adopt what runs, scan, resolve the active profile, and want what the choices ask for. Reload
-(SIGHUP): read the configuration again, hand each part its share, say READY; then scan, resolve and want, as at the
-start. Stop: no new requests, let those under way end, let go of everything. No server is touched by any of them.
+desired in this boot and the active profile's settings, adopt what runs, scan, resolve the active profile, and want what
+the choices ask for. Reload (SIGHUP): read the configuration again, hand each part its share, say READY; then scan,
+resolve and want, as at the start. Stop: no new requests, let those under way end, let go of everything. No server is
+touched by any of them.
 
 Nothing here decides anything but order. A background task that dies ends the agent: systemd starts it anew, and the
 models live on.
@@ -74,6 +75,8 @@ _SYSTEMD_WAIT: Final = 5.0
 _SYSTEMD_RETRY: Final = 0.5
 _BINARIES_WAIT: Final = 5.0
 """Seconds that the start waits for the llama-servers to say what they can do."""
+_PROFILE_WAIT: Final = 5.0
+"""Seconds that the start waits for the active profile's file."""
 _FIRST_SCAN_WAIT: Final = 10.0
 """Seconds that what is known from before waits for the first scan: what hangs holds up its own models only."""
 _FAILED: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN})
@@ -375,6 +378,7 @@ class Agent:
         await self._take_up_boot()
         await self._ask_binaries()
         _ = await self._host.nvidia_problem()
+        await self._take_up_profile()
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
@@ -415,6 +419,14 @@ class Agent:
                 await self._desired.load(boot)
                 self._boot = boot
             return
+
+    async def _take_up_profile(self) -> None:
+        """Have the active profile's settings before the reconciler starts what was wanted before the agent came up."""
+        try:
+            async with asyncio.timeout(_PROFILE_WAIT):
+                await self._active_profile.reload()
+        except (MagiError, TimeoutError) as error:
+            _LOG.debug("the active profile's settings do not hold yet: %s", error)  # resolving it tells why
 
     async def _adopt(self) -> None:
         """What runs and nobody spoke about in this boot is wanted: somebody started it, and their word got lost."""

@@ -151,6 +151,23 @@ def test_in_a_new_boot_what_is_enabled_is_started(agent: AgentProcess) -> None:
     assert server(agent, "life-two")["state"] == "stopped"
 
 
+def test_what_is_started_as_the_agent_comes_up_has_the_active_profiles_settings(agent: AgentProcess) -> None:
+    start(agent)
+    profile = {"name": "short", "enabledModels": ["life-one"], "runtimeSettings": {"life-one": {"ctxSize": 128}}}
+    agent.must("POST", "/api/models/profiles", profile)
+    agent.must("POST", "/api/models/profiles/short/activate?wait=60")
+    agent.must("POST", "/api/models/servers/life-one/stop?wait=60")
+    agent.stop()
+    # As if it had failed, or were not through yet, when the agent went.
+    desired = agent.folder / "state" / "desired.json"
+    desired.write_text(desired.read_text().replace('"run": false', '"run": true'))
+    start(agent)
+    agent.wait_settled()
+
+    unit = server(agent, "life-one")["unit"]
+    assert "--ctx-size 128" in unit_property(unit, "ExecStart")
+
+
 def test_an_enabled_model_whose_file_comes_late_is_started(agent: AgentProcess) -> None:
     start(agent)
     agent.must("PUT", "/api/models/life-one/enabled", {"enabled": True})

@@ -14,7 +14,7 @@ from magi_agent.api.field_paths import wire_path
 from magi_agent.api.large_body import SLICE, LargeBody
 from magi_agent.api.routes import MAX_WAIT
 from magi_agent.errors import InvalidRequest, ValidationFailed
-from magi_agent.runtime_settings.reading import ADAPTER, InvalidRuntimeSettings, checked
+from magi_agent.runtime_settings.reading import ADAPTER, InvalidRuntimeSettings, checked, message_of
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings, wire_name
 
 JSON: Final = "application/json"
@@ -99,7 +99,7 @@ def fault_on_wire(fault: Fault, within: str = "") -> dict[str, str]:
 def errors_on_wire(error: ValidationError, named: Callable[[tuple[int | str, ...]], str]) -> list[dict[str, str]]:
     """The errors of a body as they stand in ``details.errors``; ``named`` says where each is."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return [{"field": named(problem["loc"]), "message": problem["msg"]} for problem in problems[:MOST_ERRORS]]
+    return [{"field": named(problem["loc"]), "message": message_of(problem)} for problem in problems[:MOST_ERRORS]]
 
 
 async def _json_object(request: web.Request) -> bytes:

@@ -55,7 +55,7 @@ def assigned(word: str) -> tuple[str, object]:
     if not equals:
         raise WrongWordError(f"{word!r} is no KEY=VALUE")
     name = setting_of(key.strip())
-    if not value:
+    if value in ("", "null"):  # the API's word for the default; text would take it as it is
         raise WrongWordError(f"{name} needs a value; to leave it to the defaults: --unset {name}")
     try:
         return name, _read(name, _plain_type(name), value)

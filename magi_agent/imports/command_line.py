@@ -80,10 +80,12 @@ _WRAPPERS: Final[Mapping[str, _Wrapper]] = MappingProxyType(
         "systemd-run": _Wrapper(
             "the agent makes the unit itself: see the settings memory_max, cpu_quota and the like", "pEuHMGC"
         ),
-        "prime-run": _Wrapper("which GPUs there are is the host's business: see the extra flag --device"),
+        "prime-run": _Wrapper("which GPUs there are is the host's business: see the setting gpus"),
     }
 )
-_GPUS: Final = "settings hold no environment; which GPUs are used, the extra flag --device says"
+_GPUS: Final = (
+    "settings hold no environment; which GPUs are used, the setting gpus says, by addresses that magictl host shows"
+)
 _VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(

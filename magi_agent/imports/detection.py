@@ -10,6 +10,7 @@ from magi_agent.imports.imported import MAX_IMPORT_BYTES, Imported, InvalidImpor
 from magi_agent.imports.llama_swap import read_llama_swap
 from magi_agent.imports.router_preset import read_router_preset
 
+_OBJECT: Final = re.compile(r"\s*\{\s*(?:[\"}]|\Z)")
 _UNIT: Final = re.compile(r"^[^\S\n]*\[(?:Unit|Service|Container)\][^\S\n]*$", re.MULTILINE)
 _COMPOSE: Final = re.compile(r"^services\s*:", re.MULTILINE)
 _SWAP: Final = re.compile(r"^[\"']?models[\"']?\s*:", re.MULTILINE)
@@ -36,11 +37,11 @@ def import_text(data: bytes | str) -> str:
 
 def origin_of(text: str) -> Origin:
     """What a text was written for; a command line where nothing else shows. Raises ``InvalidImport``."""
-    if text.lstrip().startswith("{") and (document := _json(text)) is not None:
-        if "version" in document and "models" in document:
-            return Origin.EXPORT
-        if "models" in document:
-            return Origin.LLAMA_SWAP
+    begins_as_json = _OBJECT.match(text)
+    if begins_as_json and (document := _json(text)) is not None:
+        if "models" not in document:
+            raise InvalidImport("it is JSON, and neither an export of this agent nor a llama-swap configuration")
+        return Origin.EXPORT if "version" in document else Origin.LLAMA_SWAP
     if unit := _UNIT.search(text):
         raise InvalidImport(
             "it is a unit file: paste the command that stands behind ExecStart=", text.count("\n", 0, unit.end()) + 1
@@ -49,6 +50,8 @@ def origin_of(text: str) -> Origin:
         return Origin.LLAMA_SWAP
     if _COMPOSE.search(text):
         raise InvalidImport("it is a compose file: paste the llama-server command of its service")
+    if begins_as_json:
+        raise InvalidImport("it begins as JSON, as an export does, and is none: is it whole?")
     return Origin.ROUTER_PRESET if _PRESET.search(text) else Origin.COMMAND_LINE
 
 

@@ -11,8 +11,10 @@ A model that was found is the one the registry knows
 5. if size and header fingerprint are the same: a copy of a file that went.
 
 Each step is taken for all that was found before the next one is; of several known models that fit, a listed one comes
-before one that went. What fits none is new. A model that was not found stays listed as missing while its server runs;
-else it is remembered unlisted, so that its id and its choices come back with it.
+before one that went. What fits none is new. A move to another disk is a copy that is listed, and then the end of the
+file that was copied: where that one has choices and the newcomer none, the newcomer's id is forgotten, and the file is
+the model that went. A model that was not found stays listed as missing while its server runs; else it is remembered
+unlisted, so that its id and its choices come back with it.
 """
 
 from collections import defaultdict, deque
@@ -48,10 +50,21 @@ class Merge:
         return bool(self.added or self.changed or self.removed)
 
 
-def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Collection[str]) -> Merge:
-    """Join ``found`` with ``known``; ``running`` are the ids of models whose servers run."""
+def merge(
+    known: Mapping[str, Model],
+    found: Iterable[ModelFacts],
+    running: Collection[str],
+    newcomers: Collection[str] = frozenset(),
+) -> Merge:
+    """Join ``found`` with ``known``; ``running`` are the ids of models whose servers run.
+
+    ``newcomers`` are the ids of those whose files became whole so lately that a move to another disk may go on.
+    """
     found = sorted(found, key=_file_path)
     assigned = _recognise(known, found)
+    moved = _moved_by_copying(known, found, assigned, running, newcomers)
+    forgotten = {assigned[path].model_id for path in moved}
+    assigned |= moved
     taken = set(known)
     merged: dict[str, Model] = {}
     added, changed = [], []
@@ -72,6 +85,9 @@ def merge(known: Mapping[str, Model], found: Iterable[ModelFacts], running: Coll
     removed = []
     for model_id, before in known.items():
         if model_id in merged:
+            continue
+        if model_id in forgotten:
+            removed.append(model_id)
             continue
         model = before
         if before.present and model_id in running:
@@ -109,6 +125,32 @@ def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str,
                 fitting.remove(model)
                 assigned[facts.file_path] = model
     return assigned
+
+
+def _moved_by_copying(
+    known: Mapping[str, Model],
+    found: list[ModelFacts],
+    assigned: Mapping[str, Model],
+    running: Collection[str],
+    newcomers: Collection[str],
+) -> dict[str, Model]:
+    """The models with choices that went, by the paths where newcomers without any have their content."""
+    nothing_chosen = Choices()
+    used = {model.model_id for model in assigned.values()}
+    went: defaultdict[object, deque[Model]] = defaultdict(deque)
+    for model_id, model in known.items():
+        if model.present and model_id not in used and model.choices != nothing_chosen:
+            went[_content(model.facts)].append(model)
+    went.pop(None, None)
+    moved: dict[str, Model] = {}
+    for facts in found if went else ():
+        there = assigned.get(facts.file_path)
+        if there is None or there.choices != nothing_chosen or there.model_id in running:
+            continue
+        is_new = there.model_id in newcomers or there.facts.status is ModelStatus.INCOMPLETE
+        if is_new and (moved_here := went.get(_content(facts))):
+            moved[facts.file_path] = moved_here.popleft()
+    return moved
 
 
 def _tell_the_same(one: ModelFacts, other: ModelFacts) -> bool:

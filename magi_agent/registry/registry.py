@@ -27,6 +27,8 @@ from magi_agent.serial_changes import SerialChanges
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 256 << 20
+_MOVE_SECONDS: Final = 3600.0
+"""How long after a file became whole the one that it was copied from may go, and it still counts as moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Registry:
         self._content = RegistryContent()
         self._writer = RegistryWriter()
         self._changes = SerialChanges("registry")
+        self._became_whole: dict[str, float] = {}
+        """When models became whole lately, by id, on the monotonic clock; not of those from before this agent."""
         self._loaded = False
         self._unsaved = False
         self._present: dict[str, Model] = {}
@@ -124,7 +128,14 @@ class Registry:
         return await self._changes.make(partial(self._merge, tuple(found), running))
 
     async def _merge(self, found: tuple[ModelFacts, ...], running: Collection[str]) -> Merge:
-        merged = await asyncio.to_thread(merge, self._content.models, found, running)
+        now = time.monotonic()
+        self._became_whole = {model_id: at for model_id, at in self._became_whole.items() if now - at < _MOVE_SECONDS}
+        before = self._content.models
+        merged = await asyncio.to_thread(merge, before, found, running, self._became_whole.keys())
+        for model_id in (*merged.added, *merged.changed):
+            known = before.get(model_id)
+            if merged.models[model_id].is_usable and not (known and known.present and known.is_usable):
+                self._became_whole[model_id] = now
         content = replace(self._content, models=merged.models, last_scan=datetime.now(UTC))
         self._unsaved |= merged.is_news or not await asyncio.to_thread(os.path.exists, self._path)
         try:

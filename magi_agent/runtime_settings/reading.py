@@ -47,7 +47,7 @@ def read_settings(document: object) -> RuntimeSettings:
     except ValidationError as error:
         raise InvalidRuntimeSettings(
             tuple(
-                Fault(".".join(map(str, problem["loc"])), _message(problem))
+                Fault(".".join(map(str, problem["loc"])), message_of(problem))
                 for problem in error.errors(include_url=False, include_input=False)
             )
         ) from None
@@ -86,8 +86,13 @@ def written(settings: RuntimeSettings) -> dict[str, Any]:
     return {name: to_jsonable_python(value) for name, value in settings.said()}
 
 
-def _message(problem: ErrorDetails) -> str:
-    if problem["type"] != "unexpected_keyword_argument" or len(problem["loc"]) != 1:
+def message_of(problem: ErrorDetails) -> str:
+    """What is wrong, for a person; where there is no such setting, the nearest there is, in either spelling."""
+    *within, name = problem["loc"] or ("",)
+    if problem["type"] != "unexpected_keyword_argument" or (within and isinstance(within[-1], int)):
         return problem["msg"]
-    near = difflib.get_close_matches(str(problem["loc"][0]), setting_names(), 1)
+    names = {spelling(known): known for known in setting_names() for spelling in (str, wire_name)}
+    if name in names:
+        return f"is given twice: as {names[str(name)]} and as {wire_name(names[str(name)])}"
+    near = difflib.get_close_matches(str(name), names, 1)
     return f"there is no such setting; did you mean {near[0]}?" if near else "there is no such setting"

@@ -168,12 +168,12 @@ _SIGNS: Final = (
     _sign(
         r"failed to (?:apply|load) lora adapter",
         "the LoRA adapter does not fit this model",
-        "magictl settings MODEL lora=null runs it without",
+        "magictl settings MODEL --unset lora runs it without",
     ),
     _sign(
         r"failed to initialize chat template|the supplied chat template is not supported",
         "llama-server cannot use the chat template",
-        "magictl settings MODEL chat_template=null chat_template_file=null takes the model's own",
+        "magictl settings MODEL --unset chat_template --unset chat_template_file takes the model's own",
     ),
     _sign(
         r"couldn't bind HTTP server socket, hostname: (\S+), port: (\d+)",

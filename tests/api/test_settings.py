@@ -60,7 +60,8 @@ async def test_settings_are_replaced_and_kept(serve: Serve, tmp_path: Path) -> N
     [
         ({"ctxSize": -1}, "ctxSize", "greater than or equal to 0"),
         ({"ctx_size": "4096"}, "ctxSize", "valid integer"),
-        ({"ctxsize": 1}, "ctxsize", "Unexpected"),
+        ({"ctxsize": 1}, "ctxsize", "no such setting; did you mean ctx_size?"),
+        ({"ctxSize": 1, "ctx_size": 2}, "ctxSize", "given twice"),
         ({"lora": [{"path": "/a", "scale": "x"}]}, "lora.0.scale", "valid number"),
         ({"memoryHigh": 2, "memoryMax": 1}, "memoryHigh", "at most"),
         ({"numaPolicy": "bind"}, "numaNodes", "must be given"),

@@ -56,6 +56,7 @@ def test_a_word_is_read_as_a_person_means_it(word: str, name: str, value: object
     [
         ("ctx_size", "'ctx_size' is no KEY=VALUE"),
         ("ctx_size=", "ctx_size needs a value; to leave it to the defaults: --unset ctx_size"),
+        ("chatTemplate=null", "chat_template needs a value; to leave it to the defaults: --unset chat_template"),
         ("ctxsiz=3", "no setting is called 'ctxsiz'; did you mean ctx_size?"),
         ("zzz=3", "no setting is called 'zzz'; all of them: magictl settings --list"),
         ("ctx_size=big", "ctx_size must be a whole number, as 32k, not 'big'"),

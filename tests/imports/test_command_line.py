@@ -370,6 +370,9 @@ def test_reasons_say_what_to_do() -> None:
     assert said_why["-c 8k"].startswith("ctx_size: ")
     assert said_why["-md d.gguf"] == "draft_model: must be an absolute path without '..'"
     assert "idle_timeout_seconds" in said_why["--sleep-idle-seconds 9"]
+    said_why = reasons(imported("CUDA_VISIBLE_DEVICES=1 prime-run llama-server -m x.gguf"))
+    assert "the setting gpus" in said_why["CUDA_VISIBLE_DEVICES=1"]
+    assert "the setting gpus" in said_why["prime-run"]
 
 
 def test_flags_that_are_allowed_become_extra_flags() -> None:

@@ -95,6 +95,39 @@ def test_a_copy_is_a_model_of_its_own():
     assert merged.models["c"].choices == Choices()
 
 
+@pytest.mark.parametrize("was_seen", ["as it grew", "whole"])
+def test_a_file_that_is_moved_to_another_disk_keeps_its_id_and_choices(was_seen):
+    here, there = facts_at("/one/a.gguf", fingerprint="f"), facts_at("/two/a.gguf", fingerprint="f")
+    growing = replace(there, status=ModelStatus.INCOMPLETE, size_bytes=10, fingerprint=None)
+    known = chosen_for(after([here]), "a")
+    known = merge(known, [here, growing if was_seen == "as it grew" else there], ()).models
+    assert listed(known) == {"a": "/one/a.gguf", "a-two": "/two/a.gguf"}
+
+    merged = merge(known, [there], (), {"a-two"} if was_seen == "whole" else ())
+
+    assert listed(merged.models) == {"a": "/two/a.gguf"}
+    assert merged.models["a"].choices == CHOSEN
+    assert (merged.added, merged.changed, merged.removed) == ((), ("a",), ("a-two",))
+    assert "a-two" not in merged.models
+    assert not merge(merged.models, [there], ()).is_news
+
+
+@pytest.mark.parametrize("why", ["it is old", "it has choices", "its server runs", "nothing was chosen for the other"])
+def test_a_copy_stays_the_model_that_it_is_when_the_original_goes(why):
+    here, there = facts_at("/one/a.gguf", fingerprint="f"), facts_at("/two/a.gguf", fingerprint="f")
+    known = after([here, there])
+    if why != "nothing was chosen for the other":
+        known = chosen_for(known, "a")
+    if why == "it has choices":
+        known = chosen_for(known, "a-two", Choices(tier_override=Tier.FAST))
+    running = ("a-two",) if why == "its server runs" else ()
+
+    merged = merge(known, [there], running, () if why == "it is old" else {"a", "a-two"})
+
+    assert listed(merged.models) == {"a-two": "/two/a.gguf"}
+    assert merged.removed == ("a",)
+
+
 def test_a_file_that_is_put_aside_for_another_keeps_its_id():
     known = chosen_for(after([facts_at("/m/a.gguf", inode=5, fingerprint="f")]), "a")
     merged = merge(known, [facts_at("/m/a.gguf", inode=6), facts_at("/m/b.gguf", inode=5, fingerprint="f")], ())

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -377,6 +378,27 @@ async def test_a_renamed_file_keeps_id_and_choices_over_a_restart(path, tmp_path
     await again.merge(Scanner([folder]).scan().models, ())
     assert again.model("toy").facts.filename == "Better Name.gguf"
     assert again.model("toy").choices.port == 8081
+
+
+async def test_a_move_to_another_disk_that_is_looked_at_half_way_keeps_id_and_choices(
+    path, tmp_path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch
+):
+    scanner = Scanner([tmp_path / "one", tmp_path / "two"])
+    registry = await opened(path)
+    for name in ("soon", "late"):
+        toy = toy_model(tmp_path / "one" / f"{name}.gguf", name=name)
+        await registry.merge(scanner.scan().models, ())
+        await registry.choose(name, on_port(8081))
+        (tmp_path / "two").mkdir(exist_ok=True)
+        copy = shutil.copy2(toy, tmp_path / "two")
+        await registry.merge(scanner.scan().models, ())
+        if name == "late":
+            monkeypatch.setattr("magi_agent.registry.registry._MOVE_SECONDS", 0.0)
+        toy.unlink()
+        await registry.merge(scanner.scan().models, ())
+        model = registry.model(name if name == "soon" else "late-two")
+        assert model.facts.file_path == str(copy)
+        assert model.choices.port == (8081 if name == "soon" else None)
 
 
 async def test_leftovers_of_a_killed_agent_are_removed(path):

@@ -269,7 +269,7 @@ class TestFiles:
             read_settings({"ctx_sizes": 5})
 
     def test_a_name_given_twice_is_refused(self) -> None:
-        with pytest.raises(InvalidRuntimeSettings):
+        with pytest.raises(InvalidRuntimeSettings, match="is given twice: as ctx_size and as ctxSize"):
             read_settings({"ctx_size": 5, "ctxSize": 6})
 
     def test_only_what_was_said_is_written(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_agent.cli.setting_words import assigned, setting_of
 from magi_agent.errors import StartFailed
 from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
 from magi_agent.servers.evidence import UnitEvidence
@@ -118,6 +120,24 @@ def test_settings_that_do_not_do(llama_server: Path, model: Path, arguments: lis
 
     assert failure.message == f"it exited with status 1: {cause}"
     assert failure.advice
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "llama_init_from_model: quantized V cache requires flash_attn to be enabled",
+        "srv load_model: failed to load multimodal model, '/m/mmproj.gguf'",
+        "common_init_from_params: failed to apply lora adapter '/m/lora.gguf'",
+        "init: failed to initialize chat template",
+    ],
+)
+def test_the_settings_that_are_advised_are_such_that_magictl_takes(line: str) -> None:
+    advice = diagnosed(FAILED, [line], "toy").advice or ""
+
+    command = re.search(r"magictl settings toy((?: --unset \w+| \w+=\w+)+)", advice)
+    assert command, advice
+    words = command[1].replace("--unset", "").split()
+    assert all(assigned(word) if "=" in word else setting_of(word) for word in words)
 
 
 def test_more_than_there_is_memory_for(llama_server: Path, model: Path) -> None:
