@@ -87,9 +87,7 @@ def failure_of(unit: UnitStatus) -> Failure:
             exit_status = unit.exec_main_status
         else:
             signal_name = _signal_name(unit.exec_main_status)
-    if exit_status == NOT_EXECUTED and unit.argv:
-        message = _SYSTEMD_STATUS[NOT_EXECUTED].replace("llama-server", unit.argv[0], 1)
-    elif unit.result == "oom-kill":
+    if unit.result == "oom-kill":
         message = "it was killed because memory ran out"
     elif unit.result == "timeout":
         message = "it did not stop, or not start, in the time it had"
