@@ -15,6 +15,7 @@ from magi_agent.servers.launch import LaunchSpecification, Wanted, specification
 from magi_agent.servers.llama_server import binary_identity_of
 from magi_agent.servers.port_holder import holder_of
 from magi_agent.servers.ports import free_port
+from magi_agent.servers.program_faults import program_fault
 from magi_agent.servers.settings_faults import binary_fault, settings_faults, settings_not_usable
 from magi_agent.settings.settings import Settings, within
 from magi_agent.systemd.status import UnitStatus
@@ -109,6 +110,18 @@ class StartPreparation:
             raise not_usable(model)
         if faults := await self.faults_of(self._effective.of(model)):
             raise settings_not_usable(model.model_id, faults)
+
+    async def check_replacement(self, model: Model) -> None:
+        """See that what runs of ``model`` could be replaced; raises as ``check`` does.
+
+        A program that is not there, or is none, is found before what runs is stopped for it.
+        """
+        await self.check(model)
+        settings = self._effective.of(model)
+        binary = self._settings.binary(settings.binary) or self._settings.llama_server_path
+        if fault := await asyncio.to_thread(program_fault, binary):
+            message = f"{fault.cause} ({fault.advice}); what runs is left as it is"
+            raise settings_not_usable(model.model_id, (Fault("binary", message),))
 
     def knows(self, model_id: str) -> bool:
         """Whether the registry lists such a model."""

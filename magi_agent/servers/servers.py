@@ -224,7 +224,7 @@ class Servers:
         if condition_of(unit) is not UnitCondition.UP:
             return await self.start(model_id, by=by, wait=wait, forced=forced)
         self.refuse_while_draining()
-        await self._preparation.check(self._registry.model(model_id))
+        await self._preparation.check_replacement(self._registry.model(model_id))
         await self._check_memory(model_id, forced=forced, running=unit)
         async with self._following(model_id) as settled:
             await self._desired.wish([model_id], run=True, by=by, forced=forced, named=named)

@@ -248,6 +248,23 @@ def _program_of(pid: int | None) -> Path:
     return Path(f"/proc/{pid}/exe").readlink()
 
 
+async def test_nothing_is_stopped_for_a_build_that_is_not_there(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
+) -> None:
+    toy_model(models / "srv-stays.gguf")
+    gone = tmp_path / "gone"
+    async with make_agent(llama_server_alternatives=f"gone={gone}") as agent:
+        await agent.ready("srv-stays")
+        before = await agent.servers.server("srv-stays")
+        await agent.choose("srv-stays", RuntimeSettings(binary="gone"))
+
+        with pytest.raises(SettingsNotUsable, match=f"there is no {gone} .*; what runs is left as it is"):
+            await agent.servers.restart("srv-stays", by="test", wait=PATIENCE_OF_TESTS)
+
+        after = await agent.servers.server("srv-stays")
+        assert (after.pid, after.is_ready) == (before.pid, True)
+
+
 async def test_a_build_that_does_not_know_a_setting_is_not_started_with_it(
     make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, tmp_path: Path
 ) -> None:

@@ -133,7 +133,9 @@ async def test_a_binary_that_is_not_there_is_named_in_a_sentence(
     program = tmp_path / "nothing" / "llama-server"
     async with make_agent(llama_server_path=str(program)) as agent:
         (tmp_path / "nothing").mkdir()
-        with pytest.raises(StartFailed, match=f"systemd could not execute llama-server: there is no {program}") as failed:
+        with pytest.raises(
+            StartFailed, match=f"systemd could not execute llama-server: there is no {program}"
+        ) as failed:
             await agent.servers.start("srv-missing", by="test", wait=PATIENCE_OF_TESTS)
         assert failed.value.details["exitStatus"] == 203
         assert failed.value.details["result"] == "exit-code"
