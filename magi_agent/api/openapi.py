@@ -39,12 +39,14 @@ _TAGS: Final = {
     "profiles": "named sets of enabled models",
     "settings": "how a model's server is run",
     "health": "whether the agent lives, and whether what should be up is",
+    "gateway": "the models, as programs use them: the paths of the OpenAI API, and what else llama-server serves",
     "host": "what this host has",
     "agent": "the agent itself",
 }
 _PARAMETERS: Final[Mapping[str, _Json]] = {
     "modelId": {"description": "a model's id", "schema": {"type": "string"}},
     "name": {"description": "a profile's slug", "schema": {"type": "string"}},
+    "path": {"description": "the rest of the path, as the server knows it", "schema": {"type": "string"}},
     "tier": {"description": "a tier", "schema": {"type": "string", "enum": [str(tier) for tier in Tier]}},
     "operationId": {"description": "an operation's id", "schema": {"type": "string"}},
 }
