@@ -34,11 +34,15 @@ def is_for_openai_clients(path: str) -> bool:
     return path.startswith(("/v1/", "/api/proxy/")) or path in NATIVE_PATHS
 
 
+def code_of(name: str) -> str:
+    """What ``code`` is for an error of ours: OpenAI's own word, or ours as they write words."""
+    return _CODES.get(name) or _WORD.sub("_", name).lower()
+
+
 def openai_error(status: int, name: str, message: str, details: Mapping[str, Any]) -> dict[str, Any]:
     """One of our errors in this form. What a program can use of it stands beside the four members."""
     kind = _TYPES.get(status) or (_CLIENTS_FAULT if status < _FIRST_SERVERS_STATUS else _SERVERS_FAULT)
-    code = _CODES.get(name) or _WORD.sub("_", name).lower()
-    return {"error": {"message": message, "type": kind, "param": None, "code": code, "details": details}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": code_of(name), "details": details}}
 
 
 def error_event(status: int, name: str, message: str) -> bytes:

@@ -10,7 +10,7 @@ from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
 from magi_agent.api.access import Forbidden
-from magi_agent.api.exchange import CALLER, answer, received
+from magi_agent.api.exchange import CALLER, BadRequest, PayloadTooLarge, RequestTimeout, answer, received
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, ServiceUnavailable
@@ -41,7 +41,10 @@ _V1: Final = {
     "rerank": "Sort documents by how well they answer a question",
     "audio/transcriptions": "Write down what is said in a recording",
 }
-_ERRORS: Final = (UnreadableBody, NoName, UnknownName, ServerFailed, ServerSilent, ServiceUnavailable)
+_ERRORS: Final = (
+    *(UnreadableBody, BadRequest, RequestTimeout, PayloadTooLarge),
+    *(NoName, UnknownName, ServerFailed, ServerSilent, ServiceUnavailable),
+)
 _RETRY_AFTER: Final = 2
 
 
@@ -60,7 +63,7 @@ class GatewayRoutes:
                 "GET",
                 "/v1/models",
                 self.list_models,
-                Access.INFER,
+                Access.KNOWN,
                 "The models that can be asked for",
                 _TAG,
                 {200: None},
