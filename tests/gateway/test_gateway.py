@@ -62,6 +62,30 @@ async def test_the_answer_is_the_servers_own(serve: Serve) -> None:
     assert "Access-Control-Allow-Origin" not in by_body.headers
 
 
+@pytest.mark.parametrize("access", ["port", "socket", "key"])
+async def test_a_server_is_asked_however_it_is_reached(serve: Serve, access: str) -> None:
+    api = await serve(ONE, server_access=access)
+    await started(api)
+
+    for _ in range(3):
+        answer = await api.ask("POST", "/v1/completions", {"model": ONE, **PROMPT})
+        assert answer.success()["model"] == ONE
+
+
+async def test_an_image_or_two_pass(serve: Serve) -> None:
+    api = await serve(ONE)
+    await started(api)
+    image = "A" * 20_000_000
+    body = json.dumps({"content": "some text", "image": image, "model": ONE}).encode()
+
+    answer = await api.ask("POST", "/tokenize", data=io.BytesIO(body))
+
+    assert (
+        answer.success()["tokens"]
+        == (await api.ask("POST", "/tokenize", {"content": "some text", "model": ONE})).body["tokens"]
+    )
+
+
 async def test_an_answer_comes_as_it_is_made(serve: Serve) -> None:
     api = await serve(ONE)
     await started(api)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.gateway.model_field import UnreadableBody, model_field
+from magi_agent.gateway.model_field import UnreadableBody, form_model, model_field
 
 SCALARS = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text() | st.integers()
 JSON = st.recursive(
@@ -118,3 +118,30 @@ def test_a_large_body_takes_little_time_and_no_memory() -> None:
         assert time.thread_time() - began < 3
         assert tracemalloc.get_traced_memory()[1] < 1_000_000 + len(body) * (body is escapes)
         tracemalloc.stop()
+
+
+FORM = (
+    b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    b'name="model"\r\n\r\nno\r\n--xy\r\n'
+    b'%s--xyz\r\ncontent-disposition:form-data; name="other"\r\n\r\nmodel\r\n--xyz--\r\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n', "whisper"),
+        (b'--xyz\r\nX: y\r\nCONTENT-DISPOSITION: form-data; x=y; name="model"\r\n\r\n w \r\n', "w"),
+        (b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\n\r\n', None),
+        (b'--xyz\r\nContent-Disposition: form-data; name="models"\r\n\r\nwhisper\r\n', None),
+        (b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\n' + b"x" * 2000 + b"\r\n", None),
+        (b"", None),
+    ],
+)
+def test_a_form_names_its_model_in_a_field(part: bytes, name: str | None) -> None:
+    assert form_model(FORM % part, "xyz") == name
+
+
+@pytest.mark.parametrize("body", [b"", b"--xyz", b"--xyz\r\nX: y", b"--xyz\r\nX: y\r\n\r\nno end", b"--xyz--"])
+def test_what_is_no_whole_form_names_none(body: bytes) -> None:
+    assert form_model(body, "xyz") is None
