@@ -42,6 +42,7 @@ from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
+from magi_agent.servers.gpu_use import GpuUse
 from magi_agent.servers.history import History
 from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
@@ -124,6 +125,7 @@ class Agent:
             journal,
             self._events,
             settings.state_directory / "memory.json",
+            GpuUse(self._host),
             devices=lambda launch: self._placements.devices(launch),
         )
         self._placements = Placements(self._host, self._memory, self._manager)

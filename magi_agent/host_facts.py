@@ -28,7 +28,7 @@ from magi_agent.host.memory import HostMemory, SliceLimits, host_memory
 from magi_agent.host.nvidia_driver import NvidiaDriver
 from magi_agent.host.nvml_figures import NvidiaFigures, read_figures, read_order
 from magi_agent.host.processors import Processors, processors
-from magi_agent.host.unified_hierarchy import groups_of
+from magi_agent.host.unified_hierarchy import processes_in
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.devices import Answers, BinaryDevices, Devices
 from magi_agent.servers.launch import SLICE, model_id_of
@@ -310,7 +310,7 @@ class HostFacts:
 
     async def _users(self, found: tuple[Gpu, ...]) -> dict[str, tuple[str, ...]]:
         """Which models use each GPU, by the processes in the control groups of their units."""
-        told = {gpu.pci_address: gpu.pids for gpu in found if gpu.pci_address and gpu.pids is not None}
+        told = {gpu.pci_address: gpu.processes for gpu in found if gpu.pci_address and gpu.processes is not None}
         if not any(told.values()):
             return dict.fromkeys(told, ())
         groups = {
@@ -360,12 +360,4 @@ def slices_above(name: str) -> tuple[str, ...]:
 
 def _models_of(groups: Mapping[str, str]) -> dict[int, str]:
     """The model that each process in some control groups belongs to."""
-    found: dict[int, str] = {}
-    for model_id, group in groups.items():
-        for folder in groups_of(group) or ():
-            try:
-                text = (folder / "cgroup.procs").read_text()
-            except OSError:
-                continue
-            found.update((int(line), model_id) for line in text.split() if line.isdecimal())
-    return found
+    return {pid: model_id for model_id, group in groups.items() for pid in processes_in(group)}

@@ -35,7 +35,7 @@ _WIRE: Final = {
     "memory_free": "memoryFreeBytes",
     "temperature": "temperatureCelsius",
     "utilization": "utilizationPercent",
-    "pids": "models",
+    "processes": "models",
 }
 """What fields of a GPU are called on the wire, where that is not the same."""
 _KERNEL_IS_SILENT: Final = "the kernel does not tell it"
@@ -159,7 +159,7 @@ def _gpu(gpu: Gpu, picture: GpuPicture) -> GpuAnswer:
         memory_free_is_live=gpu.is_live,
         temperature_celsius=gpu.temperature,
         utilization_percent=gpu.utilization,
-        models=None if gpu.pids is None or users is None else list(users),
+        models=None if gpu.processes is None or users is None else list(users),
         unavailable=_on_wire(gpu.unavailable),
     )
 

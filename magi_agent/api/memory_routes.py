@@ -79,6 +79,7 @@ class MemoryRoutes:
                     anonymous_bytes=used.anonymous,
                     mapped_bytes=used.mapped,
                     gpu_bytes=used.gpu,
+                    gpu_unavailable=readable(used.gpu_unavailable) if used.gpu_unavailable else None,
                     source=used.source,
                 )
                 if used

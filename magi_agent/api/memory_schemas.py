@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from magi_agent.api.schemas import Answer
-from magi_agent.memory.need import Basis
+from magi_agent.memory.need import Basis, GpuBasis
 
 
 class SplitAnswer(Answer):
@@ -34,7 +34,7 @@ class MemoryNeedAnswer(SplitAnswer):
 
     mapped_bytes: int = Field(description="of hostBytes, weights mapped from files: the kernel can read them again")
     basis: Basis = Field(description="where hostBytes comes from")
-    gpu_basis: Basis = Field(description="where gpuBytes comes from")
+    gpu_basis: GpuBasis = Field(description="where gpuBytes comes from")
     parts: MemoryPartsAnswer
     context_tokens: int = Field(description="of all slots together")
     context_is_cut: bool = Field(description="llama-server is expected to make it shorter, because memory is short")
@@ -51,7 +51,8 @@ class UsedMemoryAnswer(Answer):
     host_bytes: int = Field(description="anonymous memory plus mapped weights")
     anonymous_bytes: int
     mapped_bytes: int = Field(description="weights that are mapped and in memory")
-    gpu_bytes: int | None = Field(description="on all GPUs together; null where no driver tells")
+    gpu_bytes: int | None = Field(description="on all GPUs together, as drivers tell; null where one does not")
+    gpu_unavailable: str | None = Field(description="why there is no gpuBytes")
     source: Literal["control group", "process"] = Field(description="what told of the host's memory")
 
 

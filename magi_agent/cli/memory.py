@@ -23,6 +23,9 @@ _SOURCES: Mapping[str, str] = {
 def memory_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
     """The lines, of an answer of ``GET /api/models/ID/memory``; nothing of an agent that does not know it."""
     yield from _need_facts(memory)
+    if used := record(memory.get("used")):
+        why = text(used.get("gpuUnavailable"))
+        yield Fact("uses", Cell(_places(used)), f"(of GPUs nobody knows: {why})" if why else "")
     runs = record(memory.get("runningLimits"))
     limit = record((runs or record(memory.get("limits"))).get("max"))
     if limit:
@@ -38,18 +41,20 @@ def _need_facts(memory: Mapping[str, object]) -> Iterator[Fact]:
         if problem := text(memory.get("problem")):
             yield Fact("needs", Cell(problem, "dim"))
         return
-    places = [f"{size(need.get('hostBytes'))} of RAM"]
-    if number(need.get("gpuBytes")):
-        places.append(f"{size(need.get('gpuBytes'))} on GPUs")
     cut = ", cut to fit" if need.get("contextIsCut") is True else ""
     slots = number(need.get("slots"))
     shared = f" for {slots:.0f} slots" if slots is not None and slots > 1 else ""
     basis, on_gpus = text(need.get("basis")), text(need.get("gpuBasis"))
     found = _BASES.get(basis, basis)
-    if len(places) > 1 and on_gpus and on_gpus != basis:
+    if number(need.get("gpuBytes")) and on_gpus and on_gpus != basis:
         found = f"{found}, on GPUs {_BASES.get(on_gpus, on_gpus)}"
     yield Fact(
         "needs",
-        Cell(" and ".join(places)),
+        Cell(_places(need)),
         f"({found}, with a context of {tokens(need.get('contextTokens'))}{shared}{cut})",
     )
+
+
+def _places(memory: Mapping[str, object]) -> str:
+    on_gpus = f" and {size(memory.get('gpuBytes'))} on GPUs" if number(memory.get("gpuBytes")) else ""
+    return f"{size(memory.get('hostBytes'))} of RAM{on_gpus}"

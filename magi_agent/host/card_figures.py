@@ -39,8 +39,8 @@ class CardFigures:
     """Degrees Celsius."""
     utilization: float | None = None
     """Percent."""
-    pids: tuple[int, ...] | None = None
-    """The processes that compute on it."""
+    processes: Mapping[int, int | None] | None = None
+    """The bytes that each process has of it which computes by ROCm, by process id; ``None`` where that is not told."""
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -62,9 +62,9 @@ def card_figures(card: Card, sys: Path) -> CardFigures:
     unique = _line(card.folder / "unique_id")
     if not unique:
         reasons["uuid"] = not_shown
-    pids = _pids(card, sys)
-    if pids is None:
-        reasons["pids"] = "the driver tells of no processes"
+    processes = _processes(card, sys)
+    if processes is None:
+        reasons["processes"] = "the driver tells of no processes"
     return CardFigures(
         name=_line(card.folder / "product_name") or None,
         # As ROCm writes it, so that ROCR_VISIBLE_DEVICES takes it.
@@ -75,7 +75,7 @@ def card_figures(card: Card, sys: Path) -> CardFigures:
         shared_free=shared[1] if shared else None,
         temperature=temperature,
         utilization=utilization,
-        pids=pids,
+        processes=processes,
         reasons=reasons,
     )
 
@@ -102,19 +102,19 @@ def _temperature(folder: Path) -> float | None:
     return None
 
 
-def _pids(card: Card, sys: Path) -> tuple[int, ...] | None:
+def _processes(card: Card, sys: Path) -> dict[int, int | None] | None:
     if card.vendor is not Vendor.AMD:
         return None
     gpu_id = next((number for number, address in _kfd_nodes(sys) if address == card.address), None)
-    processes = sys / "class" / "kfd" / "kfd" / "proc"
-    if gpu_id is None or not processes.is_dir():
+    folder = sys / "class" / "kfd" / "kfd" / "proc"
+    if gpu_id is None or not folder.is_dir():
         return None
-    found = (
-        int(process.name)
-        for process in _entries(processes)
-        if process.name.isdecimal() and (_number(process / f"vram_{gpu_id}") or 0) > 0
-    )
-    return tuple(sorted(found))[:_MOST_PROCESSES]
+    found: dict[int, int | None] = {}
+    for process in _entries(folder):
+        file = process / f"vram_{gpu_id}"
+        if process.name.isdecimal() and file in _entries(process) and (used := _number(file)) != 0:
+            found[int(process.name)] = used if used is not None and used > 0 else None
+    return dict(sorted(found.items())[:_MOST_PROCESSES])
 
 
 def _kfd_nodes(sys: Path) -> Iterator[tuple[int, str]]:

@@ -34,7 +34,7 @@ _FIELDS: Final = {
     "temperature": "temperatureCelsius",
     "utilization": "utilizationPercent",
     "uuid": "uuid",
-    "pids": "pids",
+    "processes": "processes",
 }
 """How ``nvml_figures`` calls them."""
 
@@ -56,8 +56,11 @@ class Gpu:
     """Degrees Celsius."""
     utilization: float | None
     """Percent."""
-    pids: tuple[int, ...] | None
-    """The processes that use it."""
+    processes: Mapping[int, int | None] | None
+    """The bytes that each process has of it, by process id; ``None`` where its driver does not say.
+
+    AMD's knows of processes that compute by ROCm, and of no other.
+    """
     is_live: bool
     """Whether ``memory_free`` is of now; otherwise it is of when llama-server was asked for its devices."""
     unavailable: Mapping[str, str] = field(default_factory=dict)
@@ -132,7 +135,7 @@ def _joined(
     reasons = dict(told.reasons)
     if not address:
         reasons["pci_address"] = no_address
-        reasons |= dict.fromkeys(("uuid", "temperature", "utilization", "pids"), f"{_NO_LIST}, and {no_address}")
+        reasons |= dict.fromkeys(("uuid", "temperature", "utilization", "processes"), f"{_NO_LIST}, and {no_address}")
     total, free, is_live = told.memory_total, told.memory_free, told.memory_free is not None
     if device.memory_total is not None and (total is None or device.memory_total < _PART * total):
         # The driver does not tell, or this is a part of a GPU (MIG, a virtual one), and it tells of the whole.
@@ -158,7 +161,7 @@ def _joined(
         memory_free=free,
         temperature=told.temperature,
         utilization=told.utilization,
-        pids=told.pids,
+        processes=told.processes,
         is_live=is_live,
         unavailable=reasons,
         is_integrated=told.is_integrated or _is_integrated(device.description, vendor, address),
@@ -183,7 +186,7 @@ def _unlisted(
         memory_free=told.memory_free,
         temperature=told.temperature,
         utilization=told.utilization,
-        pids=told.pids,
+        processes=told.processes,
         is_live=told.memory_free is not None,
         unavailable=reasons,
     )
@@ -200,7 +203,7 @@ class _Told:
     memory_free: int | None = None
     temperature: float | None = None
     utilization: float | None = None
-    pids: tuple[int, ...] | None = None
+    processes: Mapping[int, int | None] | None = None
     is_integrated: bool = False
 
 
@@ -227,7 +230,7 @@ def _of_nvml(gpu: NvidiaGpu) -> _Told:
         "temperature": gpu.temperature_celsius,
         "utilization": gpu.utilization_percent,
         "uuid": gpu.uuid,
-        "pids": gpu.pids,
+        "processes": gpu.processes,
     }
     reasons = {
         name: f"NVIDIA's driver: {gpu.reasons.get(_FIELDS[name], 'it tells none')}"
@@ -242,7 +245,7 @@ def _of_nvml(gpu: NvidiaGpu) -> _Told:
         gpu.memory_free_bytes,
         gpu.temperature_celsius,
         gpu.utilization_percent,
-        None if gpu.pids is None else tuple(gpu.pids),
+        gpu.processes,
     )
 
 
@@ -260,7 +263,8 @@ def _of_sysfs(card: CardFigures, listed_total: int | None) -> _Told:
         total, free = listed_total, min(listed_total, free + card.shared_free)
         is_integrated = True
     return _Told(
-        card.reasons, card.name, card.uuid, total, free, card.temperature, card.utilization, card.pids, is_integrated
+        *(card.reasons, card.name, card.uuid, total, free, card.temperature, card.utilization, card.processes),
+        is_integrated,
     )
 
 

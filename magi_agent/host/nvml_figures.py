@@ -8,7 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from magi_agent.host.nvml_program import MOST_GPUS, MOST_PROCESSES
 
-MAX_TEXT: Final = 512 * 1024
+MAX_TEXT: Final = 1 << 20
 """Characters that are read."""
 _ADDRESS: Final = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
@@ -33,6 +33,7 @@ _Address = Annotated[str, AfterValidator(pci_address)]
 _Word = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_shown)]
 _Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_shown)]
 _Bytes = Annotated[int, Field(ge=0, lt=1 << 60)]
+_Pid = Annotated[int, Field(gt=0, lt=1 << 31)]
 
 
 class _Told(BaseModel):
@@ -52,7 +53,8 @@ class NvidiaGpu(_Told):
     memory_free_bytes: _Bytes | None
     temperature_celsius: Annotated[int, Field(ge=-100, le=300)] | None
     utilization_percent: Annotated[int, Field(ge=0, le=100)] | None
-    pids: Annotated[list[Annotated[int, Field(gt=0, lt=1 << 31)]], Field(max_length=MOST_PROCESSES)] | None
+    processes: Annotated[dict[_Pid, _Bytes | None], Field(max_length=MOST_PROCESSES)] | None
+    """The bytes that each has of it, by process id; ``None`` where the driver does not say."""
     reasons: dict[_Word, _Sentence] = Field(default_factory=dict, max_length=16)
 
 

@@ -39,7 +39,7 @@ def main() -> int:
     else:
         sys.stderr.write(f"give {FIGURES} or {ORDER}; the agent runs this\n")
         return _USAGE
-    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.write(json.dumps(answer, separators=(",", ":")) + "\n")
     sys.stdout.flush()
     # NVIDIA's libraries may hang or crash as they are unloaded; all has been said.
     os._exit(0)
@@ -83,15 +83,20 @@ def _gpu(nvml: Any, handle: Any) -> dict[str, Any]:
     tell("memoryFreeBytes", lambda: nvml.nvmlDeviceGetMemoryInfo(handle).free)
     tell("temperatureCelsius", lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
     tell("utilizationPercent", lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-    tell("pids", lambda: _pids(nvml, handle))
+    tell("processes", lambda: _processes(nvml, handle))
     gpu["reasons"] = reasons
     return gpu
 
 
-def _pids(nvml: Any, handle: Any) -> list[int]:
-    # Vulkan's are listed as graphics, CUDA's as compute.
+def _processes(nvml: Any, handle: Any) -> dict[int, int | None]:
+    """The bytes that each process has of a GPU, by process id; ``None`` where the driver does not say."""
+    # Vulkan's are listed as graphics, CUDA's as compute; one that does both is in both lists with all that it has.
     asked = (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses)
-    return sorted({process.pid for ask in asked for process in ask(handle)})[:MOST_PROCESSES]
+    found: dict[int, int | None] = {}
+    for process in (process for ask in asked for process in ask(handle)):
+        told = [each for each in (found.get(process.pid), process.usedGpuMemory) if each is not None]
+        found[process.pid] = max(told, default=None)
+    return dict(sorted(found.items())[:MOST_PROCESSES])
 
 
 def _text(value: object) -> str:

@@ -74,6 +74,15 @@ def groups_of(control_group: str) -> Iterable[Path] | None:
     return None if folder is None else _subgroups_of(folder)
 
 
+def processes_in(control_group: str) -> frozenset[int]:
+    """The processes of a control group and of those below it; none where they are not seen."""
+    found: set[int] = set()
+    for folder in groups_of(control_group) or ():
+        with contextlib.suppress(OSError, ValueError):
+            found.update(map(int, (folder / "cgroup.procs").read_text().split()))
+    return frozenset(found)
+
+
 def _subgroups_of(folder: Path) -> Iterator[Path]:
     groups = [folder]
     for group in groups:

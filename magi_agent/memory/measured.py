@@ -1,4 +1,6 @@
-"""What servers used that ran before, kept by what decides it: files, settings, binary.
+"""What servers used of the host's memory that ran before, kept by what decides it: files, settings, binary.
+
+What they had of GPUs is not kept: it is of one placement, and the next may be another.
 
 The file ``memory.json`` in the state folder holds nothing that could not be measured again: one that cannot be read
 is made anew. At most 500 entries are kept, those that were seen last.
@@ -30,8 +32,6 @@ class Measurement:
     """Bytes on the host when it was ready, before it had to do anything."""
     anonymous_later: int | None = None
     """The same, a while after."""
-    gpu: int | None = None
-    """Most bytes on all GPUs; ``None`` where no driver said."""
     reported: Reported | None = None
 
 
@@ -95,8 +95,6 @@ def with_measured(need: MemoryNeed, measurement: Measurement | None) -> MemoryNe
         return need
     if measurement.reported is not None:
         need = refined(need, measurement.reported)
-    if measurement.gpu is not None:
-        need = replace(need, measured_gpu=measurement.gpu, gpu_basis=Basis.MEASURED)
     at_ready, later = measurement.anonymous_at_ready, measurement.anonymous_later
     if at_ready is None and later is None:
         return need
@@ -109,7 +107,6 @@ def _measurement(entry: Mapping[str, Any]) -> Measurement:
     return Measurement(
         _number(entry["anonymous_at_ready"]),
         _number(entry["anonymous_later"]),
-        _number(entry["gpu"]),
         None
         if reported is None
         else Reported(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 
 class Basis(StrEnum):
@@ -15,6 +15,10 @@ class Basis(StrEnum):
     """Buffers that llama-server itself reported when it loaded the model with the same settings."""
     MEASURED = "measured"
     """What a server used that ran with the same model, settings and binary."""
+
+
+GpuBasis = Literal[Basis.ESTIMATED, Basis.REPORTED]
+"""What was measured on GPUs is of one placement, and decides no other."""
 
 
 class NeedUnknown(Exception):
@@ -61,7 +65,7 @@ class MemoryNeed:
     """Vocabulary, bookkeeping, a GPU driver's context."""
     basis: Basis = Basis.ESTIMATED
     """Of what is needed on the host."""
-    gpu_basis: Basis = Basis.ESTIMATED
+    gpu_basis: GpuBasis = Basis.ESTIMATED
     """Of what is needed on GPUs."""
     mapped: int = 0
     """Of the weights on the host, what is mapped from files: page cache, which the kernel can read again."""
@@ -74,8 +78,6 @@ class MemoryNeed:
     """Layers on GPUs, the output layer counted as one."""
     measured_anonymous: int | None = None
     """Bytes of the host's anonymous memory, as measured; the parts stay what was estimated or reported."""
-    measured_gpu: int | None = None
-    """Bytes of all GPUs, as measured."""
     may_grow: int = 0
     """Bytes of host memory by which it may grow beyond this while it serves: kept prompts and checkpoints."""
 
@@ -87,7 +89,7 @@ class MemoryNeed:
     @property
     def gpu_bytes(self) -> int:
         """Memory of all GPUs together."""
-        return sum(split.gpu for _, split in self.parts()) if self.measured_gpu is None else self.measured_gpu
+        return sum(split.gpu for _, split in self.parts())
 
     @property
     def anonymous_bytes(self) -> int:

@@ -17,7 +17,6 @@ from typing import Final, Literal
 
 import psutil
 
-from magi_agent.errors import MagiError
 from magi_agent.events import EventStream, ServerChanged
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.host.unit_memory import UnitMemory, unit_memory
@@ -30,6 +29,7 @@ from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.runtime_settings.settings import NO_PROJECTOR, RuntimeSettings
 from magi_agent.servers.file_facts import FileFacts
+from magi_agent.servers.gpu_use import GpuUse
 from magi_agent.servers.launch import LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import differences, port_of
 from magi_agent.servers.preparation import StartPreparation
@@ -54,8 +54,6 @@ _DECIDE: Final = (
 
 DeviceList = Callable[[LaunchSpecification], Awaitable[Sequence[Device]]]
 """The GPUs that a launch may use, as its binary lists them."""
-GpuUse = Callable[[str], Awaitable[int | None]]
-"""Bytes of all GPUs that the processes in a control group use; ``None`` where no driver tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,9 @@ class UsedMemory:
     mapped: int
     """Pages of its model files that are mapped."""
     gpu: int | None
-    """Bytes of all GPUs; ``None`` where no driver tells."""
+    """Bytes of all GPUs; ``None`` where a driver does not tell."""
+    gpu_unavailable: str | None
+    """Why there is no such figure."""
     source: Literal["control group", "process"]
 
     @property
@@ -86,8 +86,8 @@ class MemoryNeeds:
         journal: Journal,
         events: EventStream,
         kept_in: Path,
+        gpu_use: GpuUse,
         devices: DeviceList | None = None,
-        gpu_use: GpuUse | None = None,
     ) -> None:
         """``kept_in`` is the file of measurements, which outlives the agent."""
         self._registry = registry
@@ -189,11 +189,8 @@ class MemoryNeeds:
             _LOG.debug("%s is not measured: %s", model_id, error)
             return
         reported = None if is_later else read_report(await self._log_of(unit))
-        gpu = await self._gpu_used(unit)
         async with self._store_turn:
             before = await asyncio.to_thread(self._store.get, key) or Measurement()
-            if gpu is not None:
-                before = replace(before, gpu=max(gpu, before.gpu or 0))
             now = (
                 replace(before, anonymous_later=seen.anonymous)
                 if is_later
@@ -219,16 +216,8 @@ class MemoryNeeds:
                 mapped = min(mapped, (await self.estimated(model_id)).mapped)
             except NeedUnknown as error:
                 _LOG.debug("%s: %s", unit.name, error)
-        return UsedMemory(seen.anonymous, mapped, await self._gpu_used(unit), seen.source)
-
-    async def _gpu_used(self, unit: UnitStatus) -> int | None:
-        if self._gpu_use is None:
-            return None
-        try:
-            return await self._gpu_use(unit.control_group)
-        except MagiError as error:
-            _LOG.debug("what %s uses of GPUs is not known: %s", unit.name, error)
-            return None
+        gpu = await self._gpu_use.of(unit)
+        return UsedMemory(seen.anonymous, mapped, gpu.total, gpu.unavailable, seen.source)
 
     async def surroundings_of(
         self, launch: LaunchSpecification, devices: Sequence[Device] | None = None

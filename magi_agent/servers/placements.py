@@ -79,7 +79,7 @@ class Placements:
             return Placed(launch, None, str(error), {}, None)
         if launch.devices:
             self._remember(launch.model_id, now)
-        taken = _measured(choice, need)
+        taken = _reported(choice, need)
         return Placed(
             launch=launch,
             need=need,
@@ -216,8 +216,8 @@ def _not_usable(launch: LaunchSpecification, message: str) -> SettingsNotUsable:
     return settings_not_usable(launch.model_id, [Fault("gpus", message)])
 
 
-def _measured(choice: Choice, need: MemoryNeed) -> dict[str, int]:
-    """What is taken of each GPU, where it was measured how much that is of all."""
+def _reported(choice: Choice, need: MemoryNeed) -> dict[str, int]:
+    """What is taken of each GPU, where llama-server has reported how much that is of all."""
     estimated = choice.need.gpu_bytes
     if not estimated or need.gpu_bytes == estimated:
         return choice.gpu_bytes

@@ -12,7 +12,7 @@ from typing import Final
 from magi_agent.errors import InsufficientMemory
 from magi_agent.host.memory import HostMemory
 from magi_agent.host.unit_memory import UnitMemory
-from magi_agent.memory.need import Basis
+from magi_agent.memory.need import Basis, GpuBasis
 from magi_agent.servers.placed import GpuShortage, Placed
 
 _GIB: Final = 1 << 30
@@ -51,7 +51,7 @@ class Shortage:
     shared: int
     """For GPUs that have no memory but the host's."""
     basis: Basis
-    gpu_basis: Basis
+    gpu_basis: GpuBasis
     room: Room | None
     """``None`` where nobody knows the host's figures."""
     gpu: GpuShortage | None = field(default=None)

@@ -181,7 +181,7 @@ def made_up_driver(folder: Path, version: str) -> Tree:
 def figures(address: str, **changes: Any) -> dict[str, Any]:
     return {
         "pciAddress": address, "uuid": f"GPU-{address}", "name": "NVIDIA A100", "memoryTotalBytes": 40960 * MIB,
-        "memoryFreeBytes": 40000 * MIB, "temperatureCelsius": 40, "utilizationPercent": 0, "pids": [], **changes,
+        "memoryFreeBytes": 40000 * MIB, "temperatureCelsius": 40, "utilizationPercent": 0, "processes": {}, **changes,
     }  # fmt: skip
 
 
@@ -195,7 +195,7 @@ async def test_the_models_on_a_gpu_are_told_by_the_processes_that_its_driver_nam
 
     async def answer_of(question: Question, binary: Path | None = None) -> str:
         asked.append(question)
-        busy = figures("0000:C1:00.0", pids=[1, pid], memoryFreeBytes=0)
+        busy = figures("0000:C1:00.0", processes={"1": 5, str(pid): 5}, memoryFreeBytes=0)
         return {
             Question.DEVICES: "Available devices:\n  CUDA0: NVIDIA A100 (40000 MiB, 1 MiB free)\n",
             Question.FIGURES: json.dumps({"gpus": [figures("0000:41:00.0"), busy], "problem": None}),

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+import subprocess
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from magi_agent.host.gpu_devices import Tree
 from magi_agent.memory.estimate import Device
 from magi_agent.memory.need import Basis, MemoryNeed, NeedUnknown
 from magi_agent.servers import memory_needs
 from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.questions import Question, argv_of_question
 from tests.api.client import Api, until
 from tests.api.conftest import Serve, systemctl
+from tests.api.test_host import made_up_driver
 from tests.conftest import MakeToyModel
+from tests.host.nvidia_stand_in import make_libraries
+from tests.host.test_gpus import Sysfs
 
 WAIT = "wait=60"
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
@@ -79,7 +87,7 @@ async def test_what_a_server_uses_is_measured_and_stays_known(serve: Serve, tmp_
     told = await memory(api, "api-mem")
     used = told["used"]
     assert used["hostBytes"] == used["anonymousBytes"] + used["mappedBytes"]
-    assert used["gpuBytes"] is None
+    assert used["gpuBytes"] == 0, "llama-server was asked for GPUs, and lists none"
     assert used["source"] in {"process", "control group"}
     assert told["usedUnavailable"] is None
     assert 0 < used["mappedBytes"] <= told["need"]["mappedBytes"]
@@ -94,28 +102,122 @@ async def test_what_a_server_uses_is_measured_and_stays_known(serve: Serve, tmp_
     assert (tmp_path / "state" / "memory.json").exists()
 
 
+@dataclass
+class Driver:
+    """NVIDIA's driver with two GPUs, a stand-in: there is no such card here. What asks it is the real program."""
+
+    libraries: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    """What the stand-in goes by."""
+    asked: list[Question] = field(default_factory=list)
+
+    async def answer_of(self, question: Question, _: Path | None = None) -> str:
+        self.asked.append(question)
+        if question is Question.DEVICES:
+            return listing("CUDA0: NVIDIA A100-SXM4-40GB", "CUDA1: NVIDIA A100-SXM4-40GB")
+        environment = {"LD_LIBRARY_PATH": str(self.libraries), **self.variables}
+        argv = argv_of_question(question, None)
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, env=environment, timeout=30)
+        return done.stdout.decode()
+
+
+def listing(*devices: str) -> str:
+    return "".join(("Available devices:\n", *(f"  {device} (40000 MiB, 39000 MiB free)\n" for device in devices)))
+
+
+async def gpu_bytes(api: Api, model_id: str) -> int | None:
+    """What a model's server has of GPUs, by figures of now."""
+    api.agent._host._figures.forget()
+    api.agent._host._card_figures.forget()
+    found: int | None = (await memory(api, model_id))["used"]["gpuBytes"]
+    return found
+
+
+async def put_gpus(api: Api, tree: Tree, answers: Any, patch: pytest.MonkeyPatch) -> None:
+    """Have a host with GPUs from now on, under a server that runs: this llama-server could not be started on any."""
+    host = api.agent._host
+    await asyncio.gather(*host._listing.values())
+    patch.setattr(host, "_tree", tree)
+    patch.setattr(api.agent._launcher, "answer_of", answers)
+    host._devices.forget()
+
+
 @ONE_LISTENER
-async def test_a_driver_that_tells_is_believed(serve: Serve) -> None:
-    """A stand-in for what NVIDIA's driver says of processes: there is no such card here."""
-    api = await serve("api-mem")
-    asked = []
+async def test_what_a_server_has_of_gpus_is_what_nvidias_driver_tells(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_libraries(tmp_path)
+    api = await serve("api-mem", "api-other")
+    pids = []
+    for model_id in ("api-mem", "api-other"):
+        started = await api.ask("POST", f"/api/models/servers/{model_id}/start?{WAIT}")
+        pids.append(str(started.success()["server"]["pid"]))
+    assert await gpu_bytes(api, "api-mem") == 0, "there is no GPU"
+    driver = Driver(tmp_path)
+    await put_gpus(api, made_up_driver(tmp_path, "535.183.01"), driver.answer_of, monkeypatch)
+    estimated = (await memory(api, "api-mem"))["estimated"]
 
-    async def gpu_use(control_group: str) -> int:
-        asked.append(control_group)
-        return 5_000_000
-
-    api.agent.services.memory._gpu_use = gpu_use
-    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
-
-    async def is_measured() -> bool:
-        return bool((await memory(api, "api-mem"))["need"]["gpuBasis"] == "measured")
-
-    await until(is_measured, "what it uses is measured")
+    driver.variables = {"TOLD": pids[0]}
+    assert await gpu_bytes(api, "api-mem") == 1000 + 500
+    assert await gpu_bytes(api, "api-other") == 0
+    assert [gpu["models"] for gpu in (await api.get("/api/host"))["gpus"]] == [["api-mem"], ["api-mem"]]
+    driver.variables = {"TOLD": pids[0], "UNTOLD": pids[1]}
+    assert await gpu_bytes(api, "api-mem") == 1000 + 500
+    assert await gpu_bytes(api, "api-other") is None
+    why = (await memory(api, "api-other"))["used"]["gpuUnavailable"]
+    assert why == f"CUDA0: its driver does not say how much process {pids[1]} has of it"
+    driver.variables = {"LD_LIBRARY_PATH": "/nowhere"}
+    assert await gpu_bytes(api, "api-mem") is None
+    # Of what one placement took nothing is kept for another.
     told = await memory(api, "api-mem")
-    assert told["need"]["gpuBytes"] == 5_000_000
-    assert told["used"]["gpuBytes"] == 5_000_000
-    assert told["estimated"]["gpuBytes"] == 0
-    assert "magi-llama-api-mem.service" in asked[0]
+    assert (told["estimated"], told["need"]["gpuBasis"]) == (estimated, "estimated")
+
+
+@ONE_LISTENER
+async def test_however_many_ask_drivers_are_asked_once_a_second(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_libraries(tmp_path)
+    api = await serve("api-mem", "api-other")
+    for model_id in ("api-mem", "api-other"):
+        (await api.ask("POST", f"/api/models/servers/{model_id}/start?{WAIT}")).success()
+    driver = Driver(tmp_path)
+    await put_gpus(api, made_up_driver(tmp_path, "535.183.01"), driver.answer_of, monkeypatch)
+    driver.asked.clear()
+
+    began = time.monotonic()
+    await asyncio.gather(*(memory(api, model_id) for model_id in ("api-mem", "api-other") * 20))
+    assert driver.asked.count(Question.FIGURES) <= 1 + (time.monotonic() - began)
+    assert driver.asked.count(Question.DEVICES) == driver.asked.count(Question.ORDER) == 1
+
+
+@ONE_LISTENER
+@pytest.mark.parametrize(
+    ("device", "size", "told"),
+    [
+        ("ROCm0: AMD Instinct MI100", 5_000_000, 5_000_000),
+        ("ROCm0: AMD Instinct MI100", 0, 0),
+        ("ROCm0: AMD Instinct MI100", "odd", None),
+        # Its driver knows nothing of who uses it so.
+        ("Vulkan0: AMD Instinct MI100 (RADV ARCTURUS)", 0, None),
+    ],
+)
+async def test_what_a_server_has_of_gpus_is_what_amds_driver_tells(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, size: object, told: int | None
+) -> None:
+    api = await serve("api-mem")
+    started = await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")
+    sysfs = Sysfs(tmp_path / "kernel")
+    sysfs.card("0000:0b:00.0", mem_info_vram_total=1 << 35, mem_info_vram_used=1 << 33)
+    sysfs.node(1, 51110, 0x0B00)
+    sysfs.process(started.success()["server"]["pid"], 51110, size)
+    sysfs.process(1, 51110, 7)
+
+    async def answer_of(question: Question, _: Path | None = None) -> str:
+        return listing(device)
+
+    await put_gpus(api, sysfs.tree, answer_of, monkeypatch)
+    assert await gpu_bytes(api, "api-mem") == told
 
 
 @ONE_LISTENER

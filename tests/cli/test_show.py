@@ -200,6 +200,29 @@ def test_what_a_model_needs_is_a_line(agent: StandIn, magictl: Magictl, memory: 
     assert magictl("show", "tiny-chat", "--json").json["memory"] == memory
 
 
+@pytest.mark.parametrize(
+    ("used", "line"),
+    [
+        ({"hostBytes": 1.5e9, "gpuBytes": 22e9}, "1.5 GB of RAM and 22.0 GB on GPUs"),
+        ({"hostBytes": 1.5e9, "gpuBytes": 0}, "1.5 GB of RAM"),
+        ({"hostBytes": 1.5e9, "gpuBytes": None}, "1.5 GB of RAM"),
+        ({"hostBytes": 1.5e9, "gpuBytes": None, "gpuUnavailable": "CUDA0: Not Supported"},
+         "1.5 GB of RAM  (of GPUs nobody knows: CUDA0: Not Supported)"),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_what_it_uses_is_a_line(
+    agent: StandIn, magictl: Magictl, used: dict[str, object] | None, line: str | None
+) -> None:
+    agent.memory["tiny-chat"] = {"need": None, "problem": "nobody knows", "used": used}
+
+    shown = magictl("show", "tiny-chat").out
+
+    assert [words for words in shown.splitlines() if words.startswith("  uses ")] == (
+        [] if line is None else [f"  uses           {line}"]
+    )
+
+
 def test_an_unknown_model_gets_a_suggestion(busy: StandIn, magictl: Magictl) -> None:
     told = magictl("show", "big")
 

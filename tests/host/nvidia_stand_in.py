@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 FAKE_NVML = """
+#include <stdlib.h>
 #include <string.h>
 typedef struct { char legacy[16]; unsigned domain, bus, device, id, subsystem; char address[32]; } Pci;
 typedef struct { unsigned long long total, free, used; } Memory;
@@ -33,20 +34,29 @@ int nvmlDeviceGetMemoryInfo(void *device, Memory *memory) {
 int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *temperature) { *temperature = 41; return 0; }
 int nvmlDeviceGetTemperatureV(void *device, unsigned *told) { told[2] = 41; return 0; }
 int nvmlDeviceGetUtilizationRates(void *device, Rates *rates) { rates->gpu = 7; rates->memory = 1; return 0; }
-static int processes(void *device, unsigned *count, Process *found, unsigned pid) {
-    if (*count < 1) { *count = 1; return 7; }
-    *count = 1; found[0].pid = pid; found[0].used = 1000;
+static unsigned pid_of(const char *variable, unsigned pid) {
+    return getenv(variable) ? (unsigned)atoi(getenv(variable)) : pid;
+}
+static int processes(void *device, unsigned *count, Process *found, unsigned other, unsigned long long used) {
+    if (*count < 2) { *count = 2; return 7; }
+    *count = 2;
+    found[0].pid = pid_of("TOLD", 4711); found[0].used = device == (void *)1 ? 1000 : 500;
+    found[1].pid = other; found[1].used = used;
     return 0;
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Process *found) {
-    return processes(device, count, found, 4711);
+    return processes(device, count, found, pid_of("UNTOLD", 4713), -1ULL);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *count, Process *found) {
-    return processes(device, count, found, 4712);
+    return processes(device, count, found, 4712, 0);
 }
 const char *nvmlErrorString(int status) { return status == 3 ? "Not Supported" : "failed"; }
 """
-"""The management library with two GPUs: the calls and their structures are those of nvml.h."""
+"""The management library with two GPUs: the calls and their structures are those of nvml.h.
+
+Process 4711 (or ``$TOLD``) computes and draws on both, with 1000 and 500 bytes. How many 4713 (or ``$UNTOLD``) has, it
+does not say (NVML_VALUE_NOT_AVAILABLE), and 4712 has none.
+"""
 FAKE_CUDA = """
 #include <stdio.h>
 int cuInit(unsigned flags) { return 0; }

@@ -27,7 +27,7 @@ def listed(*lines: str) -> tuple[ListedDevice, ...]:
 def nvidia(address: str, name: str = "NVIDIA GeForce RTX 3090", **changes: object) -> NvidiaGpu:
     figures = {
         "pciAddress": address, "uuid": f"GPU-{address}", "name": name, "memoryTotalBytes": 24576 * MIB,
-        "memoryFreeBytes": 20000 * MIB, "temperatureCelsius": 40, "utilizationPercent": 0, "pids": [],
+        "memoryFreeBytes": 20000 * MIB, "temperatureCelsius": 40, "utilizationPercent": 0, "processes": {},
     }  # fmt: skip
     return NvidiaGpu.model_validate(figures | changes)
 
@@ -81,7 +81,7 @@ def test_one_that_a_virtual_machine_is_given_has_its_own_memory() -> None:
 
 
 def test_cudas_own_order_says_which_gpu_is_which() -> None:
-    first, second = nvidia("0000:01:00.0"), nvidia("0000:41:00.0", memoryFreeBytes=0, pids=[7])
+    first, second = nvidia("0000:01:00.0"), nvidia("0000:41:00.0", memoryFreeBytes=0, processes={7: 5})
     found = gpus_of(
         listed(
             "CUDA0: NVIDIA GeForce RTX 3090 (24135 MiB, 100 MiB free)",
@@ -93,7 +93,7 @@ def test_cudas_own_order_says_which_gpu_is_which() -> None:
 
     assert addresses(found) == {"CUDA0": "0000:41:00.0", "CUDA1": "0000:01:00.0"}
     busy, idle = found
-    assert (busy.memory_total, busy.memory_free, busy.pids, busy.is_live) == (24576 * MIB, 0, (7,), True)
+    assert (busy.memory_total, busy.memory_free, busy.processes, busy.is_live) == (24576 * MIB, 0, {7: 5}, True)
     assert (idle.memory_free, idle.utilization, idle.uuid) == (20000 * MIB, 0, "GPU-0000:01:00.0")
     complete(found)
 
@@ -123,7 +123,11 @@ def test_the_only_gpu_of_a_vendor_is_the_one_whatever_it_is_called() -> None:
     both = Drivers(
         cards=(*drivers(nvidia("0000:01:00.0")).cards, amd),
         nvidia=NvidiaFigures(gpus=[nvidia("0000:01:00.0")], problem=None),
-        figures={amd.address: CardFigures(vram_total=24560 * MIB, vram_free=1000 * MIB, temperature=51.5, pids=(3,))},
+        figures={
+            amd.address: CardFigures(
+                vram_total=24560 * MIB, vram_free=1000 * MIB, temperature=51.5, processes={3: None}
+            )
+        },
     )
     found = gpus_of(
         listed(
@@ -136,7 +140,7 @@ def test_the_only_gpu_of_a_vendor_is_the_one_whatever_it_is_called() -> None:
     )
 
     assert addresses(found) == {"Vulkan0": "0000:0b:00.0", "Vulkan1": "0000:01:00.0", "Vulkan2": None}
-    assert (found[0].memory_free, found[0].temperature, found[0].pids) == (1000 * MIB, 51.5, (3,))
+    assert (found[0].memory_free, found[0].temperature, found[0].processes) == (1000 * MIB, 51.5, {3: None})
     assert found[2].unavailable["pci_address"] == "it is no GPU on the PCI bus that is known"
     assert (found[2].memory_total, found[2].memory_free, found[2].is_live) == (2048 * MIB, 2048 * MIB, False)
 
@@ -196,7 +200,7 @@ class Sysfs:
         (folder / "gpu_id").write_text(f"{gpu_id}\n")
         (folder / "properties").write_text(f"simd_count 192\nlocation_id {location}\ndomain 0\n")
 
-    def process(self, pid: int, gpu_id: int, bytes_of: int) -> None:
+    def process(self, pid: int, gpu_id: int, bytes_of: object) -> None:
         folder = self.tree.sys / "class" / "kfd" / "kfd" / "proc" / str(pid)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"vram_{gpu_id}").write_text(f"{bytes_of}\n")
@@ -218,11 +222,14 @@ def test_amds_driver_tells_memory_load_warmth_and_processes(sysfs: Sysfs) -> Non
     sysfs.node(1, 51110, 0x0B00)
     sysfs.process(4711, 51110, 1 << 30)
     sysfs.process(4712, 51110, 0)
+    sysfs.process(4713, 51110, "odd")
+    sysfs.process(4714, 51110, -1)
+    sysfs.process(4715, 777, 1 << 30)
 
     [found] = sysfs.figures()
     assert (found.vram_total, found.vram_free) == (24560 * MIB, 24000 * MIB)
     assert (found.utilization, found.temperature, found.uuid) == (0, 51.5, "GPU-3dd5d0a1c4e2f101")
-    assert found.pids == (4711,)
+    assert found.processes == {4711: 1 << 30, 4713: None, 4714: None}
     assert found.reasons == {}
 
 
@@ -261,8 +268,8 @@ def test_odd_files_are_no_figures(sysfs: Sysfs, text: str) -> None:
     sysfs.card("0000:0b:00.0", mem_info_vram_total=text, mem_info_vram_used=text, gpu_busy_percent=text, unique_id="")
 
     [found] = sysfs.figures()
-    assert (found.utilization, found.temperature, found.uuid, found.pids) == (None, None, None, None)
-    assert set(found.reasons) >= {"utilization", "temperature", "uuid", "pids"}
+    assert (found.utilization, found.temperature, found.uuid, found.processes) == (None, None, None, None)
+    assert set(found.reasons) >= {"utilization", "temperature", "uuid", "processes"}
 
 
 def test_intels_driver_shows_little_and_says_so(sysfs: Sysfs) -> None:

@@ -17,7 +17,7 @@ GPU: dict[str, Any] = {
     "memoryFreeBytes": 0,
     "temperatureCelsius": 40,
     "utilizationPercent": 100,
-    "pids": [1],
+    "processes": {"1": 5, "2": None},
     "reasons": {},
 }
 
@@ -31,6 +31,13 @@ def test_a_right_answer_is_read_also_behind_other_words() -> None:
 
     assert figures.gpus[0].pci_address == "0000:c1:00.0"
     assert figures.gpus[0].memory_free_bytes == 0
+    assert figures.gpus[0].processes == {1: 5, 2: None}
+
+
+def test_the_longest_answer_is_read_whole() -> None:
+    processes = {str((1 << 31) - number): 1 << 40 for number in range(1, 513)}
+    text = json.dumps({"gpus": [GPU | {"processes": processes}] * 64, "problem": None}, separators=(",", ":"))
+    assert len(read_figures(text).gpus) == 64
 
 
 @pytest.mark.parametrize(
@@ -49,14 +56,19 @@ def test_a_right_answer_is_read_also_behind_other_words() -> None:
         answer(memoryFreeBytes=True),
         answer(utilizationPercent=101),
         answer(temperatureCelsius=1e9),
-        answer(pids=[-1]),
-        answer(pids=list(range(1, 1000))),
+        answer(processes=[1]),
+        answer(processes={"-1": 5}),
+        answer(processes={"x": 5}),
+        answer(processes={"1": -1}),
+        answer(processes={"1": 1 << 60}),
+        answer(processes={"1": "5"}),
+        answer(processes=dict.fromkeys(range(1, 1000), 5)),
         answer(pciAddress="../../etc/passwd"),
         answer(uuid=""),
         answer(name="x" * 300),
         answer(reasons={str(number): "" for number in range(1, 20)}),
         json.dumps({"gpus": [GPU] * 65, "problem": None}),
-        "x" * 600_000,
+        "x" * 1_200_000,
     ],
 )
 def test_what_is_no_right_answer_is_refused_in_one_sentence(text: str) -> None:

@@ -16,11 +16,20 @@ NEED = MemoryNeed(weights=Split(host=100 * MIB), compute=Split(host=20 * MIB), o
 
 def test_a_measurement_is_there_for_the_next_agent(tmp_path):
     reported = Reported(weights=Split(1, 2), kv_cache=Split(3, 4), compute=Split(5, 6), mapped=7)
-    seen = Measurement(anonymous_at_ready=10, anonymous_later=20, gpu=30, reported=reported)
+    seen = Measurement(anonymous_at_ready=10, anonymous_later=20, reported=reported)
     MeasuredStore(tmp_path / "memory.json").put("key", seen)
     again = MeasuredStore(tmp_path / "memory.json")
     assert again.get("key") == seen
     assert again.get("other") is None
+
+
+def test_what_an_earlier_version_kept_of_gpus_is_passed_over(tmp_path):
+    entry = {"anonymous_at_ready": 10, "anonymous_later": 20, "gpu": 30, "reported": None}
+    (tmp_path / "memory.json").write_text(json.dumps({"version": 1, "measured": {"key": entry}}))
+    store = MeasuredStore(tmp_path / "memory.json")
+    assert store.get("key") == Measurement(anonymous_at_ready=10, anonymous_later=20)
+    store.put("other", Measurement())
+    assert "gpu" not in json.loads((tmp_path / "memory.json").read_bytes())["measured"]["key"]
 
 
 def test_the_oldest_give_way(tmp_path):
@@ -83,12 +92,9 @@ def test_what_was_reserved_and_not_touched_yet_is_added():
 
 
 def test_what_it_came_to_counts_where_it_is_more():
-    need = with_measured(NEED, Measurement(anonymous_at_ready=50 * MIB, anonymous_later=80 * MIB, gpu=5))
+    need = with_measured(NEED, Measurement(anonymous_at_ready=50 * MIB, anonymous_later=80 * MIB))
     assert need.anonymous_bytes == 80 * MIB
-    assert need.gpu_bytes == 5
-    assert need.gpu_basis is Basis.MEASURED
-    host_alone = with_measured(NEED, Measurement(anonymous_at_ready=50 * MIB))
-    assert (host_alone.basis, host_alone.gpu_basis) == (Basis.MEASURED, Basis.ESTIMATED)
+    assert (need.basis, need.gpu_basis) == (Basis.MEASURED, Basis.ESTIMATED)
 
 
 def test_of_a_server_that_was_adopted_what_it_came_to_is_all_there_is():

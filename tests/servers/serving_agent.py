@@ -21,6 +21,7 @@ from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.desired import Desired
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.evidence import UnitEvidence
+from magi_agent.servers.gpu_use import GpuUse
 from magi_agent.servers.launch import unit_name
 from magi_agent.servers.launcher import DirectLauncher, Launcher
 from magi_agent.servers.memory_needs import MemoryNeeds
@@ -138,10 +139,12 @@ class ServingAgent:
         self.launcher = self.make_launcher(self.manager, self.state)
         self.binaries = Binaries(self.launcher, self.state / "binaries.json")
         self.preparation = StartPreparation(self.registry, self.settings, self.effective, self.binaries)
-        self.memory = MemoryNeeds(
-            self.registry, self.preparation, self.manager, self.journal, self.events, self.state / "memory.json"
-        )
         self.host = HostFacts(self.manager, self.launcher, self.binaries, self.settings)
+        self.memory = MemoryNeeds(
+            *(self.registry, self.preparation, self.manager, self.journal, self.events),
+            self.state / "memory.json",
+            GpuUse(self.host),
+        )
         self.admission = Admission(
             Placements(self.host, self.memory, self.manager),
             self.preparation.launch_as_it_stands,

@@ -17,7 +17,8 @@ from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import GpuPicture, HostFacts
 from magi_agent.memory.build import Build
 from magi_agent.memory.estimate import Device, ModelFiles, Surroundings, estimate
-from magi_agent.memory.need import MemoryNeed, NeedUnknown
+from magi_agent.memory.need import MemoryNeed, NeedUnknown, Split
+from magi_agent.memory.reported import Reported, refined
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers import placements
 from magi_agent.servers.launch import LaunchSpecification, unit_name
@@ -36,7 +37,7 @@ def gpu(device: str | None, address: str | None, free: float = 20, **other: Any)
     told: dict[str, Any] = {
         "device": device, "backend": "CUDA", "vendor": Vendor.NVIDIA, "name": "a GPU", "uuid": None,
         "pci_address": address, "memory_total": 24 * GIB, "memory_free": int(free * GIB), "temperature": None,
-        "utilization": None, "pids": None, "is_live": True,
+        "utilization": None, "processes": None, "is_live": True,
     }  # fmt: skip
     return Gpu(**{**told, **other})
 
@@ -69,7 +70,7 @@ class Needs:
     """What ``MemoryNeeds`` says of a model of 4 GiB."""
 
     unknown: str | None = None
-    measured_gpu: int | None = None
+    reported: Reported | None = None
 
     async def files_of(self, _: LaunchSpecification) -> ModelFiles:
         if self.unknown:
@@ -81,7 +82,8 @@ class Needs:
 
     async def need_of(self, launch: LaunchSpecification, devices: Any) -> MemoryNeed:
         files, where = await self.files_of(launch), await self.surroundings_of(launch, devices)
-        return replace(estimate(files, launch.runtime_settings, where), measured_gpu=self.measured_gpu)
+        need = estimate(files, launch.runtime_settings, where)
+        return refined(need, self.reported) if self.reported else need
 
 
 def placing(host: Host, needs: Needs | None = None, units: dict[str, Any] | None = None) -> Placements:
@@ -182,11 +184,13 @@ async def test_what_was_promised_is_another_ones() -> None:
     assert found.gpu_shortage.promised == found.gpu_shortage.free == 28 * GIB
 
 
-async def test_what_was_measured_is_what_it_takes() -> None:
+async def test_what_was_reported_is_what_it_takes() -> None:
     needs = Needs()
-    needs.measured_gpu = 7 * GIB
+    needs.reported = Reported(weights=Split(gpu=6 * GIB), compute=Split(gpu=GIB))
     found = await placing(Host((FIRST,)), needs).place(launch(), {})
-    assert found.gpu_bytes == {"CUDA0": 7 * GIB}
+    assert found.need is not None
+    assert found.gpu_bytes == {"CUDA0": found.need.gpu_bytes}
+    assert found.need.gpu_bytes == 7 * GIB + found.need.other.gpu
 
 
 async def test_gpus_without_memory_of_their_own_count_against_the_hosts() -> None:

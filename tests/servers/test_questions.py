@@ -126,7 +126,9 @@ async def test_figures_of_a_made_up_driver_come_out_of_the_unit(systemd_user: Sy
     assert first.pci_address == "0000:41:00.0"
     assert (first.uuid, first.name) == ("GPU-11111111-2222", "NVIDIA A100-SXM4-40GB")
     assert (first.memory_total_bytes, first.memory_free_bytes) == (42_949_672_960, 42_000_000_000)
-    assert (first.temperature_celsius, first.utilization_percent, first.pids) == (41, 7, [4711, 4712])
+    assert (first.temperature_celsius, first.utilization_percent) == (41, 7)
+    assert first.processes == {4711: 1000, 4712: 0, 4713: None}
+    assert second.processes == {4711: 500, 4712: 0, 4713: None}
     assert (second.memory_total_bytes, second.memory_free_bytes) == (None, None)
     assert second.reasons == dict.fromkeys(("memoryTotalBytes", "memoryFreeBytes"), "Not Supported")
     assert read_order(texts[Question.ORDER]) == ("0000:c1:00.0", "0000:41:00.0")
