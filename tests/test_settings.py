@@ -285,7 +285,7 @@ def test_each_refusal_says_what_would_be_right():
     assert "'off'" in refusal({"MAGI_SOCKET": ""})
     assert "'8080-8099'" in refusal({"MAGI_PORT_RANGE": "many"})
     assert "system, user" in refusal({"MAGI_SYSTEMD_SCOPE": "both"})
-    assert "none, read, full" in refusal({"MAGI_TCP_ACCESS": "some"})
+    assert "none, read, infer, full" in refusal({"MAGI_TCP_ACCESS": "some"})
     assert "debug, info, warning, error" in refusal({"MAGI_LOG_LEVEL": "loud"})
     assert "seconds" in refusal({"MAX_STARTUP_TIME": "soon"})
     assert "https://" in refusal({"MAGI_CORS_ORIGINS": "*"})

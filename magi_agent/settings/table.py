@@ -440,7 +440,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "MAGI_TCP_ACCESS",
         "read",
         _tcp_access,
-        "what a caller on loopback TCP may do: none, read or full",
+        "what a caller on loopback TCP may do: none, read, infer (and read) or full",
     ),
     Setting(
         "socket",
