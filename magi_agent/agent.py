@@ -215,6 +215,7 @@ class Agent:
             host=self._host,
             metrics=self._metrics,
             problems=self._problems,
+            connections=self._connections,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(

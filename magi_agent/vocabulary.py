@@ -114,6 +114,8 @@ class TcpAccess(StrEnum):
 
     NONE = "none"
     READ = "read"
+    INFER = "infer"
+    """Read, and use the models."""
     FULL = "full"
 
 

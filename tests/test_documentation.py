@@ -116,7 +116,7 @@ def test_every_path_of_the_documentation_is_in_the_openapi_document_and_the_othe
     text = (DOCS / "api.md").read_text().replace("$ID", "{id}").replace("night-shift", "{name}")
     for path in document["paths"]:
         word = "{name}" if "profiles" in path else "{tier}" if "tiers" in path else "{id}"
-        said = re.sub(r"\{\w+\}", word, path)
+        said = re.sub(r"\{(?!path\})\w+\}", word, path)
         assert said in text or path == "/api/docs", path
     for method, path in re.findall(r"^\| `(GET|PUT|POST|DELETE) (/\S+)` \|", text, re.MULTILINE):
         served = {re.sub(r"\{\w+\}", "{}", known): methods for known, methods in document["paths"].items()}

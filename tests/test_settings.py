@@ -80,6 +80,8 @@ BAD: dict[str, list[object]] = {
     "stop_timeout": ["0", "soon"],
     "log_rate_limit_interval": ["0", "soon"],
     "log_rate_limit_burst": ["-1", "1.5", "1000001", "many", True],
+    "gateway_max_body": ["-1", "1.5G", "much", True],
+    "gateway_timeout": ["0", "-1", "soon", True],
     "memory_reserve": ["-1", -1, "1.5G", "12P", "G", "much", True, str(1 << 61), "2000000T"],
     "memory_limits": ["", "on", "Derived", True, 1],
     "memory_headroom": ["", "a", "0", 0, "0.09", 10.1, -1, "nan", "inf", True],
@@ -237,6 +239,8 @@ def test_every_setting_is_read_from_file_environment_and_option(config, name):
         "log_rate_limit_interval": "45.5",
         "log_rate_limit_burst": "46",
         "memory_reserve": "47M",
+        "gateway_max_body": "9M",
+        "gateway_timeout": "12.5",
         "memory_limits": "off",
         "memory_headroom": "0.5",
         "profiles_path": "/p:/q",
@@ -281,7 +285,7 @@ def test_each_refusal_says_what_would_be_right():
     assert "'off'" in refusal({"MAGI_SOCKET": ""})
     assert "'8080-8099'" in refusal({"MAGI_PORT_RANGE": "many"})
     assert "system, user" in refusal({"MAGI_SYSTEMD_SCOPE": "both"})
-    assert "none, read, full" in refusal({"MAGI_TCP_ACCESS": "some"})
+    assert "none, read, infer, full" in refusal({"MAGI_TCP_ACCESS": "some"})
     assert "debug, info, warning, error" in refusal({"MAGI_LOG_LEVEL": "loud"})
     assert "seconds" in refusal({"MAX_STARTUP_TIME": "soon"})
     assert "https://" in refusal({"MAGI_CORS_ORIGINS": "*"})
@@ -293,7 +297,7 @@ def test_each_refusal_says_what_would_be_right():
         (
             "\n[apis]\n",
             ":2: apis: unknown section; ",
-            "discovery, registry, servers, profiles, api, systemd, agent, defaults",
+            "discovery, registry, servers, gateway, profiles, api, systemd, agent, defaults",
         ),
         ("\n[ api ]\n\n  tpc = 1\n", ":4: api.tpc: unknown key; [api] has ", "tcp, tcp_access, socket"),
         ("api.tpc = 1\n", ":1: api.tpc: unknown key; ", "tcp"),

@@ -33,7 +33,12 @@ from magi_agent.vocabulary import TcpAccess, TokenScope
 
 GROUP: Final = "magi"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_TCP: Final = {TcpAccess.NONE: Access.OPEN, TcpAccess.READ: Access.READ, TcpAccess.FULL: Access.ADMIN}
+_TCP: Final = {
+    TcpAccess.NONE: Access.OPEN,
+    TcpAccess.READ: Access.READ,
+    TcpAccess.INFER: Access.READ | Access.INFER,
+    TcpAccess.FULL: Access.ADMIN,
+}
 _SCOPES: Final = {TokenScope.READ: Access.READ, TokenScope.INFER: Access.INFER, TokenScope.ADMIN: Access.ADMIN}
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d+)?")
 _CHALLENGE: Final = 'Bearer realm="magi-agent"'
@@ -195,7 +200,7 @@ class Admission:
         if self._is_cross_site(request, host):
             return Caller(peer.name, Access.OPEN, hint=_CROSS_SITE, is_foreign=True)
         word = self._configuration.settings.tcp_access
-        if word is TcpAccess.FULL and peer.uid is None and self._rights.names_users:
+        if _TCP[word] not in Access.READ and peer.uid is None and self._rights.names_users:
             # One that has closed its end already is nobody's any more, and may be a proxy's whose client left.
             hint = f"the kernel does not say whose connection this is, and it may be a proxy's; {_BEARER}"
             return Caller(peer.name, Access.READ, hint=hint, whom=peer.whom)

@@ -17,11 +17,12 @@ from aiohttp.typedefs import Handler, Middleware
 from magi_agent.api.access import SAFE_METHODS, AccessDenied, Caller, Identify, require
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.counted_requests import CountedRequests
-from magi_agent.api.error_answers import crash_answer, error_answer, http_error_answer
+from magi_agent.api.error_answers import ErrorResponse, crash_answer, error_answer, http_error_answer
 from magi_agent.api.exchange import ASKED, CALLER
 from magi_agent.api.routes import Access
 from magi_agent.api.streaming import StreamAnswer, StreamReport
 from magi_agent.errors import MagiError
+from magi_agent.gateway.openai_errors import is_for_openai_clients
 from magi_agent.log_output import CHANGES
 from magi_agent.request_id import REQUEST_ID, request_id_from
 
@@ -67,6 +68,8 @@ def answering(
                 what = request.method, request.rel_url.raw_path
                 _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
                 response = crash_answer()
+        if isinstance(response, ErrorResponse) and is_for_openai_clients(request.path):
+            response.for_openai_clients()
         seconds = time.perf_counter() - began
         counted.ended(request, response.status, seconds)
         headers = response.headers
@@ -80,7 +83,11 @@ def answering(
         elif refused:
             log.refused(request, response.status, caller, request_id)
         else:
-            log.answered(request, response.status, seconds, caller, request_id)
+            # What is asked of a model changes nothing.
+            is_change = (
+                request.method not in SAFE_METHODS and access.get(request.match_info.handler) is not Access.INFER
+            )
+            log.answered(request, response.status, seconds, caller, request_id, is_change=is_change)
         return response
 
     return answer
@@ -100,9 +107,11 @@ class _RequestLog:
         self._minute = 0.0
         self._refusals = 0
 
-    def answered(self, request: web.Request, status: int, seconds: float, caller: Caller, request_id: str) -> None:
+    def answered(
+        self, request: web.Request, status: int, seconds: float, caller: Caller, request_id: str, *, is_change: bool
+    ) -> None:
         """Log a request that was let in."""
-        log, level = (_LOG, logging.DEBUG) if request.method in SAFE_METHODS else (_CHANGES, logging.INFO)
+        log, level = (_CHANGES, logging.INFO) if is_change else (_LOG, logging.DEBUG)
         if log.isEnabledFor(level):
             # The path as it came, percent-encoded: nothing in it can pass for another line.
             path = request.rel_url.raw_path

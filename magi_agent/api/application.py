@@ -25,6 +25,7 @@ from magi_agent.api.settings_routes import SettingsRoutes
 from magi_agent.api.streaming import add_streams
 from magi_agent.api.transfer_routes import TransferRoutes
 from magi_agent.api.usage_routes import UsageRoutes
+from magi_agent.gateway.routes import GatewayRoutes
 from magi_agent.vocabulary import RESERVED_IDS
 
 MAX_BODY: Final = 1 << 20
@@ -54,6 +55,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         MetricsRoutes(services),
     ):
         routes += group.routes()
+    routes += GatewayRoutes(services, services.connections).routes()
     identify = identify or Admission(services.configuration, group_id()).identify
     access: dict[object, Access] = {route.handler: route.access for route in routes}
     counted = CountedRequests(routes, services.metrics.requests)
@@ -73,6 +75,8 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
 
 def _router_path(path: str) -> str:
     """``path`` for aiohttp's router, which must not take a reserved word for a model's id."""
+    # What is below a path of the gateway's may have slashes in it.
+    path = path.replace("{path}", "{path:.+}")
     if not path.startswith(_ONE_MODEL):
         return path
     reserved = "|".join(sorted(RESERVED_IDS))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 import pydantic_core
 from aiohttp import web
@@ -11,6 +11,7 @@ from magi_agent.api.access import AccessDenied
 from magi_agent.api.exchange import JSON
 from magi_agent.api.representations import readable
 from magi_agent.errors import MagiError
+from magi_agent.gateway.openai_errors import openai_error
 
 _NAMES: Final = {404: "NotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge", 500: "InternalServerError"}
 _CRASH: Final = "something went wrong inside the agent; its journal has the whole story: journalctl -u magi-agent"
@@ -58,12 +59,25 @@ def error_object(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """The one JSON object that every error is."""
-    body = pydantic_core.to_json(
-        {"error": name, "message": readable(message), "details": _presentable(details or {})},
-        inf_nan_mode="null",
-        fallback=str,
-    )
-    return web.Response(body=body, status=status, headers=headers, content_type=JSON, charset="utf-8")
+    content = {"error": name, "message": readable(message), "details": _presentable(details or {})}
+    return ErrorResponse(content, status, headers)
+
+
+class ErrorResponse(web.Response):
+    """An error, which may still be told in another form."""
+
+    def __init__(self, content: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> None:
+        super().__init__(body=_json(content), status=status, headers=headers, content_type=JSON, charset="utf-8")
+        self._content = content
+
+    def for_openai_clients(self) -> None:
+        """Tell it in the form that clients of the OpenAI API know."""
+        content = self._content
+        self.body = _json(openai_error(self.status, content["error"], content["message"], content["details"]))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return pydantic_core.to_json(content, inf_nan_mode="null", fallback=str)
 
 
 def _presentable(value: object) -> object:

@@ -143,16 +143,19 @@ async def received_json(request: web.Request, most: int | None = None) -> bytes:
         raise UnsupportedMediaType(
             f"the body is encoded as {encoding!r}: send it as it is", {"contentEncoding": encoding}
         )
-    return await _received(request if most is None else request.clone(client_max_size=most))
+    return await received(request, request.client_max_size if most is None else most)
 
 
-async def _received(request: web.Request) -> bytes:
-    most = request.client_max_size
+async def received(request: web.Request, most: int, seconds: float = _BODY_SECONDS) -> bytes:
+    """The body, of at most ``most`` bytes, which has so many ``seconds`` to arrive.
+
+    Raises ``PayloadTooLarge``, ``BadRequest``, ``RequestTimeout``.
+    """
     if (request.content_length or 0) > most:
         raise _too_large(most)
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             while piece := await request.content.readany():
                 body += piece
                 if len(body) > most:
@@ -161,7 +164,7 @@ async def _received(request: web.Request) -> bytes:
     except (web.RequestPayloadError, ConnectionError) as error:
         raise BadRequest(f"the body did not arrive whole: {error}") from None
     except TimeoutError:
-        raise RequestTimeout(f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
+        raise RequestTimeout(f"the body did not arrive within {seconds:g} seconds") from None
     finally:
         # The request keeps why its body broke off, and with that this frame: for long, as it is a circle.
         body.clear()

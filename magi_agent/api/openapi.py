@@ -22,9 +22,10 @@ from magi_agent.api.exchange import (
     UnsupportedMediaType,
 )
 from magi_agent.api.routes import Access, QueryParameter, Route
-from magi_agent.api.schemas import ErrorAnswer
+from magi_agent.api.schemas import ErrorAnswer, OpenAIErrorAnswer
 from magi_agent.api.streaming import StreamForm
 from magi_agent.errors import MagiError, ValidationFailed
+from magi_agent.gateway.openai_errors import code_of, is_for_openai_clients
 from magi_agent.vocabulary import Tier
 
 _Json = dict[str, Any]
@@ -39,12 +40,14 @@ _TAGS: Final = {
     "profiles": "named sets of enabled models",
     "settings": "how a model's server is run",
     "health": "whether the agent lives, and whether what should be up is",
+    "gateway": "the models, as programs use them: the paths of the OpenAI API, and what else llama-server serves",
     "host": "what this host has",
     "agent": "the agent itself",
 }
 _PARAMETERS: Final[Mapping[str, _Json]] = {
     "modelId": {"description": "a model's id", "schema": {"type": "string"}},
     "name": {"description": "a profile's slug", "schema": {"type": "string"}},
+    "path": {"description": "the rest of the path, as the server knows it", "schema": {"type": "string"}},
     "tier": {"description": "a tier", "schema": {"type": "string", "enum": [str(tier) for tier in Tier]}},
     "operationId": {"description": "an operation's id", "schema": {"type": "string"}},
 }
@@ -135,7 +138,8 @@ def _schemas_of(routes: Iterable[Route]) -> tuple[dict[str, _Json], _Json]:
         for shape in (*route.answers.values(), route.streamed):
             if shape is not None and not isinstance(shape, str):
                 inputs[_key(shape)] = (_key(shape), "serialization", TypeAdapter(shape))
-    inputs[_key(ErrorAnswer)] = (_key(ErrorAnswer), "serialization", TypeAdapter(ErrorAnswer))
+    for shape in (ErrorAnswer, OpenAIErrorAnswer):
+        inputs[_key(shape)] = (_key(shape), "serialization", TypeAdapter(shape))
     found, rest = TypeAdapter.json_schemas(inputs.values(), by_alias=True, ref_template=_SCHEMAS)
     return {key: schema for (key, _), schema in found.items()}, rest.get("$defs", {})
 
@@ -224,12 +228,17 @@ def _error_responses(route: Route, schemas: Mapping[str, _Json]) -> _Json:
         by_status.setdefault(error.status, {})[error.error] = (error.__doc__ or "").partition("\n")[0].rstrip(".")
     responses = {}
     for status, words in sorted(by_status.items()):
-        response = _response(status, ErrorAnswer, schemas)
+        shape: type[BaseModel]
+        enum: _Json
+        if is_for_openai_clients(route.path):
+            words = {code_of(word): said for word, said in words.items()}
+            shape, enum = OpenAIErrorAnswer, {"properties": {"code": {"enum": list(words)}}}
+        else:
+            shape, enum = ErrorAnswer, {"enum": list(words)}
+        response = _response(status, shape, schemas)
         if status in _DENIED:
             response["headers"] |= _headers(["WWW-Authenticate"])
         response["description"] = "; ".join(f"`{word}`: {said}" for word, said in words.items())
-        response["content"][JSON]["schema"] = {
-            "allOf": [schemas[_key(ErrorAnswer)], {"properties": {"error": {"enum": list(words)}}}]
-        }
+        response["content"][JSON]["schema"] = {"allOf": [schemas[_key(shape)], {"properties": {"error": enum}}]}
         responses[str(status)] = response
     return responses

@@ -128,6 +128,22 @@ class RegistryAnswer(Answer):
     allowed_flags: list[str] = Field(description="flags of llama-server that the setting extraFlags may name")
 
 
+class OpenAIError(Answer):
+    """What is wrong, on the paths of the OpenAI API."""
+
+    message: str = Field(description="one sentence a person can act on")
+    type: str = Field(description="the kind of error")
+    param: None = Field(description="null")
+    code: str | None = Field(description="a stable word")
+    details: dict[str, Any] = Field(description="what a program can use; always an object")
+
+
+class OpenAIErrorAnswer(Answer):
+    """Every error of the agent's own on the paths of the OpenAI API; a llama-server's own errors pass as they are."""
+
+    error: OpenAIError
+
+
 class RescanAnswer(Answer):
     """What a scan found."""
 

@@ -13,6 +13,7 @@ from magi_agent.profiles.profiles import Profiles
 from magi_agent.readiness import Readiness, readiness
 from magi_agent.registry.inventory import Inventory
 from magi_agent.registry.registry import Registry
+from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.history import History
 from magi_agent.servers.memory_needs import MemoryNeeds
@@ -47,6 +48,7 @@ class Services:
     host: HostFacts
     metrics: Metrics
     problems: Problems
+    connections: ServerConnections
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

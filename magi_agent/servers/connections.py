@@ -6,9 +6,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
+from aiohttp.payload import Payload
 
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 from magi_agent.servers.server_keys import read_key
@@ -16,6 +17,8 @@ from magi_agent.servers.server_keys import read_key
 _AT_ONCE: Final = 64
 """Connections to all servers at ports, and to each server at a socket."""
 _SOCKETS_KEPT: Final = 128
+_KEPT_OPEN_SECONDS: Final = 3.0
+"""How long a connection waits for the next request; a server closes it after five."""
 _KEYS_KEPT: Final = 1024
 _ANY_HOST: Final = "http://localhost"
 """Before a path in a request over a unix socket; nobody looks it up."""
@@ -33,17 +36,18 @@ class ServerConnections:
     """Opens connections to servers. Made without a loop, used within one, closed at its end."""
 
     def __init__(self) -> None:
-        self._ports: aiohttp.ClientSession | None = None
-        self._sockets: OrderedDict[Path, _Channel] = OrderedDict()
+        self._ports: dict[bool, aiohttp.ClientSession] = {}
+        self._sockets: OrderedDict[tuple[Path, bool], _Channel] = OrderedDict()
         self._keys: dict[Path, str] = {}
 
     async def close(self) -> None:
         """Cut what is open."""
         channels = [channel.session for channel in self._sockets.values()]
         self._sockets.clear()
-        for session in (*channels, *([self._ports] if self._ports else [])):
+        ports = list(self._ports.values())
+        self._ports.clear()
+        for session in (*channels, *ports):
             await session.close()
-        self._ports = None
 
     @contextlib.asynccontextmanager
     async def request(
@@ -54,19 +58,21 @@ class ServerConnections:
         *,
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # aiohttp's own kind
         headers: Mapping[str, str] | None = None,
-        data: bytes | None = None,
+        data: bytes | Payload | None = None,
         with_key: bool = True,
+        kept_open: bool = False,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Ask a server, and give the answer as it arrives; a redirect is not followed.
 
         ``with_key`` sends the server's key along, if it asks for one: only to be true where it is known who listens.
+        ``kept_open`` has the connection used again, and as many of them as there are requests.
 
         Raises ``aiohttp.ClientError``, ``TimeoutError``, and ``OSError`` where the key cannot be read.
         """
         sent = dict(headers or {})
         if with_key and isinstance(reach, AtPort) and reach.key_file is not None:
             sent["Authorization"] = f"Bearer {await self.key(reach.key_file)}"
-        async with self._session(reach) as session:
+        async with self._session(reach, kept_open) as session:
             base = reach.url if isinstance(reach, AtPort) else _ANY_HOST
             async with session.request(
                 method, f"{base}{path}", headers=sent, data=data, timeout=timeout, allow_redirects=False
@@ -83,18 +89,18 @@ class ServerConnections:
         return self._keys[path]
 
     @contextlib.asynccontextmanager
-    async def _session(self, reach: Reach) -> AsyncIterator[aiohttp.ClientSession]:
+    async def _session(self, reach: Reach, kept_open: bool) -> AsyncIterator[aiohttp.ClientSession]:
         match reach:
             case AtPort():
-                if self._ports is None:
-                    self._ports = _session_over(aiohttp.TCPConnector(limit=_AT_ONCE, force_close=True))
-                yield self._ports
+                if kept_open not in self._ports:
+                    self._ports[kept_open] = _session_over(aiohttp.TCPConnector(**_habits(kept_open)))
+                yield self._ports[kept_open]
             case AtSocket(path=path):
-                channel = self._sockets.get(path)
+                channel = self._sockets.get((path, kept_open))
                 if channel is None:
-                    connector = aiohttp.UnixConnector(path=str(path), limit=_AT_ONCE, force_close=True)
-                    channel = self._sockets[path] = _Channel(_session_over(connector))
-                self._sockets.move_to_end(path)
+                    connector = aiohttp.UnixConnector(path=str(path), **_habits(kept_open))
+                    channel = self._sockets[path, kept_open] = _Channel(_session_over(connector))
+                self._sockets.move_to_end((path, kept_open))
                 channel.users += 1
                 try:
                     yield channel.session
@@ -105,9 +111,15 @@ class ServerConnections:
     async def _close_unused(self) -> None:
         """Keep no more sessions than so many: those of servers that are gone were used longest ago."""
         beyond = len(self._sockets) - _SOCKETS_KEPT
-        unused = [path for path, channel in self._sockets.items() if not channel.users][: max(0, beyond)]
-        for channel in [self._sockets.pop(path) for path in unused]:
+        unused = [key for key, channel in self._sockets.items() if not channel.users][: max(0, beyond)]
+        for channel in [self._sockets.pop(key) for key in unused]:
             await channel.session.close()
+
+
+def _habits(kept_open: bool) -> dict[str, Any]:
+    if kept_open:
+        return {"limit": 0, "keepalive_timeout": _KEPT_OPEN_SECONDS}
+    return {"limit": _AT_ONCE, "force_close": True}
 
 
 def _session_over(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:

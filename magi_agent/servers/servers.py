@@ -26,6 +26,7 @@ from magi_agent.servers.operations import Operation, Operations, OperationStatus
 from magi_agent.servers.pictures import Pictures, Server
 from magi_agent.servers.plan import UnitCondition, condition_of
 from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.reach import Reach
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.servers.self_reports import ReadyServer
 from magi_agent.servers.shortage import insufficient_memory
@@ -113,6 +114,13 @@ class Servers:
             for model_id, unit in units
             if self._reconciler.state(model_id) in UP and (reach := reach_of(unit.argv, unit.environment))
         }
+
+    def reach_if_ready(self, model_id: str) -> Reach | None:
+        """Where a model's server is, if it answers."""
+        unit = self._manager.units.get(unit_name(model_id))
+        if unit is None or self._reconciler.state(model_id) not in UP:
+            return None
+        return reach_of(unit.argv, unit.environment)
 
     def failure(self, model_id: str) -> Failure | None:
         """Why a model's server failed last, while that matters."""

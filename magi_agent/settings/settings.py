@@ -79,6 +79,10 @@ class Settings:
     memory_limits: LimitSource
     memory_headroom: float
     """Share of a model's anonymous memory that a derived limit adds to it."""
+    gateway_max_body: int
+    """Bytes of a request to a model."""
+    gateway_timeout: float
+    """For which a server may say nothing while a request waits for it."""
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None
@@ -152,7 +156,7 @@ def shown(settings: Settings) -> dict[str, str]:
             shown[each.name] = f"{value[0]}-{value[1]}"
         elif each.name == "llama_server_alternatives":
             shown[each.name] = ":".join(f"{name}={path}" for name, path in value)
-        elif each.name == "memory_reserve":
+        elif each.name in ("memory_reserve", "gateway_max_body"):
             shown[each.name] = _in_units(value)
         elif each.name == "defaults":
             shown |= _shown_defaults(value)

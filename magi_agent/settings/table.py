@@ -400,6 +400,22 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "share of a model's anonymous memory that a derived limit adds to it, beside 512 MiB",
     ),
     Setting(
+        "gateway_max_body",
+        "gateway",
+        "MAGI_GATEWAY_MAX_BODY",
+        "64M",
+        _bytes,
+        "bytes that a request to a model may have, images and all, such as 64M",
+    ),
+    Setting(
+        "gateway_timeout",
+        "gateway",
+        "MAGI_GATEWAY_TIMEOUT",
+        "3600",
+        _seconds,
+        "seconds for which a server may say nothing while a request waits for its answer",
+    ),
+    Setting(
         "profiles_path",
         "profiles",
         "PROFILES_PATH",
@@ -424,7 +440,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "MAGI_TCP_ACCESS",
         "read",
         _tcp_access,
-        "what a caller on loopback TCP may do: none, read or full",
+        "what a caller on loopback TCP may do: none, read, infer (and read) or full",
     ),
     Setting(
         "socket",

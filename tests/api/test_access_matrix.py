@@ -15,11 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from aiohttp import web
 
-from magi_agent.api.about_routes import AboutRoutes
 from magi_agent.api.access import AccessDenied, Caller, Forbidden, Unauthorized, require
-from magi_agent.api.routes import Access, Route
+from magi_agent.api.routes import Access
 from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.api.conftest import Serve
@@ -53,8 +51,10 @@ COLUMNS = tuple(REQUESTS)
 NOTHING = dict(zip(COLUMNS, (200, 401, 401, 401, 401, 401, 401, 401, 401), strict=True))
 REFUSED = {what: 403 if status == 401 else status for what, status in NOTHING.items()}
 READING = dict(zip(COLUMNS, (200, 200, 404, 200, 200, 403, 403, 403, 403), strict=True))
-USING = dict(zip(COLUMNS, (200, 200, 404, 403, 403, 200, 403, 403, 403), strict=True))
-EVERYTHING = dict(zip(COLUMNS, (200, 200, 404, 200, 200, 200, 200, 200, 404), strict=True))
+# Who may use models is told that the request names none.
+USING = dict(zip(COLUMNS, (200, 200, 404, 403, 403, 400, 403, 403, 403), strict=True))
+BOTH = dict(zip(COLUMNS, (200, 200, 404, 200, 200, 400, 403, 403, 403), strict=True))
+EVERYTHING = dict(zip(COLUMNS, (200, 200, 404, 200, 200, 400, 200, 200, 404), strict=True))
 
 BY_TOKEN = {
     "read": READING,
@@ -104,6 +104,7 @@ PLACES = {
     ),
     "loopback, none": Place("loopback", NOTHING, settings={"tcp_access": "none"}),
     "loopback, read": Place("loopback", READING, settings={"tcp_access": "read"}),
+    "loopback, infer": Place("loopback", BOTH, settings={"tcp_access": "infer"}),
     "loopback, full": Place("loopback", EVERYTHING, settings={"tcp_access": "full"}),
     "loopback, foreign host": Place("loopback", REFUSED, headers={"Host": "evil.example"}),
     "loopback, foreign page": Place("loopback", REFUSED, headers={"Origin": "https://evil.example"}),
@@ -146,16 +147,9 @@ def public_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-async def infer(_: web.Request) -> web.Response:
-    return web.json_response({})
-
-
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host with the group magi, and an API that has a path for use of the models."""
-    routes = AboutRoutes.routes
-    use = Route("POST", "/v1/completions", infer, Access.INFER, "Use a model", "agent", {200: None})
-    monkeypatch.setattr(AboutRoutes, "routes", lambda self: (*routes(self), use))
+    """A host with the group magi."""
     monkeypatch.setattr("magi_agent.api.application.group_id", lambda: MEMBERS)
 
 

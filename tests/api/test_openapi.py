@@ -17,6 +17,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from magi_agent.api import access, exchange
 from magi_agent.errors import AlreadyRunning, ConfigurationError, MagiError, ProbeFailed
+from magi_agent.gateway.openai_errors import code_of, is_for_openai_clients
 from magi_agent.launcher.messages import Refused
 from magi_agent.runtime_settings.settings import setting_names, wire_name
 from magi_agent.token_file import TokenExists, TokenNotFound, TokensBusy
@@ -100,14 +101,18 @@ async def test_every_error_is_in_the_document(serve: Serve) -> None:
             yield from kinds(one)
 
     api = await serve()
-    written = {
-        (int(status), word)
-        for _, _, operation in operations(await document(api))
-        for status, response in operation["responses"].items()
-        for word in response.get("content", {})
-        .get("application/json", {"schema": {}})["schema"]
-        .get("allOf", [{}, {"properties": {"error": {"enum": []}}}])[1]["properties"]["error"]["enum"]
-    }
+    names = {code_of(kind.error): kind.error for kind in kinds(MagiError)}
+    written = set()
+    for _, path, operation in operations(await document(api)):
+        for status, response in operation["responses"].items():
+            schema = response.get("content", {}).get("application/json", {"schema": {}})["schema"]
+            if "allOf" in schema:
+                said = schema["allOf"][1]["properties"]["error"]
+                if is_for_openai_clients(path):
+                    words = [names[code] for code in said["properties"]["code"]["enum"]]
+                else:
+                    words = said["enum"]
+                written |= {(int(status), word) for word in words}
 
     raised = {(kind.status, kind.error) for kind in kinds(MagiError)}
     known = {one for one in raised if one[1] not in NEVER_ON_THE_WIRE | KINDS_THAT_OTHERS_REFINE}
@@ -129,7 +134,10 @@ async def test_every_operation_says_which_scope_a_token_needs_for_it(serve: Serv
     assert needed["GET /"] == []
     assert {needed["GET /health/live"], needed["GET /health/ready"]} == {"nothing"}
     for what, scopes in needed.items():
-        if what == "GET /" or "/health/" in what:
+        if what in ("GET /", "GET /v1/models") or "/health/" in what:
+            continue
+        if is_for_openai_clients(what.partition(" ")[2]):
+            assert scopes == ["infer"], what
             continue
         assert scopes == (["read"] if what.startswith("GET ") else ["admin"]), what
     for _, _, operation in operations(found):

@@ -1,0 +1,151 @@
+"""Finding which model a body asks for, and putting another name there, without taking the body apart.
+
+A body may hold images, tens of megabytes of them, and has to reach the server as it came. So the text is passed over
+once, and only the members of the outermost object are looked at. What is no JSON may pass: the server says so itself.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from magi_agent.errors import InvalidRequest
+
+_MODEL: Final = "model"
+_STREAM: Final = "stream"
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+"""Possessive: to give back a part of a string of megabytes would take memory, and end nowhere else."""
+_OUTERMOST: Final = re.compile(rb'["{}\[\],:]')
+_WITHIN: Final = re.compile(rb'["{}\[\]]')
+_SCALAR: Final = re.compile(rb"[^\s,}\]]+")
+_SPACE: Final = re.compile(rb"[ \t\r\n]*")
+_MOST_MARKS: Final = 2_000_000
+"""Brackets and strings in one body; more than that is no question to a model."""
+_LONGEST_NAME: Final = 1000
+_LONGEST_HEAD: Final = 8192
+_MODEL_PART: Final = re.compile(
+    rb'^content-disposition: *form-data;[^\r\n]*; *name="model"|^content-disposition: *form-data; *name="model"',
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class UnreadableBody(InvalidRequest):
+    """The body is not a JSON object, or does not say which model it is for in a way that can be understood."""
+
+    error = "InvalidJson"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelField:
+    """What a body says of the model."""
+
+    name: str | None
+    """As it was asked for; ``None`` where no model is named."""
+    start: int
+    """Where the name begins in the body, with its quote."""
+    end: int
+    """Where it ends; 0 where it is in no JSON."""
+    wants_stream: bool
+    """Whether the answer is to come piece by piece."""
+
+    def renamed(self, body: bytes, name: str) -> bytes:
+        """The body with another name in the place of this one; as it is where that is the same, or it has no place."""
+        if self.name in (None, name) or not self.end:
+            return body
+        return b"".join((body[: self.start], json.dumps(name).encode(), body[self.end :]))
+
+
+def model_field(body: bytes) -> ModelField:
+    """What ``body``, a JSON object, says of the model. Of several members of one name the last one counts.
+
+    Takes a time that grows with the body: some milliseconds for each megabyte. Raises ``UnreadableBody``.
+    """
+    found = _members(body, (_MODEL, _STREAM))
+    start, end = found.get(_MODEL, (0, 0))
+    value = _value(body[start:end]) if end - start <= _LONGEST_NAME else None
+    if end and not (isinstance(value, str) and value):
+        raise UnreadableBody('"model" must be the name of a model: GET /v1/models lists them')
+    stream_start, stream_end = found.get(_STREAM, (0, 0))
+    return ModelField(value if end else None, start, end, body[stream_start:stream_end] == b"true")
+
+
+def form_model(body: bytes, boundary: str) -> str | None:
+    """What the field ``model`` of a form says (multipart/form-data, RFC 7578); ``None`` where it has none."""
+    delimiter = b"--" + boundary.encode()
+    position = body.find(delimiter)
+    while position >= 0:
+        start = position + len(delimiter)
+        head_end = body.find(b"\r\n\r\n", start, start + _LONGEST_HEAD)
+        end = body.find(b"\r\n" + delimiter, head_end) if head_end >= 0 else -1
+        if end < 0:
+            return None
+        if _MODEL_PART.search(body, start, head_end) and end - head_end <= _LONGEST_NAME:
+            return body[head_end + 4 : end].decode(errors="replace").strip() or None
+        position = end + 2
+    return None
+
+
+def _members(body: bytes, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Where the values of some members of the outermost object stand."""
+    position = _after_space(body, 3 if body.startswith(b"\xef\xbb\xbf") else 0)
+    if body[position : position + 1] != b"{":
+        raise UnreadableBody("the body must be a JSON object")
+    position += 1
+    found: dict[str, tuple[int, int]] = {}
+    depth, marks, key, value_start = 1, 0, "", -1
+    while mark := (_OUTERMOST if depth == 1 else _WITHIN).search(body, position):
+        marks += 1
+        if marks > _MOST_MARKS:
+            raise UnreadableBody("the body has more parts than any question to a model")
+        start, position = mark.span()
+        match mark[0]:
+            case b'"':
+                string = _STRING.match(body, start)
+                if string is None:
+                    raise UnreadableBody("the body ends within a string")
+                position = string.end()
+                if depth == 1 and value_start < 0:
+                    key = _key(string[0])
+            case b":":
+                value_start = _after_space(body, position)
+            case b"{" | b"[":
+                depth += 1
+            case b",":
+                _note(body, key, value_start, start, names, found)
+                key, value_start = "", -1
+            case _:
+                depth -= 1
+                if depth == 0:
+                    _note(body, key, value_start, start, names, found)
+                    return found
+    raise UnreadableBody("the body ends before its outermost object does")
+
+
+def _note(
+    body: bytes, key: str, start: int, before: int, names: tuple[str, ...], found: dict[str, tuple[int, int]]
+) -> None:
+    if key not in names or start < 0:
+        return
+    string = _STRING.match(body, start)
+    scalar = string or _SCALAR.match(body, start, before)
+    found[key] = (start, scalar.end() if scalar else before)
+
+
+def _key(quoted: bytes) -> str:
+    """A member's name; empty for one that is of no interest."""
+    if len(quoted) > _LONGEST_NAME:
+        return ""
+    value = _value(quoted)
+    return value if isinstance(value, str) else ""
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _after_space(body: bytes, position: int) -> int:
+    space = _SPACE.match(body, position)
+    return space.end() if space else position

@@ -1,0 +1,172 @@
+"""Passing one request on to a server, and its answer back as it comes.
+
+Nothing of the answer is kept or looked into. When the client leaves, the server's connection is cut, by which
+llama-server ends what it generates for it; when the server breaks off, so is the client's: nobody takes half an answer
+for a whole one.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final, cast
+
+import aiohttp
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from multidict import CIMultiDictProxy
+
+from magi_agent.api.connection import Connection
+from magi_agent.api.large_body import SLICE, LargeBody
+from magi_agent.errors import MagiError
+from magi_agent.gateway.openai_errors import error_event
+from magi_agent.request_id import REQUEST_ID
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import Reach
+
+_LOG: Final = logging.getLogger(__name__)
+_CONNECT_SECONDS: Final = 5.0
+_SSE: Final = "text/event-stream"
+# RFC 9110, 7.6.1: what is between two neighbours only. Of the rest, the caller's rights are the agent's business, and
+# which pages may read an answer is as well.
+_NOT_ASKED: Final = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer",
+    "transfer-encoding", "upgrade", "host", "content-length", "expect", "authorization", "x-api-key", "cookie",
+    "origin", "referer", "forwarded", "x-request-id", "accept-encoding",
+})  # fmt: skip
+_NOT_ANSWERED: Final = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding",
+    "upgrade", "server", "date", "content-length", "set-cookie", "x-request-id", "vary",
+})  # fmt: skip
+_CORS: Final = "access-control-"
+
+
+class ServerFailed(MagiError):
+    """The model's server gave no answer that can be passed on."""
+
+    error = "ServerFailed"
+    status = 502
+
+
+class ServerSilent(MagiError):
+    """The model's server said nothing for longer than it may."""
+
+    error = "ServerSilent"
+    status = 504
+
+
+class Relay:
+    """Passes requests on."""
+
+    def __init__(self, connections: ServerConnections, longest_silence: Callable[[], float]) -> None:
+        """``longest_silence``: seconds for which a server may say nothing at all."""
+        self._connections = connections
+        self._longest_silence = longest_silence
+
+    async def pass_on(
+        self, request: web.Request, model_id: str, reach: Reach, path: str, body: bytes | None
+    ) -> web.StreamResponse:
+        """The server's answer to ``request``, asked as ``path`` and with ``body``; its rest is still to come.
+
+        Raises ``ServerFailed``, ``ServerSilent``.
+        """
+        silence = self._longest_silence()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
+        ask = partial(
+            self._connections.request,
+            reach,
+            request.method,
+            path,
+            timeout=timeout,
+            headers=_asked_headers(request),
+            data=LargeBody(body) if body is not None and len(body) > SLICE else body,
+        )
+        with _cancelled_when_lost(request):
+            held = AsyncExitStack()
+            try:
+                try:
+                    answer = await held.enter_async_context(ask(kept_open=True))
+                except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+                    # A connection that the server was about to close, or whose server has ended since.
+                    answer = await held.enter_async_context(ask())
+            except TimeoutError:
+                raise ServerSilent(
+                    f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
+                ) from None
+            except (aiohttp.ClientError, OSError) as error:
+                raise ServerFailed(
+                    f"the server of {model_id} gave no answer ({str(error) or type(error).__name__}): magictl show "
+                    f"{model_id} says what is wrong with it",
+                    {"modelId": model_id},
+                ) from None
+        return RelayedAnswer(answer, held, model_id)
+
+
+class RelayedAnswer(web.StreamResponse):
+    """A server's answer, of which the headers are there; it is passed on once ours are complete."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, held: AsyncExitStack, model_id: str) -> None:
+        super().__init__(status=answer.status, reason=answer.reason, headers=_answered_headers(answer.headers))
+        self._answer = answer
+        self._held = held
+        self._model_id = model_id
+        self._is_stream = answer.content_type == _SSE
+        if (length := answer.content_length) is not None:
+            self.content_length = length
+        if self._is_stream:
+            self.headers["X-Accel-Buffering"] = "no"
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the headers, and all that the server says."""
+        if self.prepared:
+            return await super().prepare(request)
+        async with self._held:
+            with _cancelled_when_lost(request):
+                writer = await super().prepare(request)
+                try:
+                    async for piece in self._answer.content.iter_any():
+                        await self.write(piece)
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    await self._break_off(request, error)
+        return writer
+
+    async def _break_off(self, request: web.BaseRequest, error: Exception) -> None:
+        reason = "said nothing any more" if isinstance(error, TimeoutError) else "broke off"
+        message = f"the server of {self._model_id} {reason} in the middle of its answer"
+        _LOG.warning("%s", message, extra={"magi_request_id": REQUEST_ID.get(), "magi_model": self._model_id})
+        with contextlib.suppress(ConnectionError):
+            if self._is_stream:
+                await self.write(error_event(502, "ServerFailed", message))
+        # Without the mark of its end, nobody takes it for whole.
+        if request.transport is not None:
+            request.transport.close()
+
+
+@contextlib.contextmanager
+def _cancelled_when_lost(request: web.BaseRequest) -> Iterator[None]:
+    """Cancel the task at work when the client leaves."""
+    connection, task = cast(Connection, request.protocol), cast("asyncio.Task[Any]", asyncio.current_task())
+    connection.when_lost(partial(_cancel, task))
+    try:
+        yield
+    finally:
+        connection.when_lost(None)
+
+
+def _cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+
+
+def _asked_headers(request: web.Request) -> dict[str, str]:
+    passed = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_ASKED}
+    return passed | {"X-Request-ID": REQUEST_ID.get() or ""}
+
+
+def _answered_headers(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
+    return {
+        name: value
+        for name, value in headers.items()
+        if (lower := name.lower()) not in _NOT_ANSWERED and not lower.startswith(_CORS)
+    }

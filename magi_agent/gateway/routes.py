@@ -1,0 +1,164 @@
+"""The paths that programs use models by, and what becomes of a request on them."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+from aiohttp.helpers import parse_mimetype
+from pydantic_core import to_json
+
+from magi_agent.api.access import Forbidden
+from magi_agent.api.exchange import CALLER, BadRequest, PayloadTooLarge, RequestTimeout, answer, received
+from magi_agent.api.routes import Access, Handler, Route
+from magi_agent.api.services import Services
+from magi_agent.errors import ModelNotFound, ServiceUnavailable
+from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
+from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
+from magi_agent.gateway.openai_errors import NATIVE_PATHS
+from magi_agent.gateway.relay import Relay, ServerFailed, ServerSilent
+from magi_agent.registry.model import Model
+from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.reach import Reach
+from magi_agent.vocabulary import StartPolicy
+
+_TAG: Final = "gateway"
+_LARGE: Final = 64 * 1024
+"""Bytes of a body from which on it is read in a thread."""
+_BODY_SECONDS: Final = 300.0
+"""For a body to arrive: images, over a slow line."""
+_MULTIPART: Final = "multipart/form-data"
+_INFERENCE: Final = re.compile(r"v1/.+|props|health|" + "|".join(path[1:] for path in NATIVE_PATHS))
+"""What may be asked of a server by whom the models are for; the rest shows or changes how it is run."""
+_V1: Final = {
+    "chat/completions": "Answer in a conversation",
+    "completions": "Go on with a text",
+    "responses": "Answer, in the form of OpenAI's Responses API",
+    "messages": "Answer, in the form of Anthropic's Messages API",
+    "messages/count_tokens": "Count the tokens of a conversation, in the form of Anthropic's API",
+    "embeddings": "Texts as vectors",
+    "rerank": "Sort documents by how well they answer a question",
+    "audio/transcriptions": "Write down what is said in a recording",
+}
+_ERRORS: Final = (
+    *(UnreadableBody, BadRequest, RequestTimeout, PayloadTooLarge),
+    *(NoName, UnknownName, ServerFailed, ServerSilent, ServiceUnavailable),
+)
+_RETRY_AFTER: Final = 2
+
+
+class GatewayRoutes:
+    """The handlers of the gateway."""
+
+    def __init__(self, services: Services, connections: ServerConnections) -> None:
+        self._services = services
+        self._names = ModelNames(services.registry, services.effective)
+        self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
+
+    def routes(self) -> tuple[Route, ...]:
+        """The routes, each with all that is to be known of it."""
+        return (
+            Route(
+                "GET",
+                "/v1/models",
+                self.list_models,
+                Access.KNOWN,
+                "The models that can be asked for",
+                _TAG,
+                {200: None},
+            ),
+            *(_route("POST", f"/v1/{path}", self._by_body, summary) for path, summary in _V1.items()),
+            _route("POST", "/v1/{path}", self._by_body, "Whatever else the model's llama-server serves below /v1"),
+            *(_route("POST", path, self._by_body, f"llama-server's own {path}") for path in NATIVE_PATHS),
+            *(
+                _route(
+                    method, "/api/proxy/{modelId}/{path}", self._by_path, "Any path of the server of a model named here"
+                )
+                for method in ("GET", "POST")
+            ),
+        )
+
+    async def list_models(self, _: web.Request) -> web.Response:
+        """GET /v1/models."""
+        return answer(to_json({"object": "list", "data": [self._entry(model) for model in self._offered()]}))
+
+    def _offered(self) -> list[Model]:
+        models = self._services.registry.models.values()
+        return [model for model in models if model.choices.enabled or self._services.servers.is_wanted(model.model_id)]
+
+    def _entry(self, model: Model) -> dict[str, object]:
+        facts = model.facts
+        capabilities = {
+            "completion": not facts.is_embedding and not facts.is_reranker,
+            "embedding": facts.is_embedding,
+            "reranking": facts.is_reranker,
+            "vision": facts.has_vision,
+            "thinking": model.effective_thinking,
+        }
+        return {
+            "id": model.model_id,
+            "object": "model",
+            "created": 0,
+            "owned_by": "magi-agent",
+            "aliases": self._names.names_of(model),
+            "state": self._services.servers.state(model.model_id),
+            "tier": model.effective_tier,
+            "context_length": facts.context_length,
+            "capabilities": [name for name, has_it in capabilities.items() if has_it],
+        }
+
+    async def _by_body(self, request: web.Request) -> web.StreamResponse:
+        body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
+        field = await self._field(request, body)
+        model = self._names.model(field.name)
+        reach = await self._ready(request, model)
+        renamed = field.renamed(body, model.model_id)
+        return await self._relay.pass_on(request, model.model_id, reach, request.rel_url.raw_path_qs, renamed)
+
+    async def _by_path(self, request: web.Request) -> web.StreamResponse:
+        path = request.match_info["path"]
+        if not _INFERENCE.fullmatch(path) and Access.ADMIN not in request[CALLER].access:
+            raise Forbidden(f"/{path} of a server is for admins: it shows or changes how the server is run")
+        model = self._services.registry.model(request.match_info["modelId"])
+        most = self._services.settings.gateway_max_body
+        body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
+        reach = await self._ready(request, model)
+        asked = request.rel_url.raw_path_qs.split("/", 4)[4]
+        return await self._relay.pass_on(request, model.model_id, reach, f"/{asked}", body)
+
+    @staticmethod
+    async def _field(request: web.Request, body: bytes) -> ModelField:
+        if request.content_type == _MULTIPART:
+            boundary = parse_mimetype(request.headers["Content-Type"]).parameters.get("boundary", "")
+            return ModelField(form_model(body, boundary), 0, 0, wants_stream=False)
+        return await asyncio.to_thread(model_field, body) if len(body) > _LARGE else model_field(body)
+
+    async def _ready(self, request: web.Request, model: Model) -> Reach:
+        """Where the model's server is, which is started if it is one that is started for requests."""
+        model_id, servers = model.model_id, self._services.servers
+        if reach := servers.reach_if_ready(model_id):
+            return reach
+        if self._services.effective.start_policy(model) is StartPolicy.ON_DEMAND and model.choices.enabled:
+            _ = await servers.start(model_id, by=request[CALLER].name, wait=self._services.settings.gateway_timeout)
+            if reach := servers.reach_if_ready(model_id):
+                return reach
+        raise ServiceUnavailable(
+            model_id,
+            f"model {model_id} is {servers.state(model_id)}: magictl start {model_id} starts it",
+            _RETRY_AFTER,
+        )
+
+
+def _route(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]], summary: str) -> Route:
+    errors = (*_ERRORS, ModelNotFound, Forbidden) if "{modelId}" in path else _ERRORS
+    return Route(method, path, _handler(method, path, act), Access.INFER, summary, _TAG, {200: None}, errors=errors)
+
+
+def _handler(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await act(request)
+
+    words = re.findall(r"[a-zA-Z0-9]+", path)
+    handle.__name__ = "_".join((method.lower(), *words))
+    return handle
