@@ -280,6 +280,15 @@ def test_a_bad_value_is_refused_with_its_place_and_what_is_allowed(config, name,
         assert message.endswith(f", not {value!r}")
 
 
+@pytest.mark.parametrize("section", ["defaults", "defaults.fast"])
+def test_a_default_flag_that_is_not_allowed_is_refused_at_once(tmp_path: Path, section: str) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text(
+        f'[{section}]\nextra_flags = ["--no-warmup", "--x=1"]\n[servers]\nallowed_flags = ["--no-warmup"]\n'
+    )
+    assert refusal({}, file).startswith(f"{section}.extra_flags: --x must be among servers.allowed_flags ({file}:")
+
+
 def test_each_refusal_says_what_would_be_right():
     assert "'127.0.0.1:8000'" in refusal({"MAGI_TCP": "8000"})
     assert "'off'" in refusal({"MAGI_SOCKET": ""})
@@ -361,6 +370,7 @@ startPolicy = "onDemand"
 
 [servers]
 stop_timeout = 9
+allowed_flags = ["--no-warmup"]
 """
 
 

@@ -167,7 +167,10 @@ class ProfileRoutes:
             plan = await services.active_profile.plan(slug)
             effective = services.effective.with_profile(plan.settings)
             not_fitting = await services.servers.not_fitting(plan.runs, effective, plan.places)
-            return answer(self._plan_answer(plan, f"Profile '{slug}' would be activated", None, not_fitting))
+            starts = [model_id for model_id, run in plan.runs.items() if run]
+            not_runnable = await services.servers.not_runnable(starts, effective)
+            message = f"Profile '{slug}' would be activated"
+            return answer(self._plan_answer(plan, message, None, not_fitting, not_runnable))
         if services.servers.drain and any((await services.active_profile.plan(slug)).runs.values()):
             services.servers.refuse_while_draining()
         plan = await services.active_profile.activate(slug, by=request[CALLER].name)
@@ -185,6 +188,7 @@ class ProfileRoutes:
         message: str,
         operation_id: str | None,
         not_fitting: Mapping[str, MagiError] = MappingProxyType({}),
+        not_runnable: Mapping[str, MagiError] = MappingProxyType({}),
     ) -> PlanAnswer:
         services = self._services
         return PlanAnswer(
@@ -201,6 +205,7 @@ class ProfileRoutes:
             unknown=list(plan.unknown),
             unusable={model_id: readable(problem) for model_id, problem in plan.unusable.items()},
             insufficient_memory={model_id: readable(error.message) for model_id, error in not_fitting.items()},
+            settings_not_usable={model_id: readable(error.message) for model_id, error in not_runnable.items()},
             operation_id=operation_id,
         )
 

@@ -448,6 +448,9 @@ class PlanAnswer(Answer):
     insufficient_memory: dict[str, str] = Field(
         description="in a dry run, models that would not fit into memory once what stops is gone, and why"
     )
+    settings_not_usable: dict[str, str] = Field(
+        description="in a dry run, models that could not be started with their settings, and why"
+    )
     operation_id: str | None = Field(description="by which starts and stops can be followed")
 
 

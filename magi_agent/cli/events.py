@@ -39,7 +39,7 @@ _Line = list[Cell | str]
 def events(session: Session, ids: tuple[str, ...], types: tuple[str, ...], count: int | None) -> int:
     """Show what changes, as it changes, until Ctrl-C.
 
-    With ids, only what is about these models. An agent that is away is waited for, and what it remembers of the
+    With ids, only what is about these models. An agent that goes away is waited for, and what it remembers of the
     meantime is shown; where something is missing, that is said.
 
     With --json: one JSON object in each line.

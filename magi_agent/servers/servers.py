@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from magi_agent.errors import Draining, InsufficientMemory, StartFailed, StopFailed
+from magi_agent.errors import Draining, InsufficientMemory, SettingsNotUsable, StartFailed, StopFailed
 from magi_agent.events import DrainChanged, EventStream
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
@@ -29,6 +29,7 @@ from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.reach import Reach
 from magi_agent.servers.reconciler import OUTCOMES, Reconciler
 from magi_agent.servers.self_reports import ReadyServer
+from magi_agent.servers.settings_faults import settings_not_usable
 from magi_agent.servers.shortage import insufficient_memory
 from magi_agent.servers.start_order import StartOrder
 from magi_agent.servers.states import DOWN, RUNNING, UP
@@ -346,6 +347,17 @@ class Servers:
         leaving = [unit for unit in stopped if unit is not None and condition_of(unit) is UnitCondition.UP]
         found = await self._admission.not_fitting([launch for launch in launches if launch], leaving)
         return {model_id: insufficient_memory(model_id, shortage) for model_id, shortage in found.items()}
+
+    async def not_runnable(
+        self, model_ids: Iterable[str], effective: EffectiveSettings
+    ) -> dict[str, SettingsNotUsable]:
+        """Which of some models could not be run with the settings of ``effective``, and why."""
+        found = {}
+        for model_id in model_ids:
+            model = self._registry.models.get(model_id)
+            if model is not None and (faults := await self._preparation.faults_of(effective.of(model))):
+                found[model_id] = settings_not_usable(model_id, faults)
+        return found
 
     def follow(self, kind: str, runs: Mapping[str, bool]) -> Operation:
         """An operation for wishes that were made already: it ends when each model runs, or does not, as it says.

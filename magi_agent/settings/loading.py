@@ -1,11 +1,12 @@
 """Defaults, then ``agent.toml``, then the environment, then the command line, joined into one object."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from magi_agent.errors import ConfigurationError
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.settings.file import parse_config, place_of, read_config, short
 from magi_agent.settings.settings import Settings, within
 from magi_agent.settings.table import SETTINGS, Setting
@@ -65,6 +66,11 @@ def _default(setting: Setting, scope: object, environment: Mapping[str, str]) ->
     return setting.default
 
 
+def _tiers(settings: Settings) -> Iterator[tuple[str, RuntimeSettings]]:
+    for tier, runtime in settings.defaults.tiers.items():
+        yield f"defaults.{tier}", runtime
+
+
 def _check_together(settings: Settings, places: Mapping[str, str]) -> None:
     if settings.tcp is None and settings.socket is None:
         raise ConfigurationError(
@@ -86,6 +92,12 @@ def _check_together(settings: Settings, places: Mapping[str, str]) -> None:
             f"{places['server_access']}: must not be 'socket' while servers.llama_server_user is empty: the agent, "
             "which is not root, cannot enter a dynamic user's folder; name a user whose group the agent belongs to"
         )
+    for where, runtime in (("defaults", settings.defaults.host), *_tiers(settings)):
+        for flag in runtime.extra_flags or ():
+            if (name := flag.partition("=")[0]) not in settings.allowed_flags:
+                raise ConfigurationError(
+                    f"{where}.extra_flags: {name} must be among servers.allowed_flags ({places['allowed_flags']})"
+                )
     if settings.fast_max > settings.powerful_min:
         raise ConfigurationError(
             f"{places['fast_max']}: must be at most discovery.powerful_min ({settings.powerful_min:g}, "

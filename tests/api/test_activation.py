@@ -48,6 +48,7 @@ async def test_activation_is_a_difference(serve: Serve) -> None:
         "unknown": ["api-nobody"],
         "unusable": {},
         "insufficientMemory": {},
+        "settingsNotUsable": {},
         "operationId": None,
     }
     assert (await api.get("/api/models/profiles/active"))["name"] == "day"
@@ -267,6 +268,22 @@ async def test_choices_of_an_earlier_magi_are_not_undone_because_their_disk_is_a
     toy_model(path)
     (await api.ask("POST", "/api/models/rescan")).success()
     assert await enabled(api) == ["api-former"]
+
+
+async def test_a_dry_run_says_whose_settings_could_not_be_carried_out(serve: Serve) -> None:
+    api = await serve("api-odd", "api-even")
+    body = {
+        "name": "odd",
+        "enabledModels": ["api-odd", "api-even"],
+        "runtimeSettings": {"api-odd": {"extraFlags": ["--verbose"]}},
+    }
+    (await api.ask("POST", "/api/models/profiles", body)).success(201)
+
+    plan = (await api.ask("POST", "/api/models/profiles/odd/activate?dryRun=true")).success()
+
+    assert plan["start"] == ["api-even", "api-odd"]
+    assert list(plan["settingsNotUsable"]) == ["api-odd"]
+    assert "--verbose is not allowed" in plan["settingsNotUsable"]["api-odd"]
 
 
 async def test_a_dry_run_says_what_would_not_fit_into_memory(serve: Serve) -> None:

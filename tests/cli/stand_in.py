@@ -366,6 +366,7 @@ class StandIn:
             "unknown": sorted(set(named) - wanted),
             "unusable": {name: "it is cut" for name in wanted if self.models[name]["status"] != "ok"},
             "insufficientMemory": {},
+            "settingsNotUsable": {},
             "operationId": None,
         }
         if dry_run:
