@@ -38,7 +38,7 @@ def answering(
     identify: Identify, access: Mapping[object, Access], cross_origin: CrossOrigin, counted: CountedRequests
 ) -> Middleware:
     """The middleware. ``access`` is what each route's handler asks of a caller; an unknown path asks to be known."""
-    log = _RequestLog()
+    log = _RequestLog(access)
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -83,11 +83,7 @@ def answering(
         elif refused:
             log.refused(request, response.status, caller, request_id)
         else:
-            # What is asked of a model changes nothing.
-            is_change = (
-                request.method not in SAFE_METHODS and access.get(request.match_info.handler) is not Access.INFER
-            )
-            log.answered(request, response.status, seconds, caller, request_id, is_change=is_change)
+            log.answered(request, response.status, seconds, caller, request_id)
         return response
 
     return answer
@@ -103,15 +99,14 @@ def _marked(request_id: str, caller: Caller | None = None) -> dict[str, str | No
 class _RequestLog:
     """Writes who asked for what, and what came of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, access: Mapping[object, Access]) -> None:
+        self._access = access
         self._minute = 0.0
         self._refusals = 0
 
-    def answered(
-        self, request: web.Request, status: int, seconds: float, caller: Caller, request_id: str, *, is_change: bool
-    ) -> None:
+    def answered(self, request: web.Request, status: int, seconds: float, caller: Caller, request_id: str) -> None:
         """Log a request that was let in."""
-        log, level = (_CHANGES, logging.INFO) if is_change else (_LOG, logging.DEBUG)
+        log, level = (_CHANGES, logging.INFO) if self._is_change(request) else (_LOG, logging.DEBUG)
         if log.isEnabledFor(level):
             # The path as it came, percent-encoded: nothing in it can pass for another line.
             path = request.rel_url.raw_path
@@ -120,6 +115,10 @@ class _RequestLog:
             asked = f" {request[ASKED]}" if ASKED in request else ""
             line = "%s %s%s: %d in %.1f ms, for %s"
             log.log(level, line, request.method, path, asked, status, took, caller.name, extra=extra)
+
+    def _is_change(self, request: web.Request) -> bool:
+        # What is asked of a model changes nothing.
+        return request.method not in SAFE_METHODS and self._access.get(request.match_info.handler) is not Access.INFER
 
     def streamed(
         self, request: web.Request, status: int, caller: Caller, request_id: str, report: StreamReport
@@ -132,7 +131,7 @@ class _RequestLog:
 
     def broken_off(self, request: web.Request, caller: Caller, request_id: str) -> None:
         """Log a change that nobody was told the outcome of: it may have been made."""
-        if request.method not in SAFE_METHODS:
+        if self._is_change(request):
             what = request.method, request.rel_url.raw_path, caller.name
             _CHANGES.info("%s %s: broken off, for %s", *what, extra=_marked(request_id, caller))
 

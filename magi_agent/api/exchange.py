@@ -146,11 +146,12 @@ async def received_json(request: web.Request, most: int | None = None) -> bytes:
     return await received(request, request.client_max_size if most is None else most)
 
 
-async def received(request: web.Request, most: int, seconds: float = _BODY_SECONDS) -> bytes:
-    """The body, of at most ``most`` bytes, which has so many ``seconds`` to arrive.
+async def received(request: web.Request, most: int, seconds: float | None = None) -> bytes:
+    """The body, of at most ``most`` bytes, which has so many ``seconds`` to arrive, 30 where nothing is said.
 
     Raises ``PayloadTooLarge``, ``BadRequest``, ``RequestTimeout``.
     """
+    seconds = _BODY_SECONDS if seconds is None else seconds
     if (request.content_length or 0) > most:
         raise _too_large(most)
     body = bytearray()

@@ -13,7 +13,7 @@ from magi_agent.api.access import Forbidden
 from magi_agent.api.exchange import CALLER, BadRequest, PayloadTooLarge, RequestTimeout, answer, received
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
-from magi_agent.errors import ModelNotFound, ServiceUnavailable
+from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
 from magi_agent.gateway.openai_errors import NATIVE_PATHS
@@ -29,8 +29,10 @@ _LARGE: Final = 64 * 1024
 _BODY_SECONDS: Final = 300.0
 """For a body to arrive: images, over a slow line."""
 _MULTIPART: Final = "multipart/form-data"
-_INFERENCE: Final = re.compile(r"v1/.+|props|health|" + "|".join(path[1:] for path in NATIVE_PATHS))
+_INFERENCE: Final = re.compile(rf"/v1/.+|/health|{'|'.join(NATIVE_PATHS)}")
 """What may be asked of a server by whom the models are for; the rest shows or changes how it is run."""
+_PLAIN: Final = re.compile(r"(?:/[A-Za-z0-9_-]+)+")
+"""Paths that nobody can take for another one, whatever they make of dots and of what is percent-encoded."""
 _V1: Final = {
     "chat/completions": "Answer in a conversation",
     "completions": "Go on with a text",
@@ -43,7 +45,7 @@ _V1: Final = {
 }
 _ERRORS: Final = (
     *(UnreadableBody, BadRequest, RequestTimeout, PayloadTooLarge),
-    *(NoName, UnknownName, ServerFailed, ServerSilent, ServiceUnavailable),
+    *(NotFound, NoName, UnknownName, ServerFailed, ServerSilent, ServiceUnavailable),
 )
 _RETRY_AFTER: Final = 2
 
@@ -109,6 +111,7 @@ class GatewayRoutes:
         }
 
     async def _by_body(self, request: web.Request) -> web.StreamResponse:
+        _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
         model = self._names.model(field.name)
@@ -117,15 +120,16 @@ class GatewayRoutes:
         return await self._relay.pass_on(request, model.model_id, reach, request.rel_url.raw_path_qs, renamed)
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
-        path = request.match_info["path"]
+        path = "/" + request.rel_url.raw_path.split("/", 4)[4]
+        _check_plain(path)
         if not _INFERENCE.fullmatch(path) and Access.ADMIN not in request[CALLER].access:
-            raise Forbidden(f"/{path} of a server is for admins: it shows or changes how the server is run")
+            raise Forbidden(f"{path} of a server is for admins: it shows or changes how the server is run")
         model = self._services.registry.model(request.match_info["modelId"])
         most = self._services.settings.gateway_max_body
         body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
         reach = await self._ready(request, model)
-        asked = request.rel_url.raw_path_qs.split("/", 4)[4]
-        return await self._relay.pass_on(request, model.model_id, reach, f"/{asked}", body)
+        query = request.rel_url.raw_query_string
+        return await self._relay.pass_on(request, model.model_id, reach, f"{path}?{query}" if query else path, body)
 
     @staticmethod
     async def _field(request: web.Request, body: bytes) -> ModelField:
@@ -148,6 +152,11 @@ class GatewayRoutes:
             f"model {model_id} is {servers.state(model_id)}: magictl start {model_id} starts it",
             _RETRY_AFTER,
         )
+
+
+def _check_plain(path: str) -> None:
+    if not _PLAIN.fullmatch(path):
+        raise NotFound(f"no llama-server has a path like {path}", {"path": path})
 
 
 def _route(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]], summary: str) -> Route:

@@ -189,6 +189,17 @@ async def test_the_list_says_what_can_be_asked_for(serve: Serve) -> None:
     assert (entry["id"], entry["object"], entry["state"], entry["aliases"]) == (ONE, "model", "stopped", ["nick", ONE])
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/..%2fslots", "/v1/%2e%2e/slots", "/v1//slots", "/v1/x.y", "/v1/x%00", f"/api/proxy/{ONE}/v1/..%2fprops"],
+)
+async def test_a_path_that_may_be_taken_for_another_is_none(serve: Serve, path: str) -> None:
+    api = await serve(ONE)
+    await started(api)
+
+    openai_failure(await api.ask("POST", path, {"model": ONE}), 404, "not_found")
+
+
 async def test_a_path_that_shows_how_a_server_is_run_is_for_admins(serve: Serve) -> None:
     api = await serve(ONE, tcp_access="read")
     await started(api) if api.base == "http://localhost" else None
