@@ -31,7 +31,7 @@ _OOM_KILL: Final = re.compile(
     r"oom-kill:constraint=.*?(?:,oom_memcg=(?P<limit>[^,]*)|,global_oom),task_memcg=[^,]*/(?P<unit>[^/,]+),"
 )
 """A line of the kernel's mm/oom_kill.c (dump_oom_summary); the first group is there where it is a group's limit."""
-_JOURNAL_PAUSES: Final = (0.1, 0.3, 0.0)
+_JOURNAL_PAUSES: Final = (0.1, 0.3, 0.8, 0.0)
 
 
 class UnitEvidence:
