@@ -77,6 +77,10 @@ class ServerAnswer:
     async def __aexit__(self, *_: object) -> None:
         await self._held.aclose()
 
+    def hold(self, stack: AsyncExitStack) -> None:
+        """Have something else end with the answer."""
+        self._held.push_async_callback(stack.aclose)
+
     async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest) -> None:
         """Pass on all that the server says. Where it breaks off, so does the client's connection."""
         try:

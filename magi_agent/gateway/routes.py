@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Final
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.awaited import AwaitedAnswer, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
+from magi_agent.gateway.model_use import ModelUse
 from magi_agent.gateway.openai_errors import NATIVE_PATHS
 from magi_agent.gateway.relay import (
     Relay,
@@ -62,9 +64,10 @@ _RETRY_AFTER: Final = 2
 class GatewayRoutes:
     """The handlers of the gateway."""
 
-    def __init__(self, services: Services, connections: ServerConnections) -> None:
+    def __init__(self, services: Services, connections: ServerConnections, use: ModelUse) -> None:
         self._services = services
         self._names = ModelNames(services.registry, services.effective)
+        self._use = use
         self._waiting: Counter[str] = Counter()
         """Requests that wait for a model to start, by its id."""
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
@@ -129,8 +132,7 @@ class GatewayRoutes:
         renamed = field.renamed(body, model.model_id)
 
         async def asked() -> ServerAnswer:
-            reach = await self._ready(request, model)
-            return await self._relay.pass_on(request, model.model_id, reach, request.rel_url.raw_path_qs, renamed)
+            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed)
 
         if field.wants_stream and self._is_to_start(model):
             self._check_queue(model)
@@ -145,10 +147,18 @@ class GatewayRoutes:
         model = self._services.registry.model(request.match_info["modelId"])
         most = self._services.settings.gateway_max_body
         body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
-        reach = await self._ready(request, model)
         query = request.rel_url.raw_query_string
         asked = f"{path}?{query}" if query else path
-        return RelayedAnswer(await self._relay.pass_on(request, model.model_id, reach, asked, body))
+        return RelayedAnswer(await self._asked(request, model, asked, body))
+
+    async def _asked(self, request: web.Request, model: Model, path: str, body: bytes | None) -> ServerAnswer:
+        """The answer of a model's server, which is waited for; it is in use until that answer is left."""
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._use.using(model.model_id))
+            reach = await self._ready(request, model)
+            answer = await self._relay.pass_on(request, model.model_id, reach, path, body)
+            answer.hold(stack.pop_all())
+        return answer
 
     @staticmethod
     async def _field(request: web.Request, body: bytes) -> ModelField:
@@ -175,6 +185,8 @@ class GatewayRoutes:
         Raises ``QueueFull``, ``ServiceUnavailable``, and what a start raises.
         """
         model_id, servers = model.model_id, self._services.servers
+        with cancelled_when_lost(request):
+            await self._use.wait_until_left(model_id)
         if reach := servers.reach_if_ready(model_id):
             return reach
         if self._is_on_demand(model):

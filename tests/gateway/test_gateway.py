@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.api.client import Api, Reply, until
 from tests.api.conftest import Serve, systemctl
+from tests.conftest import SampleModels
 from tests.servers.system import script
 
 ONE = "api-gate"
@@ -104,10 +106,12 @@ async def test_an_answer_comes_as_it_is_made(serve: Serve) -> None:
     assert sum("text" in json.loads(piece[6:])["choices"][0] for piece in pieces[:-1]) >= 20
 
 
-async def test_a_client_that_leaves_frees_its_slot(serve: Serve) -> None:
-    api = await serve(ONE)
+async def test_a_client_that_leaves_frees_its_slot(serve: Serve, models: Path, sample_models: SampleModels) -> None:
+    # A toy would be through with it at once.
+    shutil.copyfile(sample_models.smollm2, models / f"{ONE}.gguf")
+    api = await serve()
     url = await started(api)
-    body = {"model": ONE, **PROMPT, "max_tokens": 1_000_000, "stream": True, "ignore_eos": True}
+    body = {"model": ONE, **PROMPT, "max_tokens": 6000, "stream": True, "ignore_eos": True}
 
     async def busy() -> int:
         async with aiohttp.ClientSession() as direct, direct.get(f"{url}/slots") as slots:
@@ -125,10 +129,14 @@ async def _is(value: Any, wanted: object) -> bool:
     return bool(await value() == wanted)
 
 
-async def test_a_server_that_dies_breaks_the_answer_off(serve: Serve) -> None:
-    api = await serve(ONE)
+async def test_a_server_that_dies_breaks_the_answer_off(
+    serve: Serve, models: Path, sample_models: SampleModels
+) -> None:
+    # A toy would be through with it at once.
+    shutil.copyfile(sample_models.smollm2, models / f"{ONE}.gguf")
+    api = await serve()
     await started(api)
-    body = {"model": ONE, **PROMPT, "max_tokens": 1_000_000, "stream": True, "ignore_eos": True}
+    body = {"model": ONE, **PROMPT, "max_tokens": 6000, "stream": True, "ignore_eos": True}
 
     async with asyncio.timeout(30), api.session.post(f"{api.base}/v1/completions", json=body) as answer:
         said = [await answer.content.readany()]
