@@ -34,10 +34,11 @@ fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by F
 	@FUZZ_CASES=$${FUZZ_CASES:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(python) -m pytest -s --timeout=3600 \
 		-o faulthandler_timeout=0 -k "many_damaged or folder_of_damaged" tests/gguf tests/discovery $(ARGS)
 
-soak: setup ## Flood and upturn model folders for SOAK_MINUTES=3, 500 starts and stops, random faults for ten minutes
+soak: setup ## Flood and upturn model folders for SOAK_MINUTES=3, 500 starts and stops, ten minutes of faults, 1,000 idle stops
 	@MAGI_TEST_CYCLES=$${MAGI_TEST_CYCLES:-500} MAGI_TEST_FAULT_SECONDS=$${MAGI_TEST_FAULT_SECONDS:-600} \
-		$(beside_systemd) $(python) -m pytest -s -o faulthandler_timeout=0 \
-		tests/discovery/soak_watching.py tests/servers/test_cycles.py tests/test_random_faults.py $(ARGS)
+		MAGI_TEST_IDLE_RACES=$${MAGI_TEST_IDLE_RACES:-1000} $(beside_systemd) $(python) -m pytest -s \
+		-o faulthandler_timeout=0 tests/discovery/soak_watching.py tests/servers/test_cycles.py \
+		tests/test_random_faults.py tests/gateway/test_idle_stops.py $(ARGS)
 
 lint: setup ## Check style and types
 	@.venv/bin/ruff check

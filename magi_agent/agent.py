@@ -27,6 +27,8 @@ from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
+from magi_agent.gateway.idle_stops import IdleStops
+from magi_agent.gateway.model_use import ModelUse
 from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
@@ -196,6 +198,8 @@ class Agent:
                 gpus=self._gpus,
             )
         )
+        use = ModelUse()
+        self._idle_stops = IdleStops(self._servers, self._registry, self._effective, self._events, self._reports, use)
         self.services = Services(
             configuration=self._configuration,
             registry=self._registry,
@@ -216,6 +220,7 @@ class Agent:
             metrics=self._metrics,
             problems=self._problems,
             connections=self._connections,
+            use=use,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -268,6 +273,7 @@ class Agent:
         _ = self._spawn(self._follow_reloads(), "reloads")
         _ = self._spawn(self._memory.run(), "memory")
         _ = self._spawn(self._metrics.run(), "metrics")
+        _ = self._spawn(self._idle_stops.run(), "idle stops")
         _ = self._spawn(Watchdog(self._notifier, self._liveness).run(), "watchdog")
         self._notifier.ready()
         for problem in self._configuration.problems:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import aiohttp
 from aiohttp import web
@@ -28,7 +28,8 @@ from magi_agent.servers.reach import Reach
 
 _LOG: Final = logging.getLogger(__name__)
 _CONNECT_SECONDS: Final = 5.0
-_SSE: Final = "text/event-stream"
+SSE: Final = "text/event-stream"
+_SHORT: Final = 64 * 1024
 # RFC 9110, 7.6.1: what is between two neighbours only. Of the rest, the caller's rights are the agent's business, and
 # which pages may read an answer is as well.
 _NOT_ASKED: Final = frozenset({
@@ -57,6 +58,53 @@ class ServerSilent(MagiError):
     status = 504
 
 
+class ServerAnswer:
+    """A server's answer, of which the headers are there. It is to be entered, and left, once."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, held: AsyncExitStack, model_id: str) -> None:
+        self.headers = answer.headers
+        self.status = answer.status
+        self.reason = answer.reason
+        self.length = answer.content_length
+        self.is_stream = answer.content_type == SSE
+        self._answer = answer
+        self._held = held
+        self._model_id = model_id
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._held.aclose()
+
+    def hold(self, stack: AsyncExitStack) -> None:
+        """Have something else end with the answer."""
+        self._held.push_async_callback(stack.aclose)
+
+    async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest) -> None:
+        """Pass on all that the server says. Where it breaks off, so does the client's connection."""
+        try:
+            async for piece in self._answer.content.iter_any():
+                await sink.write(piece)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            reason = "said nothing any more" if isinstance(error, TimeoutError) else "broke off"
+            message = f"the server of {self._model_id} {reason} in the middle of its answer"
+            _LOG.warning("%s", message, extra={"magi_request_id": REQUEST_ID.get(), "magi_model": self._model_id})
+            with contextlib.suppress(ConnectionError):
+                if self.is_stream:
+                    await sink.write(error_event(ServerFailed.status, ServerFailed.error, message))
+            # Without the mark of its end, nobody takes it for whole.
+            if request.transport is not None:
+                request.transport.close()
+
+    async def read(self) -> bytes:
+        """The whole of a short answer. Raises ``ServerFailed``."""
+        try:
+            return await self._answer.content.read(_SHORT)
+        except (aiohttp.ClientError, TimeoutError):
+            raise ServerFailed(f"the server of {self._model_id} broke off", {"modelId": self._model_id}) from None
+
+
 class Relay:
     """Passes requests on."""
 
@@ -67,7 +115,7 @@ class Relay:
 
     async def pass_on(
         self, request: web.Request, model_id: str, reach: Reach, path: str, body: bytes | None
-    ) -> web.StreamResponse:
+    ) -> ServerAnswer:
         """The server's answer to ``request``, asked as ``path`` and with ``body``; its rest is still to come.
 
         Raises ``ServerFailed``, ``ServerSilent``.
@@ -83,7 +131,7 @@ class Relay:
             headers=_asked_headers(request),
             data=LargeBody(body) if body is not None and len(body) > SLICE else body,
         )
-        with _cancelled_when_lost(request):
+        with cancelled_when_lost(request):
             held = AsyncExitStack()
             try:
                 try:
@@ -101,51 +149,33 @@ class Relay:
                     f"{model_id} says what is wrong with it",
                     {"modelId": model_id},
                 ) from None
-        return RelayedAnswer(answer, held, model_id)
+        return ServerAnswer(answer, held, model_id)
 
 
 class RelayedAnswer(web.StreamResponse):
-    """A server's answer, of which the headers are there; it is passed on once ours are complete."""
+    """What the client gets: the server's answer, which is passed on once our headers are complete."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, held: AsyncExitStack, model_id: str) -> None:
+    def __init__(self, answer: ServerAnswer) -> None:
         super().__init__(status=answer.status, reason=answer.reason, headers=_answered_headers(answer.headers))
         self._answer = answer
-        self._held = held
-        self._model_id = model_id
-        self._is_stream = answer.content_type == _SSE
-        if (length := answer.content_length) is not None:
-            self.content_length = length
-        if self._is_stream:
+        if answer.length is not None:
+            self.content_length = answer.length
+        if answer.is_stream:
             self.headers["X-Accel-Buffering"] = "no"
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Send the headers, and all that the server says."""
         if self.prepared:
             return await super().prepare(request)
-        async with self._held:
-            with _cancelled_when_lost(request):
+        async with self._answer:
+            with cancelled_when_lost(request):
                 writer = await super().prepare(request)
-                try:
-                    async for piece in self._answer.content.iter_any():
-                        await self.write(piece)
-                except (aiohttp.ClientError, TimeoutError) as error:
-                    await self._break_off(request, error)
+                await self._answer.pour_into(self, request)
         return writer
-
-    async def _break_off(self, request: web.BaseRequest, error: Exception) -> None:
-        reason = "said nothing any more" if isinstance(error, TimeoutError) else "broke off"
-        message = f"the server of {self._model_id} {reason} in the middle of its answer"
-        _LOG.warning("%s", message, extra={"magi_request_id": REQUEST_ID.get(), "magi_model": self._model_id})
-        with contextlib.suppress(ConnectionError):
-            if self._is_stream:
-                await self.write(error_event(502, "ServerFailed", message))
-        # Without the mark of its end, nobody takes it for whole.
-        if request.transport is not None:
-            request.transport.close()
 
 
 @contextlib.contextmanager
-def _cancelled_when_lost(request: web.BaseRequest) -> Iterator[None]:
+def cancelled_when_lost(request: web.BaseRequest) -> Iterator[None]:
     """Cancel the task at work when the client leaves."""
     connection, task = cast(Connection, request.protocol), cast("asyncio.Task[Any]", asyncio.current_task())
     connection.when_lost(partial(_cancel, task))

@@ -123,6 +123,13 @@ class SelfReports:
         answers = await asyncio.gather(*map(asyncio.shield, asked.values()))
         return Reports(current.at, dict(zip(asked, answers, strict=True)))
 
+    async def of(self, model_id: str) -> SelfReport | None:
+        """What one server says now; ``None`` where it is not ready. For who asks now and then."""
+        server = self._ready().get(model_id)
+        if server is None:
+            return None
+        return await self._ask(server.reach, False, asyncio.get_running_loop().time() + _PATIENCE_WITH_ALL)
+
     def _next_round(self, now: float) -> _Round:
         with_slots = now - self._slots_wanted < _SLOTS_WANTED
         before = self._round

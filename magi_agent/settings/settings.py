@@ -83,6 +83,8 @@ class Settings:
     """Bytes of a request to a model."""
     gateway_timeout: float
     """For which a server may say nothing while a request waits for it."""
+    gateway_queue: int
+    """Requests that may wait for one model to start."""
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None

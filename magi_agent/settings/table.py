@@ -18,6 +18,7 @@ from magi_agent.vocabulary import LimitSource, Scope, ServerAccess, TcpAccess, T
 _MAX_SECONDS: Final = 7 * 86_400.0
 _MOST_LINES: Final = 1_000_000
 _MOST_BYTES: Final = 1 << 60
+_MOST_REQUESTS: Final = 100_000
 _LEAST_HEADROOM: Final = 0.1
 _MOST_HEADROOM: Final = 10.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -134,6 +135,16 @@ def _lines(value: object) -> int:
     if not 0 <= lines <= _MOST_LINES or lines != int(lines):
         raise ValueError(f"must be a number of lines from 0, for no limit, to {_MOST_LINES}")
     return int(lines)
+
+
+def _requests(value: object) -> int:
+    try:
+        count = _number(value)
+    except ValueError:
+        count = -1.0
+    if not 0 <= count <= _MOST_REQUESTS or count != int(count):
+        raise ValueError(f"must be a whole number of requests from 0 to {_MOST_REQUESTS}")
+    return int(count)
 
 
 def _bytes(value: object) -> int:
@@ -414,6 +425,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "3600",
         _seconds,
         "seconds for which a server may say nothing while a request waits for its answer",
+    ),
+    Setting(
+        "gateway_queue",
+        "gateway",
+        "MAGI_GATEWAY_QUEUE",
+        "100",
+        _requests,
+        "requests that may wait for one model to start; those beyond are told to come again",
     ),
     Setting(
         "profiles_path",

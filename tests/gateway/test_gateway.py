@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -12,6 +15,8 @@ import pytest
 
 from tests.api.client import Api, Reply, until
 from tests.api.conftest import Serve, systemctl
+from tests.conftest import SampleModels
+from tests.servers.system import script
 
 ONE = "api-gate"
 OTHER = "api-other"
@@ -101,10 +106,12 @@ async def test_an_answer_comes_as_it_is_made(serve: Serve) -> None:
     assert sum("text" in json.loads(piece[6:])["choices"][0] for piece in pieces[:-1]) >= 20
 
 
-async def test_a_client_that_leaves_frees_its_slot(serve: Serve) -> None:
-    api = await serve(ONE)
+async def test_a_client_that_leaves_frees_its_slot(serve: Serve, models: Path, sample_models: SampleModels) -> None:
+    # A toy would be through with it at once.
+    shutil.copyfile(sample_models.smollm2, models / f"{ONE}.gguf")
+    api = await serve()
     url = await started(api)
-    body = {"model": ONE, **PROMPT, "max_tokens": 1_000_000, "stream": True, "ignore_eos": True}
+    body = {"model": ONE, **PROMPT, "max_tokens": 6000, "stream": True, "ignore_eos": True}
 
     async def busy() -> int:
         async with aiohttp.ClientSession() as direct, direct.get(f"{url}/slots") as slots:
@@ -122,10 +129,14 @@ async def _is(value: Any, wanted: object) -> bool:
     return bool(await value() == wanted)
 
 
-async def test_a_server_that_dies_breaks_the_answer_off(serve: Serve) -> None:
-    api = await serve(ONE)
+async def test_a_server_that_dies_breaks_the_answer_off(
+    serve: Serve, models: Path, sample_models: SampleModels
+) -> None:
+    # A toy would be through with it at once.
+    shutil.copyfile(sample_models.smollm2, models / f"{ONE}.gguf")
+    api = await serve()
     await started(api)
-    body = {"model": ONE, **PROMPT, "max_tokens": 1_000_000, "stream": True, "ignore_eos": True}
+    body = {"model": ONE, **PROMPT, "max_tokens": 6000, "stream": True, "ignore_eos": True}
 
     async with asyncio.timeout(30), api.session.post(f"{api.base}/v1/completions", json=body) as answer:
         said = [await answer.content.readany()]
@@ -175,6 +186,68 @@ async def test_one_that_starts_for_requests_is_started(serve: Serve) -> None:
     await api.ask("PUT", f"/api/models/{ONE}/enabled", {"enabled": True})
 
     assert (await api.ask("POST", "/v1/completions", {"model": ONE, **PROMPT})).success()["model"] == ONE
+
+
+async def on_demand(api: Api, model_id: str = ONE) -> None:
+    await api.ask("PUT", f"/api/models/{model_id}/settings", {"startPolicy": "onDemand"})
+    await api.ask("PUT", f"/api/models/{model_id}/enabled", {"enabled": True})
+
+
+async def test_a_stream_says_that_it_comes_while_its_model_starts(serve: Serve) -> None:
+    api = await serve(ONE)
+    await on_demand(api)
+    body = {"model": ONE, **PROMPT, "stream": True}
+
+    async with api.session.post(f"{api.base}/v1/completions", json=body) as answer:
+        assert (answer.status, answer.content_type) == (200, "text/event-stream")
+        lines = [line async for line in answer.content if line.strip()]
+
+    assert lines[0] == f": {ONE} is not ready yet\n".encode()
+    assert lines[-1] == b"data: [DONE]\n"
+    assert all(line.startswith((b": ", b"data: ")) for line in lines)
+
+
+async def test_a_stream_that_began_tells_what_went_wrong_in_it(serve: Serve, models: Path) -> None:
+    api = await serve(ONE)
+    await on_demand(api)
+    refused = {"model": ONE, "stream": True}
+    async with api.session.post(f"{api.base}/v1/completions", json=refused) as answer:
+        said = [line async for line in answer.content if line.startswith(b"data: ")]
+    assert json.loads(said[-1][6:])["error"]["message"]
+
+    await api.ask("POST", f"/api/models/servers/{ONE}/stop?wait=60")
+    await api.ask("PUT", "/api/drain", {"draining": True})
+    async with api.session.post(f"{api.base}/v1/completions", json={**refused, **PROMPT}) as answer:
+        (said,) = [line async for line in answer.content if line.startswith(b"data: ")]
+    assert json.loads(said[6:])["error"]["code"] == "draining"
+
+
+async def test_no_more_requests_wait_for_a_model_than_may(serve: Serve, tmp_path: Path) -> None:
+    silent = script(tmp_path / "silent", "sleep 1000")
+    api = await serve(ONE, gateway_queue="2", llama_server_path=str(silent))
+    await on_demand(api)
+    body = {"model": ONE, **PROMPT}
+    waiting = [asyncio.create_task(api.ask("POST", "/v1/completions", body)) for _ in range(2)]
+
+    async def refused() -> bool:
+        reply = await asyncio.wait_for(api.ask("POST", "/v1/completions", body), 0.5)
+        return reply.status == 429 and openai_failure(reply, 429, "queue_full")["type"] == "rate_limit_error"
+
+    await until(lambda: _is_soon(refused), "the queue is full", 10)
+    # Who leaves makes room for others.
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    waiting.append(asyncio.create_task(api.ask("POST", "/v1/completions", body)))
+    await until(lambda: _is_soon(refused), "the queue is full again", 10)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _is_soon(asked: Any) -> bool:
+    with contextlib.suppress(TimeoutError):
+        return bool(await asked())
+    return False
 
 
 async def test_the_list_says_what_can_be_asked_for(serve: Serve) -> None:

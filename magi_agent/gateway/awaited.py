@@ -1,0 +1,75 @@
+"""An answer that begins before its model is ready.
+
+Who asked for a stream is told by comments that something comes, so that neither they nor a proxy on the way give up:
+a load may take minutes. What follows a colon is ignored (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+What goes wrong then has to be told within the stream, as its status is sent already.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+
+from magi_agent.errors import MagiError
+from magi_agent.gateway.openai_errors import error_event
+from magi_agent.gateway.relay import SSE, ServerAnswer, cancelled_when_lost
+
+_SIGN_OF_LIFE: Final = 5.0
+"""Seconds between two comments."""
+_QUEUE_RETRY_AFTER: Final = 10
+
+
+class QueueFull(MagiError):
+    """As many requests wait for the model as may."""
+
+    error = "QueueFull"
+    status = 429
+
+    def __init__(self, model_id: str, waiting: int) -> None:
+        super().__init__(
+            f"{waiting} requests wait for {model_id} to start already, which is the most: ask again later",
+            {"modelId": model_id},
+        )
+        self.retry_after = _QUEUE_RETRY_AFTER
+
+
+class AwaitedAnswer(web.StreamResponse):
+    """A stream of server-sent events, of which the first comes when the model is ready."""
+
+    def __init__(self, model_id: str, asked: Callable[[], Awaitable[ServerAnswer]]) -> None:
+        """``asked`` waits for the model and asks it."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self.content_type = SSE
+        self.charset = "utf-8"
+        self._model_id = model_id
+        self._asked = asked
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Send the headers, signs of life, and then all that the server says."""
+        if self.prepared:
+            return await super().prepare(request)
+        with cancelled_when_lost(request):
+            writer = await super().prepare(request)
+            asking = asyncio.ensure_future(self._asked())
+            try:
+                while not asking.done():
+                    await self.write(f": {self._model_id} is not ready yet\n\n".encode())
+                    await asyncio.wait({asking}, timeout=_SIGN_OF_LIFE)
+                async with await asking as answer:
+                    await self._pass_on(answer, request)
+            except MagiError as error:
+                await self.write(error_event(error.status, error.error, error.message))
+            finally:
+                asking.cancel()
+        return writer
+
+    async def _pass_on(self, answer: ServerAnswer, request: web.BaseRequest) -> None:
+        if answer.is_stream:
+            with cancelled_when_lost(request):
+                await answer.pour_into(self, request)
+        else:
+            # An error, most likely: it has the form that an event has.
+            said = await answer.read()
+            await self.write(b"data: %b\n\n" % b" ".join(said.split(b"\n")))

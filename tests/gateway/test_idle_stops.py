@@ -1,0 +1,125 @@
+"""Servers that were started for requests leave when nobody asks them anything, and never under somebody's hands."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.api.client import Api, until
+from tests.api.conftest import Serve
+from tests.conftest import SampleModels
+
+MODEL = "api-idle"
+PROMPT = {"model": MODEL, "prompt": "a", "max_tokens": 2, "temperature": 0}
+RACES = int(os.environ.get("MAGI_TEST_IDLE_RACES", "40"))
+ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
+
+
+async def on_demand(api: Api, idle_timeout: int | None) -> None:
+    settings = {"startPolicy": "onDemand", "idleTimeoutSeconds": idle_timeout}
+    await api.ask("PUT", f"/api/models/{MODEL}/settings", settings)
+    await api.ask("PUT", f"/api/models/{MODEL}/enabled", {"enabled": True})
+
+
+async def state(api: Api) -> str:
+    return str(api.services.servers.state(MODEL))
+
+
+async def is_stopped(api: Api) -> bool:
+    return await state(api) == "stopped"
+
+
+@ONE_LISTENER
+async def test_one_that_nobody_asks_anything_is_stopped_and_started_for_the_next(serve: Serve) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, 1)
+
+    for _ in range(2):
+        (await api.ask("POST", "/v1/completions", PROMPT)).success()
+        answered = time.monotonic()
+        assert await state(api) == "ready"
+        await until(lambda: is_stopped(api), "it is stopped", 20)
+        assert 0.9 < time.monotonic() - answered < 6
+
+    wish = api.agent._desired[MODEL]
+    assert wish is not None
+    assert (wish.run, wish.by) == (False, "idle timeout")
+
+
+@ONE_LISTENER
+async def test_an_answer_that_goes_on_is_use(serve: Serve, models: Path, sample_models: SampleModels) -> None:
+    # A toy would be through with it at once.
+    shutil.copyfile(sample_models.smollm2, models / f"{MODEL}.gguf")
+    api = await serve()
+    await on_demand(api, 1)
+    body = {**PROMPT, "stream": True, "max_tokens": 6000, "ignore_eos": True}
+
+    async with api.session.post(f"{api.base}/v1/completions", json=body) as answer:
+        until_then = time.monotonic() + 3
+        while time.monotonic() < until_then:
+            assert await answer.content.readany()
+        assert await state(api) == "ready"
+        answer.close()
+
+    await until(lambda: is_stopped(api), "it is stopped", 30)
+
+
+@ONE_LISTENER
+async def test_use_of_its_own_port_is_use(serve: Serve) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, 1)
+    (await api.ask("POST", "/v1/completions", PROMPT)).success()
+    url = (await api.get(f"/api/models/servers/{MODEL}"))["url"]
+
+    async with aiohttp.ClientSession() as direct:
+        for _ in range(20):
+            async with direct.post(f"{url}/completion", json=PROMPT) as said:
+                assert said.status == 200
+            await asyncio.sleep(0.2)
+
+    assert await state(api) == "ready"
+    await until(lambda: is_stopped(api), "it is stopped", 20)
+
+
+@ONE_LISTENER
+async def test_one_without_such_a_timeout_or_for_other_than_requests_stays(serve: Serve) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, 1)
+    await api.ask("PUT", f"/api/models/{MODEL}/settings", {"idleTimeoutSeconds": 1})
+    (await api.ask("POST", f"/api/models/servers/{MODEL}/start?wait=60")).success()
+    await asyncio.sleep(3)
+    assert await state(api) == "ready"
+
+    await on_demand(api, None)
+    await asyncio.sleep(2)
+    assert await state(api) == "ready"
+    # A timeout that is chosen while it runs holds.
+    await on_demand(api, 1)
+    await until(lambda: is_stopped(api), "it is stopped", 20)
+
+
+@ONE_LISTENER
+@pytest.mark.timeout(60 + RACES)
+async def test_a_request_that_races_the_stop_is_answered(serve: Serve) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, None)
+    seed = int(os.environ.get("MAGI_TEST_SEED", str(random.randrange(1_000_000))))
+    print(f"MAGI_TEST_SEED={seed}")
+    rng = random.Random(seed)
+    stops = api.agent._idle_stops
+
+    async def ask(after: float) -> None:
+        await asyncio.sleep(after)
+        (await api.ask("POST", "/v1/completions", PROMPT)).success()
+
+    for _ in range(RACES):
+        await ask(0)
+        stop = asyncio.create_task(stops._stop(MODEL, 1.0))
+        await asyncio.gather(stop, *(ask(rng.uniform(0, 0.05)) for _ in range(3)))
