@@ -207,7 +207,7 @@ async def test_a_stream_says_that_it_comes_while_its_model_starts(serve: Serve) 
     assert all(line.startswith((b": ", b"data: ")) for line in lines)
 
 
-async def test_a_stream_that_began_tells_what_went_wrong_in_it(serve: Serve, models: Path) -> None:
+async def test_a_stream_that_began_tells_what_went_wrong_in_it(serve: Serve) -> None:
     api = await serve(ONE)
     await on_demand(api)
     refused = {"model": ONE, "stream": True}
@@ -218,8 +218,8 @@ async def test_a_stream_that_began_tells_what_went_wrong_in_it(serve: Serve, mod
     await api.ask("POST", f"/api/models/servers/{ONE}/stop?wait=60")
     await api.ask("PUT", "/api/drain", {"draining": True})
     async with api.session.post(f"{api.base}/v1/completions", json={**refused, **PROMPT}) as answer:
-        (said,) = [line async for line in answer.content if line.startswith(b"data: ")]
-    assert json.loads(said[6:])["error"]["code"] == "draining"
+        (event,) = [line async for line in answer.content if line.startswith(b"data: ")]
+    assert json.loads(event[6:])["error"]["code"] == "draining"
 
 
 async def test_no_more_requests_wait_for_a_model_than_may(serve: Serve, tmp_path: Path) -> None:
