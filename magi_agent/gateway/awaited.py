@@ -57,12 +57,16 @@ class AwaitedAnswer(web.StreamResponse):
                 while not asking.done():
                     await self.write(f": {self._model_id} is not ready yet\n\n".encode())
                     await asyncio.wait({asking}, timeout=_SIGN_OF_LIFE)
-                async with await asking as answer:
-                    await self._pass_on(answer, request)
+                await self._pass_on(await asking, request)
             except MagiError as error:
                 await self.write(error_event(error.status, error.error, error.message))
             finally:
                 asking.cancel()
+                (answer,) = await asyncio.gather(asking, return_exceptions=True)
+                if isinstance(answer, ServerAnswer):
+                    # Also where the client left in the moment in which it came: the model is in use until then.
+                    async with answer:
+                        pass
         return writer
 
     async def _pass_on(self, answer: ServerAnswer, request: web.BaseRequest) -> None:

@@ -24,8 +24,7 @@ _MOST_MARKS: Final = 2_000_000
 _LONGEST_NAME: Final = 1000
 _LONGEST_HEAD: Final = 8192
 _MODEL_PART: Final = re.compile(
-    rb'^content-disposition: *form-data;[^\r\n]*; *name="model"|^content-disposition: *form-data; *name="model"',
-    re.IGNORECASE | re.MULTILINE,
+    rb'^content-disposition: *form-data;(?:[^\r\n]*;)? *name="model"', re.IGNORECASE | re.MULTILINE
 )
 
 

@@ -127,24 +127,23 @@ def _seconds(value: object) -> float:
     return seconds
 
 
-def _lines(value: object) -> int:
+def _whole(value: object, most: int, allowed: str) -> int:
+    """A whole number from 0 to ``most``. Raises ``ValueError`` with what is ``allowed``."""
     try:
-        lines = _number(value)
+        number = _number(value)
     except ValueError:
-        lines = -1.0
-    if not 0 <= lines <= _MOST_LINES or lines != int(lines):
-        raise ValueError(f"must be a number of lines from 0, for no limit, to {_MOST_LINES}")
-    return int(lines)
+        number = -1.0
+    if not 0 <= number <= most or number != int(number):
+        raise ValueError(f"must be {allowed}")
+    return int(number)
+
+
+def _lines(value: object) -> int:
+    return _whole(value, _MOST_LINES, f"a number of lines from 0, for no limit, to {_MOST_LINES}")
 
 
 def _requests(value: object) -> int:
-    try:
-        count = _number(value)
-    except ValueError:
-        count = -1.0
-    if not 0 <= count <= _MOST_REQUESTS or count != int(count):
-        raise ValueError(f"must be a whole number of requests from 0 to {_MOST_REQUESTS}")
-    return int(count)
+    return _whole(value, _MOST_REQUESTS, f"a whole number of requests from 0 to {_MOST_REQUESTS}")
 
 
 def _bytes(value: object) -> int:

@@ -8,10 +8,13 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from magi_agent.gateway.awaited import AwaitedAnswer
+from magi_agent.gateway.relay import Relay, ServerAnswer
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.conftest import SampleModels
@@ -30,6 +33,10 @@ async def on_demand(api: Api, idle_timeout: int | None) -> None:
 
 async def state(api: Api) -> str:
     return str(api.services.servers.state(MODEL))
+
+
+async def is_unused(api: Api) -> bool:
+    return not api.services.use.is_used(MODEL)
 
 
 async def is_stopped(api: Api) -> bool:
@@ -71,6 +78,36 @@ async def test_an_answer_that_goes_on_is_use(serve: Serve, models: Path, sample_
         answer.close()
 
     await until(lambda: is_stopped(api), "it is stopped", 30)
+
+
+@ONE_LISTENER
+async def test_a_client_that_leaves_as_the_answer_comes_is_no_use_for_ever(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, None)
+
+    async def too_late(_: AwaitedAnswer, __: bytes) -> None:
+        await asyncio.sleep(2)
+        raise ConnectionResetError("the client left")
+
+    # Kept, as a traceback would: what goes by itself when nobody knows of it any more says nothing.
+    kept: list[ServerAnswer] = []
+    pass_on = Relay.pass_on
+
+    async def and_keep(relay: Relay, *asked: Any) -> ServerAnswer:
+        kept.append(await pass_on(relay, *asked))
+        return kept[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AwaitedAnswer, "write", too_late)
+        patch.setattr(Relay, "pass_on", and_keep)
+        async with api.session.post(f"{api.base}/v1/completions", json={**PROMPT, "stream": True}) as answer:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await answer.content.read()
+
+    assert len(kept) == 1
+    await until(lambda: is_unused(api), "nobody uses it any more", 5)
 
 
 @ONE_LISTENER
