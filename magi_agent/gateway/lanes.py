@@ -66,6 +66,8 @@ class _Lane:
     """Whether the model is to leave, so that nobody is let through."""
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set each time that nobody asks any more."""
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has left."""
     used_at: float = 0.0
     """When somebody asked last, on the event loop's clock."""
 
@@ -152,9 +154,14 @@ class Lanes:
         lane = self._lanes.setdefault(model_id, _Lane())
         # Those that it comes up for have their turn before it leaves.
         await self._until_settled(model_id)
+        if lane.yields:
+            # Somebody else sends it away already.
+            await lane.left.wait()
+            return
         if reach := self._open_for_all(model_id, lane):
             self._let_through(lane, reach)
         lane.yields = True
+        lane.left.clear()
         try:
             while lane.asking:
                 lane.emptied.clear()
@@ -162,6 +169,7 @@ class Lanes:
             _ = await self._servers.stop(model_id, by=by, wait=_STOP_WAIT)
         finally:
             lane.yields = False
+            lane.left.set()
             if lane.waiting:
                 self._bring_up(model_id, lane)
             self._forget(model_id, lane)
