@@ -24,8 +24,8 @@ from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.reach import Reach
+from magi_agent.servers.reconciler import OUTCOMES
 from magi_agent.servers.servers import Servers
-from magi_agent.servers.states import UP
 from magi_agent.vocabulary import ServerState, StartPolicy
 
 _LOG: Final = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ BY: Final = "gateway"
 _STOP_WAIT: Final = 120.0
 _TRIES: Final = 5
 """To start a model that should fit, and does not after all: memory is other programs' as well."""
-_MAY_LEAVE: Final = UP | {ServerState.STARTING, ServerState.LOADING}
+_NOT_THERE: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK})
+"""States of models that are wanted, and give no memory back."""
 _RETRY_AFTER: Final = 2
 _QUEUE_RETRY_AFTER: Final = 10
 
@@ -183,7 +184,7 @@ class Lanes:
     async def _until_settled(self, model_id: str) -> None:
         """Wait while a model is coming up."""
         with self._events.subscribe() as changes:
-            while self._servers.state(model_id) in (ServerState.STARTING, ServerState.LOADING):
+            while self._servers.is_wanted(model_id) and self._servers.state(model_id) not in OUTCOMES:
                 await changes.next()
 
     def _open_for_all(self, model_id: str, lane: _Lane) -> Reach | None:
@@ -289,6 +290,11 @@ class Lanes:
         """The models that have to leave for another. Raises ``InsufficientMemory`` where it would not fit even then."""
         leaving: list[str] = []
         refused = await self._refused(model_id, leaving)
+        if refused is not None:
+            # What one would give back that comes up only shows once it is there.
+            for coming in self._candidates(model_id):
+                await self._until_settled(coming)
+            refused = await self._refused(model_id, leaving)
         candidates = self._candidates(model_id)
         while refused is not None:
             if not candidates:
@@ -318,7 +324,8 @@ class Lanes:
         may_leave = [
             model
             for model in self._registry.models.values()
-            if self._servers.state(model.model_id) in _MAY_LEAVE
+            if self._servers.is_wanted(model.model_id)
+            and self._servers.state(model.model_id) not in _NOT_THERE
             and model.model_id != model_id
             and self.is_on_demand(model)
             and not self._effective.of(model).pinned
