@@ -28,7 +28,7 @@ from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
 from magi_agent.gateway.idle_stops import IdleStops
-from magi_agent.gateway.model_use import ModelUse
+from magi_agent.gateway.lanes import Lanes
 from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
@@ -198,8 +198,17 @@ class Agent:
                 gpus=self._gpus,
             )
         )
-        use = ModelUse()
-        self._idle_stops = IdleStops(self._servers, self._registry, self._effective, self._events, self._reports, use)
+        self._lanes = Lanes(
+            self._servers,
+            self._registry,
+            self._effective,
+            self._events,
+            most_waiting=lambda: self.settings.gateway_queue,
+            patience=lambda: self.settings.gateway_timeout,
+        )
+        self._idle_stops = IdleStops(
+            self._servers, self._registry, self._effective, self._events, self._reports, self._lanes
+        )
         self.services = Services(
             configuration=self._configuration,
             registry=self._registry,
@@ -220,7 +229,7 @@ class Agent:
             metrics=self._metrics,
             problems=self._problems,
             connections=self._connections,
-            use=use,
+            lanes=self._lanes,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -287,6 +296,7 @@ class Agent:
         await self._servers.close()
         await self._reconciler.stop()
         await self._metrics.close()
+        await self._lanes.close()
         await self._reports.close()
         await self._problems.close()
         await self._connections.close()

@@ -55,7 +55,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
         MetricsRoutes(services),
     ):
         routes += group.routes()
-    routes += GatewayRoutes(services, services.connections, services.use).routes()
+    routes += GatewayRoutes(services, services.connections, services.lanes).routes()
     identify = identify or Admission(services.configuration, group_id()).identify
     access: dict[object, Access] = {route.handler: route.access for route in routes}
     counted = CountedRequests(routes, services.metrics.requests)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
-from magi_agent.gateway.model_use import ModelUse
+from magi_agent.gateway.lanes import Lanes
 from magi_agent.host_facts import HostFacts
 from magi_agent.metrics.metrics import Metrics
 from magi_agent.problems import Problems
@@ -50,7 +50,7 @@ class Services:
     metrics: Metrics
     problems: Problems
     connections: ServerConnections
-    use: ModelUse
+    lanes: Lanes
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

@@ -18,21 +18,6 @@ from magi_agent.gateway.relay import SSE, ServerAnswer, cancelled_when_lost
 
 _SIGN_OF_LIFE: Final = 5.0
 """Seconds between two comments."""
-_QUEUE_RETRY_AFTER: Final = 10
-
-
-class QueueFull(MagiError):
-    """As many requests wait for the model as may."""
-
-    error = "QueueFull"
-    status = 429
-
-    def __init__(self, model_id: str, waiting: int) -> None:
-        super().__init__(
-            f"{waiting} requests wait for {model_id} to start already, which is the most: ask again later",
-            {"modelId": model_id},
-        )
-        self.retry_after = _QUEUE_RETRY_AFTER
 
 
 class AwaitedAnswer(web.StreamResponse):

@@ -13,7 +13,7 @@ from typing import Final
 
 from magi_agent.errors import MagiError
 from magi_agent.events import EventStream
-from magi_agent.gateway.model_use import ModelUse
+from magi_agent.gateway.lanes import Lanes
 from magi_agent.registry.registry import Registry
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.self_reports import SelfReports
@@ -26,7 +26,6 @@ BY: Final = "idle timeout"
 """Who stopped a server that was idle, in its history."""
 _LOOKS: Final = 4
 """At a server, in one span of idleness."""
-_STOP_WAIT: Final = 60.0
 _COUNTED: Final = re.compile(
     rb"^llamacpp:(?:prompt_tokens_total|tokens_predicted_total|n_decode_total|requests_processing) +(\S+)", re.MULTILINE
 )
@@ -44,14 +43,14 @@ class IdleStops:
         effective: EffectiveSettings,
         events: EventStream,
         reports: SelfReports,
-        use: ModelUse,
+        lanes: Lanes,
     ) -> None:
         self._servers = servers
         self._registry = registry
         self._effective = effective
         self._events = events
         self._reports = reports
-        self._use = use
+        self._lanes = lanes
         self._watched: dict[str, _Watched] = {}
         self._stops: set[asyncio.Task[None]] = set()
 
@@ -89,7 +88,6 @@ class IdleStops:
         }
         for model_id in self._watched.keys() - timeouts.keys():
             del self._watched[model_id]
-            self._use.forget(model_id)
         for model_id, timeout in timeouts.items():
             watched = self._watched.get(model_id)
             if watched is None:
@@ -107,9 +105,9 @@ class IdleStops:
         if counted is None or counted != watched.counted or (body and _PROCESSING.search(body)):
             watched.counted = counted
             watched.used_at = clock()
-        if self._use.is_used(model_id) or self._servers.state(model_id) not in UP:
+        if not self._lanes.is_idle(model_id) or self._servers.state(model_id) not in UP:
             return
-        idle = clock() - max(watched.used_at, self._use.last(model_id) or 0.0)
+        idle = clock() - max(watched.used_at, self._lanes.used_at(model_id))
         if idle >= allowed:
             task = asyncio.create_task(self._stop(model_id, idle), name=f"idle stop of {model_id}")
             self._stops.add(task)
@@ -118,14 +116,13 @@ class IdleStops:
             watched.look_at = min(watched.look_at, clock() + allowed - idle)
 
     async def _stop(self, model_id: str, idle: float) -> None:
-        if self._use.is_used(model_id):
+        if not self._lanes.is_idle(model_id):
             return
-        with self._use.leaving(model_id):
-            _LOG.info("server of %s is stopped: nobody has used it for %.0f seconds", model_id, idle)
-            try:
-                _ = await self._servers.stop(model_id, by=BY, wait=_STOP_WAIT)
-            except MagiError as error:
-                _LOG.warning("%s", error)
+        _LOG.info("server of %s is stopped: nobody has used it for %.0f seconds", model_id, idle)
+        try:
+            await self._lanes.send_away(model_id, BY)
+        except MagiError as error:
+            _LOG.warning("%s", error)
 
 
 class _Watched:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Final
@@ -16,10 +15,10 @@ from magi_agent.api.exchange import CALLER, BadRequest, PayloadTooLarge, Request
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
-from magi_agent.gateway.awaited import AwaitedAnswer, QueueFull
+from magi_agent.gateway.awaited import AwaitedAnswer
+from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
-from magi_agent.gateway.model_use import ModelUse
 from magi_agent.gateway.openai_errors import NATIVE_PATHS
 from magi_agent.gateway.relay import (
     Relay,
@@ -31,8 +30,6 @@ from magi_agent.gateway.relay import (
 )
 from magi_agent.registry.model import Model
 from magi_agent.servers.connections import ServerConnections
-from magi_agent.servers.reach import Reach
-from magi_agent.vocabulary import StartPolicy
 
 _TAG: Final = "gateway"
 _LARGE: Final = 64 * 1024
@@ -58,18 +55,15 @@ _ERRORS: Final = (
     *(UnreadableBody, BadRequest, RequestTimeout, PayloadTooLarge),
     *(NotFound, NoName, UnknownName, ServerFailed, ServerSilent, QueueFull, ServiceUnavailable),
 )
-_RETRY_AFTER: Final = 2
 
 
 class GatewayRoutes:
     """The handlers of the gateway."""
 
-    def __init__(self, services: Services, connections: ServerConnections, use: ModelUse) -> None:
+    def __init__(self, services: Services, connections: ServerConnections, lanes: Lanes) -> None:
         self._services = services
         self._names = ModelNames(services.registry, services.effective)
-        self._use = use
-        self._waiting: Counter[str] = Counter()
-        """Requests that wait for a model to start, by its id."""
+        self._lanes = lanes
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
 
     def routes(self) -> tuple[Route, ...]:
@@ -134,8 +128,7 @@ class GatewayRoutes:
         async def asked() -> ServerAnswer:
             return await self._asked(request, model, request.rel_url.raw_path_qs, renamed)
 
-        if field.wants_stream and self._is_to_start(model):
-            self._check_queue(model)
+        if field.wants_stream and self._lanes.has_to_wait(model):
             return AwaitedAnswer(model.model_id, asked)
         return RelayedAnswer(await asked())
 
@@ -154,8 +147,8 @@ class GatewayRoutes:
     async def _asked(self, request: web.Request, model: Model, path: str, body: bytes | None) -> ServerAnswer:
         """The answer of a model's server, which is waited for; it is in use until that answer is left."""
         async with AsyncExitStack() as stack:
-            stack.enter_context(self._use.using(model.model_id))
-            reach = await self._ready(request, model)
+            with cancelled_when_lost(request):
+                reach = await stack.enter_async_context(self._lanes.entered(model))
             answer = await self._relay.pass_on(request, model.model_id, reach, path, body)
             answer.hold(stack.pop_all())
         return answer
@@ -166,44 +159,6 @@ class GatewayRoutes:
             boundary = parse_mimetype(request.headers["Content-Type"]).parameters.get("boundary", "")
             return ModelField(form_model(body, boundary), 0, 0, wants_stream=False)
         return await asyncio.to_thread(model_field, body) if len(body) > _LARGE else model_field(body)
-
-    def _is_to_start(self, model: Model) -> bool:
-        """Whether a request for the model has to wait until that is started."""
-        return self._services.servers.reach_if_ready(model.model_id) is None and self._is_on_demand(model)
-
-    def _is_on_demand(self, model: Model) -> bool:
-        return model.choices.enabled and self._services.effective.start_policy(model) is StartPolicy.ON_DEMAND
-
-    def _check_queue(self, model: Model) -> None:
-        """Raise ``QueueFull`` where too many requests wait for the model already."""
-        if self._waiting[model.model_id] >= self._services.settings.gateway_queue:
-            raise QueueFull(model.model_id, self._waiting[model.model_id])
-
-    async def _ready(self, request: web.Request, model: Model) -> Reach:
-        """Where the model's server is, which is started if it is one that is started for requests.
-
-        Raises ``QueueFull``, ``ServiceUnavailable``, and what a start raises.
-        """
-        model_id, servers = model.model_id, self._services.servers
-        with cancelled_when_lost(request):
-            await self._use.wait_until_left(model_id)
-        if reach := servers.reach_if_ready(model_id):
-            return reach
-        if self._is_on_demand(model):
-            self._check_queue(model)
-            self._waiting[model_id] += 1
-            try:
-                with cancelled_when_lost(request):
-                    await servers.start(model_id, by=request[CALLER].name, wait=self._services.settings.gateway_timeout)
-            finally:
-                self._waiting[model_id] -= 1
-            if reach := servers.reach_if_ready(model_id):
-                return reach
-        raise ServiceUnavailable(
-            model_id,
-            f"model {model_id} is {servers.state(model_id)}: magictl start {model_id} starts it",
-            _RETRY_AFTER,
-        )
 
 
 def _check_plain(path: str) -> None:

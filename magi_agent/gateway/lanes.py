@@ -1,0 +1,333 @@
+"""Which requests may ask their model now, and which wait for it: one lane for each model.
+
+A request enters its model's lane, and is let through at once where the model is ready. Else it waits there, in order,
+and the lane has the model started, if it is one that is started for requests. Where that does not fit into memory,
+others of that kind leave: those that are idle first, the longest idle for their size before others; then those that
+are in use, once the requests that they have been given are answered. What comes for such a one meanwhile waits in its
+lane for the next turn. Turns are taken in the order in which lanes asked for room, so whoever waits gets one, and all
+that wait for one model are served together before it has to leave again.
+
+Nothing is started or stopped here: ``Servers`` is told what is wanted.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+from magi_agent.errors import InsufficientMemory, MagiError, ServiceUnavailable
+from magi_agent.events import EventStream
+from magi_agent.registry.model import Model
+from magi_agent.registry.registry import Registry
+from magi_agent.servers.effective import EffectiveSettings
+from magi_agent.servers.reach import Reach
+from magi_agent.servers.reconciler import OUTCOMES
+from magi_agent.servers.servers import Servers
+from magi_agent.vocabulary import ServerState, StartPolicy
+
+_LOG: Final = logging.getLogger(__name__)
+BY: Final = "gateway"
+"""Who started a model for a request, or stopped one to make room."""
+_STOP_WAIT: Final = 120.0
+_TRIES: Final = 5
+"""To start a model that should fit, and does not after all: memory is other programs' as well."""
+_NOT_THERE: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK})
+"""States of models that are wanted, and give no memory back."""
+_RETRY_AFTER: Final = 2
+_QUEUE_RETRY_AFTER: Final = 10
+
+
+class QueueFull(MagiError):
+    """As many requests wait for the model as may."""
+
+    error = "QueueFull"
+    status = 429
+
+    def __init__(self, model_id: str, waiting: int) -> None:
+        super().__init__(
+            f"{waiting} requests wait for {model_id} already, which is the most: ask again later",
+            {"modelId": model_id},
+        )
+        self.retry_after = _QUEUE_RETRY_AFTER
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The requests for one model."""
+
+    asking: int = 0
+    """Those that were let through, and are not answered yet."""
+    waiting: "deque[asyncio.Future[Reach]]" = field(default_factory=deque)
+    start: "asyncio.Task[None] | None" = None
+    """What brings the model up for those that wait."""
+    yields: bool = False
+    """Whether the model is to leave, so that nobody is let through."""
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set each time that nobody asks any more."""
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it has left."""
+    used_at: float = 0.0
+    """When somebody asked last, on the event loop's clock."""
+
+
+class Lanes:
+    """The lanes of all models."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        registry: Registry,
+        effective: EffectiveSettings,
+        events: EventStream,
+        *,
+        most_waiting: Callable[[], int],
+        patience: Callable[[], float],
+    ) -> None:
+        """``most_waiting`` requests in one lane, for ``patience`` seconds each."""
+        self._servers = servers
+        self._registry = registry
+        self._effective = effective
+        self._events = events
+        self._most_waiting = most_waiting
+        self._patience = patience
+        self._lanes: dict[str, _Lane] = {}
+        self._room = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Let go of those that wait."""
+        starts = [lane.start for lane in self._lanes.values() if lane.start is not None]
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(*starts, return_exceptions=True)
+
+    def is_on_demand(self, model: Model) -> bool:
+        """Whether a model is started for requests."""
+        return model.choices.enabled and self._effective.start_policy(model) is StartPolicy.ON_DEMAND
+
+    def has_to_wait(self, model: Model) -> bool:
+        """Whether a request for the model would wait now. Raises ``QueueFull``."""
+        lane = self._lanes.get(model.model_id)
+        if self._open(model.model_id, lane) is not None or not self.is_on_demand(model):
+            return False
+        if lane is not None:
+            self._check_room_to_wait(model.model_id, lane)
+        return True
+
+    @asynccontextmanager
+    async def entered(self, model: Model) -> AsyncIterator[Reach]:
+        """Where the model's server is, once the request may ask it, which it does until this is left.
+
+        Raises ``QueueFull``, ``ServiceUnavailable``, and what a start raises.
+        """
+        model_id = model.model_id
+        lane = self._lanes.setdefault(model_id, _Lane())
+        reach = self._open(model_id, lane)
+        if reach is not None:
+            lane.asking += 1
+        elif self.is_on_demand(model) or lane.yields:
+            reach = await self._waited(model_id, lane)
+        else:
+            raise ServiceUnavailable(
+                model_id,
+                f"model {model_id} is {self._servers.state(model_id)}: magictl start {model_id} starts it",
+                _RETRY_AFTER,
+            )
+        try:
+            yield reach
+        finally:
+            self._leave(model_id, lane)
+
+    def is_idle(self, model_id: str) -> bool:
+        """Whether nobody asks the model anything, or waits for it."""
+        lane = self._lanes.get(model_id)
+        return lane is None or not (lane.asking or lane.waiting or lane.yields)
+
+    def used_at(self, model_id: str) -> float:
+        """When a model was asked last, on the event loop's clock; 0 for never."""
+        lane = self._lanes.get(model_id)
+        return lane.used_at if lane else 0.0
+
+    async def send_away(self, model_id: str, by: str) -> None:
+        """Have a model stopped once those are answered that it was given; who comes meanwhile waits."""
+        lane = self._lanes.setdefault(model_id, _Lane())
+        # Those that it comes up for have their turn before it leaves.
+        await self._until_settled(model_id)
+        if lane.yields:
+            # Somebody else sends it away already.
+            await lane.left.wait()
+            return
+        if reach := self._open_for_all(model_id, lane):
+            self._let_through(lane, reach)
+        lane.yields = True
+        lane.left.clear()
+        try:
+            while lane.asking:
+                lane.emptied.clear()
+                await lane.emptied.wait()
+            _ = await self._servers.stop(model_id, by=by, wait=_STOP_WAIT)
+        finally:
+            lane.yields = False
+            lane.left.set()
+            if lane.waiting:
+                self._bring_up(model_id, lane)
+            self._forget(model_id, lane)
+
+    def _open(self, model_id: str, lane: _Lane | None) -> Reach | None:
+        """Where the server is, if a request may ask it at once."""
+        if lane is not None and (lane.yields or lane.waiting):
+            return None
+        return self._servers.reach_if_ready(model_id)
+
+    async def _until_settled(self, model_id: str) -> None:
+        """Wait while a model is coming up."""
+        with self._events.subscribe() as changes:
+            while self._servers.is_wanted(model_id) and self._servers.state(model_id) not in OUTCOMES:
+                await changes.next()
+
+    def _open_for_all(self, model_id: str, lane: _Lane) -> Reach | None:
+        """Where the server is, if all that wait may ask it."""
+        return None if lane.yields else self._servers.reach_if_ready(model_id)
+
+    @staticmethod
+    def _let_through(lane: _Lane, reach: Reach) -> None:
+        waiting, lane.waiting = lane.waiting, deque()
+        for turn in waiting:
+            if not turn.done():
+                # Counted now, not when it goes on: until then, somebody might take the model for idle.
+                lane.asking += 1
+                turn.set_result(reach)
+
+    def _check_room_to_wait(self, model_id: str, lane: _Lane) -> None:
+        if len(lane.waiting) >= self._most_waiting():
+            raise QueueFull(model_id, len(lane.waiting))
+
+    async def _waited(self, model_id: str, lane: _Lane) -> Reach:
+        self._check_room_to_wait(model_id, lane)
+        turn: asyncio.Future[Reach] = asyncio.get_running_loop().create_future()
+        lane.waiting.append(turn)
+        self._bring_up(model_id, lane)
+        try:
+            async with asyncio.timeout(self._patience()):
+                return await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                # It was let through in the moment in which it gave up.
+                self._leave(model_id, lane)
+            else:
+                with suppress(ValueError):
+                    lane.waiting.remove(turn)
+                self._forget(model_id, lane)
+            if isinstance(error, TimeoutError):
+                raise ServiceUnavailable(
+                    model_id, f"model {model_id} did not get its turn within {self._patience():g} seconds", _RETRY_AFTER
+                ) from None
+            raise
+
+    def _leave(self, model_id: str, lane: _Lane) -> None:
+        lane.asking -= 1
+        lane.used_at = asyncio.get_running_loop().time()
+        if not lane.asking:
+            lane.emptied.set()
+        self._forget(model_id, lane)
+
+    def _forget(self, model_id: str, lane: _Lane) -> None:
+        """Keep no lane of a model that there is not any more."""
+        if model_id not in self._registry.models and self.is_idle(model_id) and lane.start is None:
+            self._lanes.pop(model_id, None)
+
+    def _bring_up(self, model_id: str, lane: _Lane) -> None:
+        if lane.start is None and not lane.yields:
+            lane.start = asyncio.create_task(self._started(model_id, lane), name=f"start of {model_id} for requests")
+
+    async def _started(self, model_id: str, lane: _Lane) -> None:
+        """Have the model started, and let those through that wait; or tell them why not."""
+        problem: MagiError = ServiceUnavailable(
+            model_id, f"model {model_id} was stopped before it was ready", _RETRY_AFTER
+        )
+        try:
+            await self._start(model_id)
+        except MagiError as error:
+            problem = error
+        finally:
+            lane.start = None
+            if reach := self._open_for_all(model_id, lane):
+                self._let_through(lane, reach)
+            elif not lane.yields:
+                waiting, lane.waiting = lane.waiting, deque()
+                for turn in waiting:
+                    if not turn.done():
+                        turn.set_exception(problem)
+
+    async def _start(self, model_id: str) -> None:
+        """Have a model started, and others leave for it where they have to. Raises what a start raises."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._patience()
+        tries = 0
+        while True:
+            tries += 1
+            async with self._room:
+                if self._servers.reach_if_ready(model_id) is not None:
+                    return
+                for other in await self._leaving_for(model_id):
+                    _LOG.info("server of %s is stopped to make room for %s", other, model_id)
+                    await self.send_away(other, f"{BY}, for {model_id}")
+                # From now on its memory is promised to it: the next one decides with that.
+                _ = await self._servers.start(model_id, by=BY)
+            try:
+                _ = await self._servers.start(model_id, by=BY, wait=deadline - loop.time())
+            except InsufficientMemory:
+                # Nobody else may have it started once something happens to leave: it is not its turn any more.
+                _ = await self._servers.stop(model_id, by=BY)
+                if tries == _TRIES:
+                    raise
+            else:
+                return
+
+    async def _leaving_for(self, model_id: str) -> list[str]:
+        """The models that have to leave for another. Raises ``InsufficientMemory`` where it would not fit even then."""
+        leaving: list[str] = []
+        refused = await self._refused(model_id, leaving)
+        if refused is not None:
+            # What one would give back that comes up only shows once it is there.
+            for coming in self._candidates(model_id):
+                await self._until_settled(coming)
+            refused = await self._refused(model_id, leaving)
+        candidates = self._candidates(model_id)
+        while refused is not None:
+            if not candidates:
+                raise refused
+            leaving.append(candidates.pop(0))
+            refused = await self._refused(model_id, leaving)
+        for spared in leaving[:-1]:
+            # What left first may not be needed beside the last one.
+            others = [other for other in leaving if other != spared]
+            if await self._refused(model_id, others) is None:
+                leaving = others
+        return leaving
+
+    async def _refused(self, model_id: str, leaving: Iterable[str]) -> InsufficientMemory | None:
+        """Why a model would not fit if others left."""
+        runs = {model_id: True, **dict.fromkeys(leaving, False)}
+        return (await self._servers.not_fitting(runs, self._effective, {})).get(model_id)
+
+    def _candidates(self, model_id: str) -> list[str]:
+        """The models that may leave for another, those first that cost least."""
+        now = asyncio.get_running_loop().time()
+
+        def cost(model: Model) -> tuple[bool, float]:
+            idle_seconds = now - self.used_at(model.model_id)
+            return not self.is_idle(model.model_id), model.facts.size_bytes / max(idle_seconds, 1.0)
+
+        may_leave = [
+            model
+            for model in self._registry.models.values()
+            if self._servers.is_wanted(model.model_id)
+            and self._servers.state(model.model_id) not in _NOT_THERE
+            and model.model_id != model_id
+            and self.is_on_demand(model)
+            and not self._effective.of(model).pinned
+        ]
+        return [model.model_id for model in sorted(may_leave, key=cost)]
