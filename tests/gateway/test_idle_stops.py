@@ -36,7 +36,7 @@ async def state(api: Api) -> str:
 
 
 async def is_unused(api: Api) -> bool:
-    return not api.services.use.is_used(MODEL)
+    return api.services.lanes.is_idle(MODEL)
 
 
 async def is_stopped(api: Api) -> bool:

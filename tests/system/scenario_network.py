@@ -72,10 +72,6 @@ def _recipe() -> tuple[str, list[str]]:
 def _follow(host: Host, line: str, check: bool = True) -> str:
     """Carry out one line of the guide, and return what was printed."""
     command, _, remark = line.partition(" #")
-    if command.startswith("systemctl restart "):
-        # As the guide says: systemctl asks for one after the other, and the agent may be up again in between.
-        tried = host.run("sh", "-c", command, check=False)
-        return tried.stdout if tried.returncode == 0 else host.run("sh", "-c", command, check=check).stdout
     if not command.startswith("systemctl edit "):
         return host.run("sh", "-c", command, check=check).stdout
     text = remark.strip().replace(" (empty)", "").replace(", ", "\n").replace(_ADDRESS_IN_GUIDE, _HERE)
