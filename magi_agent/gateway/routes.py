@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -11,7 +10,15 @@ from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
 from magi_agent.api.access import Forbidden
-from magi_agent.api.exchange import CALLER, BadRequest, PayloadTooLarge, RequestTimeout, answer, received
+from magi_agent.api.exchange import (
+    ANSWER_HEADERS,
+    CALLER,
+    BadRequest,
+    PayloadTooLarge,
+    RequestTimeout,
+    answer,
+    received,
+)
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
@@ -28,6 +35,7 @@ from magi_agent.gateway.relay import (
     ServerSilent,
     cancelled_when_lost,
 )
+from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
 from magi_agent.registry.model import Model
 from magi_agent.servers.connections import ServerConnections
 
@@ -53,7 +61,7 @@ _V1: Final = {
 }
 _ERRORS: Final = (
     *(UnreadableBody, BadRequest, RequestTimeout, PayloadTooLarge),
-    *(NotFound, NoName, UnknownName, ServerFailed, ServerSilent, QueueFull, ServiceUnavailable),
+    *(NotFound, NoName, UnknownName, ServerFailed, ServerSilent, QueueFull, RateLimitExceeded, ServiceUnavailable),
 )
 
 
@@ -64,6 +72,7 @@ class GatewayRoutes:
         self._services = services
         self._names = ModelNames(services.registry, services.effective)
         self._lanes = lanes
+        self._rates = TokenRates(services.configuration)
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
 
     def routes(self) -> tuple[Route, ...]:
@@ -78,11 +87,11 @@ class GatewayRoutes:
                 _TAG,
                 {200: None},
             ),
-            *(_route("POST", f"/v1/{path}", self._by_body, summary) for path, summary in _V1.items()),
-            _route("POST", "/v1/{path}", self._by_body, "Whatever else the model's llama-server serves below /v1"),
-            *(_route("POST", path, self._by_body, f"llama-server's own {path}") for path in NATIVE_PATHS),
+            *(self._route("POST", f"/v1/{path}", self._by_body, summary) for path, summary in _V1.items()),
+            self._route("POST", "/v1/{path}", self._by_body, "Whatever else the model's llama-server serves below /v1"),
+            *(self._route("POST", path, self._by_body, f"llama-server's own {path}") for path in NATIVE_PATHS),
             *(
-                _route(
+                self._route(
                     method, "/api/proxy/{modelId}/{path}", self._by_path, "Any path of the server of a model named here"
                 )
                 for method in ("GET", "POST")
@@ -153,6 +162,18 @@ class GatewayRoutes:
             answer.hold(stack.pop_all())
         return answer
 
+    def _route(self, method: str, path: str, act: Handler, summary: str) -> Route:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            caller = request[CALLER]
+            if caller.token is not None:
+                self._rates.count(caller.token, request.setdefault(ANSWER_HEADERS, {}))
+            return await act(request)
+
+        words = re.findall(r"[a-zA-Z0-9]+", path)
+        handle.__name__ = "_".join((method.lower(), *words))
+        errors = (*_ERRORS, ModelNotFound, Forbidden) if "{modelId}" in path else _ERRORS
+        return Route(method, path, handle, Access.INFER, summary, _TAG, {200: None}, errors=errors)
+
     @staticmethod
     async def _field(request: web.Request, body: bytes) -> ModelField:
         if request.content_type == _MULTIPART:
@@ -164,17 +185,3 @@ class GatewayRoutes:
 def _check_plain(path: str) -> None:
     if not _PLAIN.fullmatch(path):
         raise NotFound(f"no llama-server has a path like {path}", {"path": path})
-
-
-def _route(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]], summary: str) -> Route:
-    errors = (*_ERRORS, ModelNotFound, Forbidden) if "{modelId}" in path else _ERRORS
-    return Route(method, path, _handler(method, path, act), Access.INFER, summary, _TAG, {200: None}, errors=errors)
-
-
-def _handler(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        return await act(request)
-
-    words = re.findall(r"[a-zA-Z0-9]+", path)
-    handle.__name__ = "_".join((method.lower(), *words))
-    return handle
