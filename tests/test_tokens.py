@@ -43,6 +43,7 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", fullmatch=True).filte
 ends = st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC)).map(  # noqa: DTZ001
     lambda moment: moment.replace(microsecond=0)
 )
+digests = st.binary(min_size=32, max_size=32)
 rates = st.none() | st.integers(1, MAX_RATE)
 any_token = st.builds(
     Token, names, st.sampled_from(TokenScope), st.binary(min_size=32, max_size=32), st.none() | ends, rates

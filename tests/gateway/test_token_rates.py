@@ -9,6 +9,7 @@ import pytest
 
 from magi_agent.configuration import Configuration
 from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
+from magi_agent.settings.loading import load_settings
 from magi_agent.tokens import MAX_TOKENS, Token, Tokens, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.api.client import Reply
@@ -35,8 +36,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def configuration(settings: Settings) -> Configuration:
-    configuration = Configuration(settings)
+def configuration() -> Configuration:
+    configuration = Configuration(load_settings({}, {}))
     configuration.tokens = Tokens((LAPTOP, FREE))
     return configuration
 
