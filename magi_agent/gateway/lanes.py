@@ -140,6 +140,30 @@ class Lanes:
         finally:
             self._leave(model_id, lane)
 
+    def is_open(self, model_id: str) -> bool:
+        """Whether a request for the model would be let through at once."""
+        return self._open(model_id, self._lanes.get(model_id)) is not None
+
+    def is_up(self, model_id: str) -> bool:
+        """Whether the model is ready, and is not to leave."""
+        lane = self._lanes.get(model_id)
+        return not (lane and lane.yields) and self._servers.reach_if_ready(model_id) is not None
+
+    def is_awaited(self, model_id: str) -> bool:
+        """Whether requests wait for the model."""
+        lane = self._lanes.get(model_id)
+        return lane is not None and bool(lane.waiting)
+
+    def asking(self, model_id: str) -> int:
+        """Requests that were let through to the model, and are not answered yet."""
+        lane = self._lanes.get(model_id)
+        return lane.asking if lane else 0
+
+    def requests(self, model_id: str) -> int:
+        """Requests for the model that are not answered yet, those that wait included."""
+        lane = self._lanes.get(model_id)
+        return lane.asking + len(lane.waiting) if lane else 0
+
     def is_idle(self, model_id: str) -> bool:
         """Whether nobody asks the model anything, or waits for it."""
         lane = self._lanes.get(model_id)

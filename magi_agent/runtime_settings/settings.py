@@ -282,6 +282,8 @@ def _word_faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
     for alias in settings.aliases or ():
         if not _ALIAS.fullmatch(alias):
             yield "aliases", f"{alias!r} has other characters than letters, digits and '._:/@+-'"
+        elif alias.casefold().startswith("tier:"):
+            yield "aliases", f"{alias!r} would be taken for the name of a tier"
     if len(set(settings.aliases or ())) < len(settings.aliases or ()):
         yield "aliases", "must not name anything twice"
     yield from _gpu_faults(settings)

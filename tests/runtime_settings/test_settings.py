@@ -91,7 +91,7 @@ INVALID: dict[str, list[Any]] = {
     "chat_template": ["", "two\nlines", "a\tb", "x" * 65_537, "é" * 50_001],
     "chat_template_file": ["template.jinja"],
     "reasoning_budget": [-2],
-    "aliases": ["gpt-4o", [""], ["a b"], ["a,b"], ["-a"], ["é"], ["a", "a"], ["x" * 201], [5]],
+    "aliases": ["gpt-4o", [""], ["a b"], ["a,b"], ["-a"], ["é"], ["a", "a"], ["tier:fast"], ["x" * 201], [5]],
     "extra_flags": ["--x", ["-x"], ["x"], ["--"], ["--X"], ["--x y"], ["--x=$y"], ["--x=a;b"], ["--x=a\nb"],
                     ["--x=" + "y" * 1000]],
     "binary": ["", "Canary", "-x", "/opt/llama-server", "x" * 65],
