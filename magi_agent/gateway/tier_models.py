@@ -171,6 +171,7 @@ class TierModels:
         model_id = model.model_id
         has, outside = self._lanes.requests(model_id), self._outside.get(model_id)
         slots = (outside.slots if outside else None) or max(self._effective.of(model).parallel_slots or 1, 1)
+        most = self._effective.max_concurrent(model)
         return Candidate(
             model_id,
             self._servers.state(model_id),
@@ -178,7 +179,7 @@ class TierModels:
             is_ready=self._lanes.is_up(model_id),
             starts=self._lanes.is_on_demand(model),
             is_awaited=self._lanes.is_awaited(model_id),
-            free_slots=slots - has - (outside.others if outside else 0),
+            free_slots=(slots if most is None else min(slots, most)) - has - (outside.others if outside else 0),
             is_silent=outside is not None and outside.is_silent,
             size_bytes=model.facts.size_bytes,
         )

@@ -148,6 +148,8 @@ class RuntimeSettings:
     """Whether the server is never stopped to make room for another."""
     idle_timeout_seconds: Annotated[int, Ge(1), Le(31_536_000)] | None = None
     """Seconds without a request after which an onDemand server is stopped; null for never."""
+    max_concurrent: Annotated[int, Ge(1), Le(100_000)] | None = None
+    """Requests that the gateway lets through to the model at once, others wait; null for no bound."""
     memory_high: _Bytes | None = None
     """Bytes of memory above which the unit is slowed down to give some back (MemoryHigh=)."""
     memory_max: _Bytes | None = None

@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,6 +24,7 @@ from magi_agent.profiles.profile import LoadBalancing, LoadBalancingStrategy
 from magi_agent.vocabulary import ServerState, Tier
 from tests.api.client import Api, Reply, until
 from tests.api.conftest import Serve
+from tests.conftest import SampleModels
 from tests.gateway.test_gateway import PROMPT, openai_failure, started
 
 A, B, C = MODELS = ["api-tier-a", "api-tier-b", "api-tier-c"]
@@ -151,7 +154,7 @@ async def balance(api: Api, **balancing: object) -> None:
     reply = await api.ask("POST", "/api/models/profiles", profile)
     if reply.status == 409:
         (await api.ask("PUT", "/api/models/profiles/balanced", profile)).success()
-    (await api.ask("POST", "/api/models/profiles/balanced/load")).success()
+    (await api.ask("POST", "/api/models/profiles/balanced/activate")).success()
 
 
 async def all_ready(api: Api, **settings: object) -> None:
@@ -199,11 +202,18 @@ async def test_the_least_loaded_is_known_by_what_is_under_way(serve: Serve) -> N
 
 @ONE_LISTENER
 async def test_what_others_ask_directly_is_known_within_the_interval(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, models: Path, sample_models: SampleModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api = await serve(A, B)
-    url = await _slow(api, A)
-    await _slow(api, B)
+    for model_id in (A, B):
+        # A toy would be through with it at once.
+        shutil.copyfile(sample_models.smollm2, models / f"{model_id}.gguf")
+        with (models / f"{model_id}.gguf").open("ab") as file:
+            file.write(model_id.encode())
+    api = await serve()
+    for model_id in (A, B):
+        await configure(api, model_id, parallelSlots=2)
+        await started(api, model_id)
+    url = (await api.get(f"/api/models/{A}"))["server"]["url"]
     # Where the machine is busy, an answer may take longer than a request would wait for it.
     monkeypatch.setattr(tier_models, "_PATIENCE", 10.0)
     await balance(api, strategy="least_loaded", healthCheckInterval=1)
@@ -215,18 +225,12 @@ async def test_what_others_ask_directly_is_known_within_the_interval(
 
     monkeypatch.setattr(type(api.services.usage), "all", lambda _: counted())
     assert sorted([await chosen(api) for _ in range(2)]) == [A, B]
-    body = {"prompt": "a", "n_predict": -1, "stream": True, "ignore_eos": True}
+    body = {"prompt": "a", "n_predict": 6000, "stream": True, "ignore_eos": True}
     async with aiohttp.ClientSession() as direct, direct.post(f"{url}/completion", json=body) as answer:
         await answer.content.readany()
         await asyncio.sleep(3.1)
         assert {await chosen(api) for _ in range(6)} == {B}
     assert len(looks) <= 4
-
-
-async def _slow(api: Api, model_id: str) -> str:
-    """Have a model that a request may keep busy for long."""
-    await configure(api, model_id, parallelSlots=2, ctxSize=0, extraFlags=None)
-    return await started(api, model_id)
 
 
 @ONE_LISTENER
@@ -289,7 +293,7 @@ async def test_where_none_can_be_had_it_says_what_they_are_doing(serve: Serve) -
 async def test_each_path_has_models_that_are_for_it(serve: Serve) -> None:
     api = await serve(*MODELS)
     await all_ready(api)
-    await configure(api, B, mode="embedding")
+    await configure(api, B, mode="embedding", pooling="mean")
     (await api.ask("POST", f"/api/models/servers/{B}/restart?wait=60")).success()
 
     assert {await chosen(api) for _ in range(4)} == {A, C}
