@@ -51,6 +51,10 @@ class ServerFailed(MagiError):
     status = 502
 
 
+class ServerUnreachable(ServerFailed):
+    """Nobody takes connections at the model's server: nothing of the request was passed on."""
+
+
 class ServerSilent(MagiError):
     """The model's server said nothing for longer than it may."""
 
@@ -144,7 +148,8 @@ class Relay:
                     f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
                 ) from None
             except (aiohttp.ClientError, OSError) as error:
-                raise ServerFailed(
+                failed = ServerUnreachable if isinstance(error, aiohttp.ClientConnectorError) else ServerFailed
+                raise failed(
                     f"the server of {model_id} gave no answer ({str(error) or type(error).__name__}): magictl show "
                     f"{model_id} says what is wrong with it",
                     {"modelId": model_id},

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.helpers import parse_mimetype
@@ -33,12 +33,17 @@ from magi_agent.gateway.relay import (
     ServerAnswer,
     ServerFailed,
     ServerSilent,
+    ServerUnreachable,
     cancelled_when_lost,
 )
+from magi_agent.gateway.tiers import PREFIX, Kind, kind_for
 from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
 from magi_agent.registry.model import Model
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.vocabulary import Tier
 
+MODEL_HEADER: Final = "X-Magi-Model"
+"""The id of the model that a request went to."""
 _TAG: Final = "gateway"
 _LARGE: Final = 64 * 1024
 """Bytes of a body from which on it is read in a thread."""
@@ -100,7 +105,9 @@ class GatewayRoutes:
 
     async def list_models(self, _: web.Request) -> web.Response:
         """GET /v1/models."""
-        return answer(to_json({"object": "list", "data": [self._entry(model) for model in self._offered()]}))
+        tiers = [self._tier_entry(tier, models) for tier in Tier if (models := self._services.tiers.of(tier))]
+        entries = [self._entry(model) for model in self._offered()]
+        return answer(to_json({"object": "list", "data": [*entries, *tiers]}))
 
     def _offered(self) -> list[Model]:
         models = self._services.registry.models.values()
@@ -108,10 +115,9 @@ class GatewayRoutes:
 
     def _entry(self, model: Model) -> dict[str, object]:
         facts = model.facts
+        kind = self._services.tiers.kind_of(model)
         capabilities = {
-            "completion": not facts.is_embedding and not facts.is_reranker,
-            "embedding": facts.is_embedding,
-            "reranking": facts.is_reranker,
+            **{each.value: each is kind for each in Kind},
             "vision": facts.has_vision,
             "thinking": model.effective_thinking,
         }
@@ -127,19 +133,46 @@ class GatewayRoutes:
             "capabilities": [name for name, has_it in capabilities.items() if has_it],
         }
 
+    def _tier_entry(self, tier: Tier, models: list[Model]) -> dict[str, object]:
+        entries = [self._entry(model) for model in models]
+        lengths = [model.facts.context_length for model in models if model.facts.context_length is not None]
+        capabilities = dict.fromkeys(name for entry in entries for name in cast("list[str]", entry["capabilities"]))
+        return {
+            **self._entry(self._services.tiers.best(models)),
+            "id": f"{PREFIX}{tier}",
+            "aliases": [],
+            # What each of them can take.
+            "context_length": min(lengths, default=None),
+            "capabilities": list(capabilities),
+            "models": [model.model_id for model in models],
+        }
+
     async def _by_body(self, request: web.Request) -> web.StreamResponse:
         _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
-        model = self._names.model(field.name)
-        renamed = field.renamed(body, model.model_id)
+        tiers, kind = self._services.tiers, kind_for(request.path)
+        tier = tiers.tier(field.name)
+        model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind)
 
         async def asked() -> ServerAnswer:
+            renamed = field.renamed(body, model.model_id)
             return await self._asked(request, model, request.rel_url.raw_path_qs, renamed)
 
+        response: web.StreamResponse
         if field.wants_stream and self._lanes.has_to_wait(model):
-            return AwaitedAnswer(model.model_id, asked)
-        return RelayedAnswer(await asked())
+            response = AwaitedAnswer(model.model_id, asked)
+        else:
+            try:
+                response = RelayedAnswer(await asked())
+            except ServerUnreachable:
+                other = tiers.another(tier, kind, model) if tier is not None else None
+                if other is None:
+                    raise
+                model = other
+                response = RelayedAnswer(await asked())
+        response.headers[MODEL_HEADER] = model.model_id
+        return response
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
         path = "/" + request.rel_url.raw_path.split("/", 4)[4]
