@@ -8,10 +8,11 @@ The score is a sum, of at most 10. What does not depend on a language decides, a
     code in the last user message (a fence, or lines of it) 2
     asked for in one message: list items and questions,
         from the second on                                  0.7 each, at most 3.5
-    a word that asks for reasoning or for code              2.5 each, at most 5
+    words of a kind: proof, design, steps, implement,
+        compare, function; in several languages             2.5 a kind, at most 5
     signs of mathematics (∑ ∫ √ ∀ ≤ \frac …)                2
     tools                                                   1
-    an answer by a JSON schema                              1
+    an answer by a JSON schema or a grammar                 1
     max_tokens of 2000 or more                              1.5
     reasoning effort: low, medium, high                     0, 2, 5
 

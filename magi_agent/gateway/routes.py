@@ -22,6 +22,7 @@ from magi_agent.api.exchange import (
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
+from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
@@ -78,6 +79,7 @@ class GatewayRoutes:
         self._names = ModelNames(services.registry, services.effective)
         self._lanes = lanes
         self._rates = TokenRates(services.configuration)
+        self._automatic = Automatic(self._names, services.tiers, services.active_profile)
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
 
     def routes(self) -> tuple[Route, ...]:
@@ -107,7 +109,7 @@ class GatewayRoutes:
         """GET /v1/models."""
         tiers = [self._tier_entry(tier, models) for tier in Tier if (models := self._services.tiers.of(tier))]
         entries = [self._entry(model) for model in self._offered()]
-        return answer(to_json({"object": "list", "data": [*entries, *tiers]}))
+        return answer(to_json({"object": "list", "data": [*entries, *tiers, *self._auto_entry()]}))
 
     def _offered(self) -> list[Model]:
         models = self._services.registry.models.values()
@@ -133,6 +135,12 @@ class GatewayRoutes:
             "capabilities": [name for name, has_it in capabilities.items() if has_it],
         }
 
+    def _auto_entry(self) -> list[dict[str, object]]:
+        models = [model for tier in Tier for model in self._services.tiers.of(tier)]
+        if not models or not self._automatic.is_meant(AUTO):
+            return []
+        return [{**self._tier_entry(models[0].effective_tier, models), "id": AUTO, "tier": None}]
+
     def _tier_entry(self, tier: Tier, models: list[Model]) -> dict[str, object]:
         entries = [self._entry(model) for model in models]
         lengths = [model.facts.context_length for model in models if model.facts.context_length is not None]
@@ -153,7 +161,12 @@ class GatewayRoutes:
         field = await self._field(request, body)
         tiers, kind = self._services.tiers, kind_for(request.path)
         tier = tiers.tier(field.name)
-        model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind)
+        if self._automatic.is_meant(field.name):
+            choice = await self._automatic.choose(body, kind)
+            tier, model = choice.tier, choice.model
+            request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
+        else:
+            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind)
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
