@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Final
@@ -64,6 +65,7 @@ class GatewayRoutes:
         self._services = services
         self._names = ModelNames(services.registry, services.effective)
         self._lanes = lanes
+        self._tallies = services.tallies
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
 
     def routes(self) -> tuple[Route, ...]:
@@ -119,6 +121,7 @@ class GatewayRoutes:
         }
 
     async def _by_body(self, request: web.Request) -> web.StreamResponse:
+        came_at = time.monotonic()
         _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
@@ -126,13 +129,19 @@ class GatewayRoutes:
         renamed = field.renamed(body, model.model_id)
 
         async def asked() -> ServerAnswer:
-            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed)
+            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed, came_at)
 
-        if field.wants_stream and self._lanes.has_to_wait(model):
+        try:
+            has_to_wait = field.wants_stream and self._lanes.has_to_wait(model)
+        except QueueFull as error:
+            self._tallies.refused(model.model_id, came_at, error)
+            raise
+        if has_to_wait:
             return AwaitedAnswer(model.model_id, asked)
         return RelayedAnswer(await asked())
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
+        came_at = time.monotonic()
         path = "/" + request.rel_url.raw_path.split("/", 4)[4]
         _check_plain(path)
         if not _INFERENCE.fullmatch(path) and Access.ADMIN not in request[CALLER].access:
@@ -142,14 +151,19 @@ class GatewayRoutes:
         body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
         query = request.rel_url.raw_query_string
         asked = f"{path}?{query}" if query else path
-        return RelayedAnswer(await self._asked(request, model, asked, body))
+        return RelayedAnswer(await self._asked(request, model, asked, body, came_at))
 
-    async def _asked(self, request: web.Request, model: Model, path: str, body: bytes | None) -> ServerAnswer:
+    async def _asked(
+        self, request: web.Request, model: Model, path: str, body: bytes | None, came_at: float
+    ) -> ServerAnswer:
         """The answer of a model's server, which is waited for; it is in use until that answer is left."""
         async with AsyncExitStack() as stack:
+            tally = self._tallies.of(model.model_id, came_at, counts=request.method == "POST")
+            stack.enter_context(tally)
             with cancelled_when_lost(request):
                 reach = await stack.enter_async_context(self._lanes.entered(model))
-            answer = await self._relay.pass_on(request, model.model_id, reach, path, body)
+            tally.let_in()
+            answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
             answer.hold(stack.pop_all())
         return answer
 
