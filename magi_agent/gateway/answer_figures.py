@@ -20,7 +20,8 @@ _REACH: Final = 512
 """Bytes after a member's name in which its own members stand."""
 _NUMBER: Final = re.compile(
     rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens|cache_read_input_tokens|prompt_n|cache_n|predicted_n'
-    rb'|prompt_ms|predicted_ms|tokens_predicted|tokens_evaluated)": ?([0-9]{1,9}(?:\.[0-9]{1,20})?)(?=[,}])'
+    rb'|prompt_ms|predicted_ms|predicted_per_second|tokens_predicted|tokens_evaluated)": ?'
+    rb"([0-9]{1,9}(?:\.[0-9]{1,20})?)(?=[,}])"
 )
 _USAGE: Final = b'"usage":'
 _TIMINGS: Final = b'"timings":'
@@ -41,6 +42,8 @@ class AnswerFigures:
     """Milliseconds for these."""
     completion_ms: float | None = None
     """Milliseconds for the tokens of the answer."""
+    tokens_per_second: float | None = None
+    """Of the answer. Builds differ in whether its first token counts, which came of reading the prompt."""
 
 
 def answer_figures(head: bytes, tail: bytes, *, is_stream: bool) -> AnswerFigures:
@@ -61,6 +64,7 @@ def answer_figures(head: bytes, tail: bytes, *, is_stream: bool) -> AnswerFigure
         _whole(timings, "prompt_n"),
         timings.get("prompt_ms"),
         timings.get("predicted_ms"),
+        timings.get("predicted_per_second"),
     )
 
 

@@ -233,9 +233,9 @@ class Tally:
         account, tokens = self._account, figures.completion_tokens or 0
         account.prompt_tokens += figures.prompt_tokens or 0
         account.completion_tokens += tokens
-        # The first token is there when the prompt is read: the time is that of the others.
-        if tokens > 1 and figures.completion_ms:
-            account.speeds.note(tokens * 1000 / figures.completion_ms)
+        # Of one token alone there is no speed; the first is there when the prompt is read.
+        if tokens > 1 and figures.tokens_per_second:
+            account.speeds.note(figures.tokens_per_second)
         elif tokens > 1 and self._is_stream and self._first_at is not None and now - self._first_at > _LEAST_SECONDS:
             account.speeds.note((tokens - 1) / (now - self._first_at))
 

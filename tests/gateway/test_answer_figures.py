@@ -10,7 +10,14 @@ import pytest
 from magi_agent.gateway.answer_figures import HEAD, TAIL, AnswerFigures, answer_figures, answer_id
 
 NOTHING = AnswerFigures()
-TIMINGS = {"cache_n": 30, "prompt_n": 1, "prompt_ms": 7.5, "predicted_n": 5, "predicted_ms": 40.25}
+TIMINGS = {
+    "cache_n": 30,
+    "prompt_n": 1,
+    "prompt_ms": 7.5,
+    "predicted_n": 5,
+    "predicted_ms": 40.25,
+    "predicted_per_second": 99.5,
+}
 
 
 def read(answer: bytes, *, is_stream: bool = False) -> AnswerFigures:
@@ -22,9 +29,9 @@ def as_json(**members: object) -> bytes:
 
 
 def test_timings_stand_for_usage_where_there_is_none() -> None:
-    assert read(as_json(content="x", timings=TIMINGS)) == AnswerFigures(31, 5, 1, 7.5, 40.25)
+    assert read(as_json(content="x", timings=TIMINGS)) == AnswerFigures(31, 5, 1, 7.5, 40.25, 99.5)
     usage = {"completion_tokens": 6, "prompt_tokens": 40}
-    assert read(as_json(usage=usage, timings=TIMINGS)) == AnswerFigures(40, 6, 1, 7.5, 40.25)
+    assert read(as_json(usage=usage, timings=TIMINGS)) == AnswerFigures(40, 6, 1, 7.5, 40.25, 99.5)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ async def test_tokens_are_those_that_the_client_was_told_of(
     path, body = CASES[case]
 
     # From the second on, the server has the prompt in its cache.
-    told = [seen(await asked(api, path, {**body, "stream": is_stream})) for _ in range(3)]
+    answers = [await asked(api, path, {**body, "stream": is_stream}) for _ in range(3)]
+    told = [seen(said) for said in answers]
 
     assert [completion for _, completion in told] == [7, 7, 7]
     samples = await scrape(api)
@@ -115,6 +116,10 @@ async def test_tokens_are_those_that_the_client_was_told_of(
     # Only llama-server's own numbers tell how fast an answer was made that came in no time.
     tells = case != "messages" and (case, is_stream) != ("responses", False)
     assert of(samples, "tokens_per_second_count") == (3 if tells else 0)
+    speeds = [
+        event["timings"]["predicted_per_second"] for said in answers for event in events(said) if "timings" in event
+    ]
+    assert of(samples, "tokens_per_second_sum") == pytest.approx(sum(speeds))
     assert of(samples, "requests_under_way") == of(samples, "requests_waiting") == 0
 
 
