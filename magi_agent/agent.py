@@ -29,6 +29,7 @@ from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
 from magi_agent.gateway.idle_stops import IdleStops
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.tallies import Tallies
 from magi_agent.gateway.tier_models import TierModels
 from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import HostFacts
@@ -182,6 +183,7 @@ class Agent:
             self._host,
             lambda: self._has_wanted,
         )
+        tallies = Tallies(self._registry)
         self._metrics = Metrics(
             Sources(
                 configuration=self._configuration,
@@ -196,6 +198,7 @@ class Agent:
                 open_connections=lambda: self._listeners.open_connections,
                 room=self._room,
                 problems=self._problems,
+                tallies=tallies,
                 gpus=self._gpus,
             )
         )
@@ -236,6 +239,7 @@ class Agent:
             connections=self._connections,
             lanes=self._lanes,
             tiers=self._tiers,
+            tallies=tallies,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(

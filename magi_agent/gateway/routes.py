@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from contextlib import AsyncExitStack
 from typing import Final, cast
 
@@ -80,6 +81,7 @@ class GatewayRoutes:
         self._lanes = lanes
         self._rates = TokenRates(services.configuration)
         self._automatic = Automatic(self._names, services.tiers, services.active_profile)
+        self._tallies = services.tallies
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
 
     def routes(self) -> tuple[Route, ...]:
@@ -156,6 +158,7 @@ class GatewayRoutes:
         }
 
     async def _by_body(self, request: web.Request) -> web.StreamResponse:
+        came_at = time.monotonic()
         _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
@@ -170,10 +173,15 @@ class GatewayRoutes:
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
-            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed)
+            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed, came_at)
 
+        try:
+            has_to_wait = field.wants_stream and self._lanes.has_to_wait(model)
+        except QueueFull as error:
+            self._tallies.refused(model.model_id, came_at, error)
+            raise
         response: web.StreamResponse
-        if field.wants_stream and self._lanes.has_to_wait(model):
+        if has_to_wait:
             response = AwaitedAnswer(model.model_id, asked)
         else:
             try:
@@ -188,6 +196,7 @@ class GatewayRoutes:
         return response
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
+        came_at = time.monotonic()
         path = "/" + request.rel_url.raw_path.split("/", 4)[4]
         _check_plain(path)
         if not _INFERENCE.fullmatch(path) and Access.ADMIN not in request[CALLER].access:
@@ -197,14 +206,19 @@ class GatewayRoutes:
         body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
         query = request.rel_url.raw_query_string
         asked = f"{path}?{query}" if query else path
-        return RelayedAnswer(await self._asked(request, model, asked, body))
+        return RelayedAnswer(await self._asked(request, model, asked, body, came_at))
 
-    async def _asked(self, request: web.Request, model: Model, path: str, body: bytes | None) -> ServerAnswer:
+    async def _asked(
+        self, request: web.Request, model: Model, path: str, body: bytes | None, came_at: float
+    ) -> ServerAnswer:
         """The answer of a model's server, which is waited for; it is in use until that answer is left."""
         async with AsyncExitStack() as stack:
+            tally = self._tallies.of(model.model_id, came_at, counts=request.method == "POST")
+            stack.enter_context(tally)
             with cancelled_when_lost(request):
                 reach = await stack.enter_async_context(self._lanes.entered(model))
-            answer = await self._relay.pass_on(request, model.model_id, reach, path, body)
+            tally.let_in()
+            answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
             answer.hold(stack.pop_all())
         return answer
 
