@@ -42,9 +42,9 @@ async def connect(options: dict[str, str], listener: str, tmp_path: Path) -> Asy
 
     def client(api: Api, **given: Any) -> openai.AsyncOpenAI:
         transport = httpx2.AsyncHTTPTransport(uds=options["socket"] if listener == "unix" else None)
-        given = {"api_key": KEY, "max_retries": 0, "timeout": 60} | given
+        settings: dict[str, Any] = {"api_key": KEY, "max_retries": 0, "timeout": 60, **given}
         http = httpx2.AsyncClient(transport=transport)
-        made.append(openai.AsyncOpenAI(base_url=f"{api.base}/v1", http_client=http, **given))
+        made.append(openai.AsyncOpenAI(base_url=f"{api.base}/v1", http_client=http, **settings))
         return made[-1]
 
     yield client
@@ -58,7 +58,7 @@ async def test_it_talks(serve: Serve, connect: Connect, models: Path, sample_mod
     await started(api)
     client = connect(api)
 
-    assert [each.id async for each in client.models.list()] == [ONE]
+    assert [each.id async for each in client.models.list()] == [ONE, "tier:fast", "auto"]
     whole = await client.chat.completions.create(
         model=ONE, messages=[{"role": "user", "content": "Hello"}], max_tokens=8, temperature=0
     )
@@ -117,7 +117,7 @@ async def test_it_is_told_that_too_many_wait(serve: Serve, connect: Connect, tmp
     api = await serve(ONE, gateway_queue="1", llama_server_path=str(silent))
     await on_demand(api)
     client = connect(api)
-    waiting = asyncio.create_task(client.completions.create(model=ONE, prompt="a"))
+    waiting = asyncio.ensure_future(client.completions.create(model=ONE, prompt="a"))
     await asyncio.sleep(0.5)
 
     with pytest.raises(openai.RateLimitError) as refused:
@@ -132,7 +132,9 @@ async def test_it_is_told_that_too_many_wait(serve: Serve, connect: Connect, tmp
 async def test_it_asks_again_when_it_is_told_to(serve: Serve, connect: Connect) -> None:
     api = await serve(ONE)
     client = connect(api, max_retries=1)
-    asked = asyncio.create_task(client.completions.with_raw_response.create(model=ONE, prompt="a", max_tokens=4))
+    asked = asyncio.ensure_future(
+        client.completions.with_raw_response.create(model=ONE, prompt="a", max_tokens=4, stream=False)
+    )
     await asyncio.sleep(0.5)
     await started(api)
 
@@ -142,7 +144,6 @@ async def test_it_asks_again_when_it_is_told_to(serve: Serve, connect: Connect) 
     assert answer.parse().model == ONE
 
 
-@pytest.mark.xfail(reason="the slot is still busy 5 s after the client left; asked directly, too, and not yet explained")
 async def test_its_time_limit_frees_the_slot(
     serve: Serve, connect: Connect, models: Path, sample_models: SampleModels
 ) -> None:
@@ -152,6 +153,8 @@ async def test_its_time_limit_frees_the_slot(
     url = await started(api)
 
     async def is_free() -> bool:
+        # llama-server looks for who has left a whole answer after a second without a word to anybody: this is one.
+        await asyncio.sleep(1.5)
         async with aiohttp.ClientSession() as direct, direct.get(f"{url}/slots") as slots:
             return not any(slot["is_processing"] for slot in await slots.json())
 
@@ -162,4 +165,26 @@ async def test_its_time_limit_frees_the_slot(
         )
 
     assert time.monotonic() - begun < 10
+    await until(is_free, "the slot is free", 5)
+
+
+async def test_its_time_limit_in_the_middle_of_a_stream_frees_the_slot(
+    serve: Serve, connect: Connect, models: Path, sample_models: SampleModels
+) -> None:
+    shutil.copyfile(sample_models.smollm2, models / f"{ONE}.gguf")
+    api = await serve()
+    url = await started(api)
+
+    async def is_free() -> bool:
+        async with aiohttp.ClientSession() as direct, direct.get(f"{url}/slots") as slots:
+            return not any(slot["is_processing"] for slot in await slots.json())
+
+    pieces = await connect(api).completions.create(
+        model=ONE, prompt="a", max_tokens=6000, extra_body={"ignore_eos": True}, stream=True
+    )
+    async with asyncio.timeout(10):
+        async for _ in pieces:
+            break
+    await pieces.close()
+
     await until(is_free, "the slot is free", 5)

@@ -157,7 +157,7 @@ async def balance(api: Api, **balancing: object) -> None:
     (await api.ask("POST", "/api/models/profiles/balanced/activate")).success()
 
 
-async def all_ready(api: Api, **settings: int) -> None:
+async def all_ready(api: Api, **settings: Any) -> None:
     for model_id in MODELS:
         await configure(api, model_id, **settings)
     for model_id in MODELS:
