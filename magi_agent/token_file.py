@@ -76,14 +76,7 @@ class TokenFile:
 
     def remove(self, name: str) -> Token:
         """Take a token out of it, and return what was kept of it. Raises ``TokenNotFound`` and ``TokensBusy``."""
-        if not self.path.parent.is_dir():
-            raise TokenNotFound(_there_is_none(name))
-        with self._to_oneself():
-            text = self._text()
-            found = next((token for token in parse_tokens(text, self.path) if token.name == name), None)
-            if found is None:
-                raise TokenNotFound(_there_is_none(name))
-            lines = text.split("\n")
+        with self._held(name) as (found, lines):
             self._write("\n".join(line for line in lines if token_of(line) != found))
         return found
 
@@ -92,6 +85,15 @@ class TokenFile:
 
         Raises ``TokenNotFound`` and ``TokensBusy``.
         """
+        with self._held(name) as (found, lines):
+            limited = replace(found, rate=rate)
+            if limited != found:
+                self._write("\n".join(line_of(limited) if token_of(line) == found else line for line in lines))
+        return limited
+
+    @contextmanager
+    def _held(self, name: str) -> Iterator[tuple[Token, list[str]]]:
+        """A token that is there, and the file's lines, while nobody else changes them."""
         if not self.path.parent.is_dir():
             raise TokenNotFound(_there_is_none(name))
         with self._to_oneself():
@@ -99,11 +101,7 @@ class TokenFile:
             found = next((token for token in parse_tokens(text, self.path) if token.name == name), None)
             if found is None:
                 raise TokenNotFound(_there_is_none(name))
-            limited = replace(found, rate=rate)
-            lines = text.split("\n")
-            if limited != found:
-                self._write("\n".join(line_of(limited) if token_of(line) == found else line for line in lines))
-        return limited
+            yield found, text.split("\n")
 
     def _text(self) -> str:
         try:

@@ -71,7 +71,7 @@ class Automatic:
                 return Choice(await self._tiers.choose(tier, kind), tier, found.score)
             except (EmptyTier, NoneOfTier) as error:
                 # That there is a model, but none is started, says more than that there is none.
-                if first is None or isinstance(error, NoneOfTier) > isinstance(first, NoneOfTier):
+                if first is None or (isinstance(error, NoneOfTier) and isinstance(first, EmptyTier)):
                     first = error
         assert first is not None  # noqa: S101  # there are tiers
         raise first

@@ -23,7 +23,7 @@ the work is bounded whatever a body holds.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -66,7 +66,6 @@ class Question:
     wants_schema: bool = False
     max_tokens: int = 0
     effort: str = ""
-    has_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,6 @@ def question_of(body: Mapping[str, Any]) -> Question:
         wants_schema=_wants_schema(body),
         max_tokens=_most_tokens(body),
         effort=_effort(body),
-        has_images=_has_images(body),
     )
 
 
@@ -139,17 +137,6 @@ def _texts(value: object, depth: int = 0) -> Iterator[str]:
     elif isinstance(value, list) and depth < _DEEPEST:
         for item in value[-_MOST_PARTS:]:
             yield from _texts(item, depth + 1)
-
-
-def _has_images(body: Mapping[str, Any]) -> bool:
-    messages = body.get("messages") or body.get("input")
-    contents = (item.get("content") for item in _items(messages) if isinstance(item, Mapping))
-    parts = (part for content in contents for part in _items(content))
-    return any(isinstance(part, Mapping) and "image" in str(part.get("type", "")) for part in parts)
-
-
-def _items(value: object) -> Iterable[object]:
-    return value[-_MOST_PARTS:] if isinstance(value, list) else ()
 
 
 def _wants_schema(body: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from magi_agent.errors import ServiceUnavailable
 from magi_agent.gateway.lanes import Lanes
 from magi_agent.gateway.relay import Relay
+from magi_agent.registry.model import Model
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.gateway.test_gateway import PROMPT, openai_failure, started
@@ -27,6 +28,12 @@ async def configured(api: Api, **settings: object) -> None:
 
 async def ask(api: Api, **body: object) -> Any:
     return (await api.ask("POST", "/v1/completions", {"model": MODEL, **PROMPT, **body})).success()
+
+
+async def enter(lanes: Lanes, model: Model) -> None:
+    """Be let through, and go."""
+    async with lanes.entered(model):
+        pass
 
 
 async def waiting(api: Api, number: int) -> None:
@@ -91,12 +98,8 @@ async def test_one_that_leaves_as_it_is_let_through_keeps_no_place(serve: Serve)
     await started(api, MODEL)
     lanes, model = api.services.lanes, api.services.registry.models[MODEL]
 
-    async def enter() -> None:
-        async with lanes.entered(model):
-            pass
-
     async with lanes.entered(model):
-        tasks = [asyncio.create_task(enter()) for _ in range(3)]
+        tasks = [asyncio.create_task(enter(lanes, model)) for _ in range(3)]
         await waiting(api, 3)
     # It was let through just now, and has not gone on yet.
     tasks[0].cancel()
@@ -182,12 +185,8 @@ async def test_those_that_wait_for_one_that_was_stopped_are_told_so_or_have_it_s
     await started(api, MODEL)
     lanes, model = api.services.lanes, api.services.registry.models[MODEL]
 
-    async def enter() -> None:
-        async with lanes.entered(model):
-            pass
-
     async with lanes.entered(model):
-        tasks = [asyncio.create_task(enter()) for _ in range(3)]
+        tasks = [asyncio.create_task(enter(lanes, model)) for _ in range(3)]
         await waiting(api, 3)
         (await api.ask("POST", f"/api/models/servers/{MODEL}/stop?wait=60")).success()
     told = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
@@ -196,7 +195,7 @@ async def test_those_that_wait_for_one_that_was_stopped_are_told_so_or_have_it_s
     await configured(api, maxConcurrent=1)
     model = api.services.registry.models[MODEL]
     async with lanes.entered(model):
-        tasks = [asyncio.create_task(enter()) for _ in range(3)]
+        tasks = [asyncio.create_task(enter(lanes, model)) for _ in range(3)]
         await waiting(api, 3)
         (await api.ask("POST", f"/api/models/servers/{MODEL}/stop?wait=60")).success()
     await asyncio.wait_for(asyncio.gather(*tasks), 60)

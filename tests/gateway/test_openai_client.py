@@ -21,7 +21,7 @@ from magi_agent.vocabulary import TokenScope
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.api.test_tokens import keep, token
-from tests.conftest import SampleModels
+from tests.conftest import MakeToyModel, SampleModels
 from tests.gateway.test_gateway import ONE, on_demand, started
 from tests.servers.system import script
 
@@ -30,7 +30,7 @@ TOOL: ChatCompletionToolParam = {
     "type": "function",
     "function": {"name": "now", "description": "the time", "parameters": {"type": "object", "properties": {}}},
 }
-
+TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{ message.content }}{% endfor %}"
 Connect = Callable[..., openai.AsyncOpenAI]
 
 
@@ -70,11 +70,28 @@ async def test_it_talks(serve: Serve, connect: Connect, models: Path, sample_mod
     assert (whole.model, whole.usage.completion_tokens) == (ONE, 8)
     assert said == whole.choices[0].message.content != ""
 
-    # Whether so small a model calls one is its own matter; that it may is said and understood.
-    tools = await client.chat.completions.create(
-        model=ONE, messages=[{"role": "user", "content": "Hello"}], max_tokens=8, tools=[TOOL]
-    )
-    assert tools.choices[0].finish_reason in ("length", "stop", "tool_calls")
+
+async def test_its_tools_reach_the_model(serve: Serve, connect: Connect, models: Path, toy_model: MakeToyModel) -> None:
+    toy_model(models / f"{ONE}.gguf", chat_template=TEMPLATE)
+    api = await serve()
+    url = await started(api)
+    directly = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY)
+
+    async def lengths(client: openai.AsyncOpenAI) -> list[int]:
+        """Of the prompts that the template makes, without and with tools."""
+        offered: list[openai.Omit | list[ChatCompletionToolParam]] = [openai.omit, [TOOL]]
+        answers = [
+            await client.chat.completions.create(
+                model=ONE, messages=[{"role": "user", "content": "Hello"}], max_tokens=2, tools=tools
+            )
+            for tools in offered
+        ]
+        return [answer.usage.prompt_tokens for answer in answers if answer.usage is not None]
+
+    without, with_tools = await lengths(connect(api))
+    assert without < with_tools
+    assert await lengths(directly) == [without, with_tools]
+    await directly.close()
 
 
 async def test_it_embeds(serve: Serve, connect: Connect) -> None:

@@ -265,6 +265,22 @@ async def test_one_is_started_where_none_is_ready(serve: Serve) -> None:
 
 
 @ONE_LISTENER
+async def test_one_that_fits_is_started_before_a_smaller_one_that_does_not(
+    serve: Serve, models: Path, sample_models: SampleModels
+) -> None:
+    for model_id, more in ((A, b"a"), (B, b"as large as it is, and a little more")):
+        shutil.copyfile(sample_models.smollm2, models / f"{model_id}.gguf")
+        with (models / f"{model_id}.gguf").open("ab") as file:
+            file.write(more)
+    # Room for the larger one, and for some 7 GB of the smaller one's cache by far not.
+    api = await serve(memory_reserve=str(psutil.virtual_memory().available - (4 << 30)))
+    await configure(api, A, ctxSize=300_000)
+    await configure(api, B, ctxSize=512)
+
+    assert await chosen(api) == B
+
+
+@ONE_LISTENER
 async def test_who_streams_is_told_which_one_is_started(serve: Serve) -> None:
     api = await serve(*MODELS)
     await configure(api, C)
