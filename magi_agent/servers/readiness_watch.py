@@ -17,6 +17,7 @@ from magi_agent.servers.failure import Failure
 from magi_agent.servers.life_notes import note_ready
 from magi_agent.servers.liveness import Rhythm, wait_until_hung
 from magi_agent.servers.llama_server import reach_of
+from magi_agent.servers.plan import Verb
 from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.readiness import LoadProgress, Patience, Verdict, wait_until_ready
 from magi_agent.servers.record import ServerRecord
@@ -127,6 +128,9 @@ class ReadinessWatch:
             patience=self.patience,
         )
         if verdict is Verdict.READY:
+            if record.step is not None and record.is_doing(Verb.START):
+                # systemd's signals may be here before the launcher's answer, and "started" is told before "ready".
+                await asyncio.wait({record.step})
             record.lack = await self._offload.missing(unit) if self._offload else None
             record.proven = (unit.invocation_id, unit.main_pid)
             record.ready_since = asyncio.get_running_loop().time()
