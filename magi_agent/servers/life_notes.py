@@ -14,7 +14,11 @@ _STAYS: Final = "it stays stopped until somebody starts it (magictl start %s; sy
 
 
 def note_start(model_id: str, record: ServerRecord, wish: Wish | None, unit: UnitStatus | None) -> None:
-    """Write down that a server was started, and who wanted that."""
+    """Write down that a server was started, and who wanted that; once for each run."""
+    invocation_id = unit.invocation_id or None if unit else None
+    if invocation_id is not None and invocation_id == record.start_told:
+        return
+    record.start_told = invocation_id
     record.retries_told = 0
     is_retry = record.attempts > 0
     message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}"
@@ -23,7 +27,7 @@ def note_start(model_id: str, record: ServerRecord, wish: Wish | None, unit: Uni
         Happened.STARTED,
         message,
         by=BY_AGENT if is_retry or wish is None else wish.by,
-        invocation_id=unit.invocation_id or None if unit else None,
+        invocation_id=invocation_id,
     )
 
 

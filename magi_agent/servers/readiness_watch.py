@@ -14,10 +14,8 @@ from typing import Any, Final, Protocol
 from magi_agent.events import EventStream, ServerProgress
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.failure import Failure
-from magi_agent.servers.life_notes import note_ready
 from magi_agent.servers.liveness import Rhythm, wait_until_hung
 from magi_agent.servers.llama_server import reach_of
-from magi_agent.servers.plan import Verb
 from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.readiness import LoadProgress, Patience, Verdict, wait_until_ready
 from magi_agent.servers.record import ServerRecord
@@ -70,10 +68,10 @@ class ReadinessWatch:
         rhythm: Rhythm,
         *,
         spawn: _Spawn,
-        on_ready: Callable[[str], None],
+        on_ready: Callable[[str, str, UnitStatus], None],
         on_unfit: _OnUnfit,
     ) -> None:
-        """``spawn`` makes the tasks; ``on_ready`` is told a model whose server is ready.
+        """``spawn`` makes the tasks; ``on_ready`` is told a model whose server is ready, where, and its unit.
 
         ``on_unfit`` is told of one that is not ready or hangs: why, in a word and in a sentence.
         """
@@ -128,15 +126,11 @@ class ReadinessWatch:
             patience=self.patience,
         )
         if verdict is Verdict.READY:
-            if record.step is not None and record.is_doing(Verb.START):
-                # systemd's signals may be here before the launcher's answer, and "started" is told before "ready".
-                await asyncio.wait({record.step})
             record.lack = await self._offload.missing(unit) if self._offload else None
             record.proven = (unit.invocation_id, unit.main_pid)
             record.ready_since = asyncio.get_running_loop().time()
             record.forget_failure()
-            note_ready(model_id, reach.words, record.lack, unit)
-            self._on_ready(model_id)
+            self._on_ready(model_id, reach.words, unit)
             await self._look_at_key(model_id, reach)
             await self._await_hanging(model_id, record, unit, reach)
             return

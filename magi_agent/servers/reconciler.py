@@ -40,6 +40,7 @@ from magi_agent.servers.launcher import Launcher
 from magi_agent.servers.life_notes import (
     OUTSIDE,
     note_failure,
+    note_ready,
     note_retry,
     note_start,
     note_stop,
@@ -538,7 +539,12 @@ class Reconciler:
         self._announce(model_id)
         self.wake()
 
-    def _became_ready(self, model_id: str) -> None:
+    def _became_ready(self, model_id: str, where: str, unit: UnitStatus) -> None:
+        record = self._record(model_id)
+        if record.is_doing(Verb.START):
+            # systemd's signals were here before the launcher's answer, which may never come.
+            note_start(model_id, record, self._desired[model_id], unit)
+        note_ready(model_id, where, record.lack, unit)
         self._announce(model_id)
         self._admission.note_ready()
         self._retry_for_memory()
@@ -663,13 +669,13 @@ class Reconciler:
                 return
             await self._note(model_id, met=False)
             result = await self._launcher.start(placed.launch)
+        # The launcher's answer may be here before systemd's signals, and the history tells runs by their invocation.
+        unit = await self._manager.refresh(unit_name(model_id))
         if result.ok:
-            note_start(model_id, record, self._desired[model_id], self._manager.get(unit_name(model_id)))
-        else:
-            unit = await self._manager.refresh(unit_name(model_id))
-            if condition_of(unit) is UnitCondition.ABSENT and self.wants(model_id):
-                message = f"systemd's job to start it ended with {result.value!r}"
-                self._fail(model_id, Failure(datetime.now(UTC), "start-error", message))
+            note_start(model_id, record, self._desired[model_id], unit)
+        elif condition_of(unit) is UnitCondition.ABSENT and self.wants(model_id):
+            message = f"systemd's job to start it ended with {result.value!r}"
+            self._fail(model_id, Failure(datetime.now(UTC), "start-error", message))
 
     async def _prepared(self, model_id: str) -> LaunchSpecification:
         async with self._starting:

@@ -51,6 +51,8 @@ class ServerRecord:
     """Whether the agent itself is ending it, so that its end is nobody else's word."""
     leaving: Wish | None = None
     """What was wished for when somebody else began to stop it."""
+    start_told: str | None = None
+    """Invocation of the start that was noted last."""
     retries_told: int = 0
     """How often systemd had started it again by itself, when that was noted last."""
     ended: Failure | None = None

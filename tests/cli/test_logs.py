@@ -248,7 +248,9 @@ def test_the_history_of_a_server(agent: AgentProcess, environment: dict[str, str
     agent.must("POST", f"/api/models/servers/{SILENT}/stop?wait=60")
 
     table = piped("history", SILENT, environment=environment)
-    [header, started, ready, stopped] = table.stdout.splitlines()
+    lines = table.stdout.splitlines()
+    assert len(lines) == 4, table.stdout
+    [header, started, ready, stopped] = lines
     assert header.split() == ["WHEN", "EVENT", "BY", "RUN", "WHAT"]
     assert "  started  uid 0 (pid " in started
     assert "is ready on port" in ready

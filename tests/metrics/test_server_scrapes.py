@@ -139,14 +139,14 @@ async def test_many_are_asked_at_once_and_not_all(serve: Serve, connections: Ser
 async def test_when_none_of_many_answers_it_ends_all_the_same(
     serve: Serve, connections: ServerConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.2)
-    monkeypatch.setattr(module, "_PATIENCE_WITH_ALL", 0.6)
+    monkeypatch.setattr(module, "_PATIENCE", 1.0)
+    monkeypatch.setattr(module, "_PATIENCE_WITH_ALL", 3.0)
     reach = await serve(silent)
     began = asyncio.get_running_loop().time()
 
     found = await scrapes_of(connections, {f"model{number}": reach for number in range(100)}).all()
 
-    assert asyncio.get_running_loop().time() - began < 2
+    assert asyncio.get_running_loop().time() - began < 10
     assert all(scrape.problem for scrape in found.values())
     assert found["model99"].problem == "it was not asked: the servers before it took too long"
 
