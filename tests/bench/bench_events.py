@@ -59,7 +59,7 @@ def measure(
             heard = _fan_out(agent, tiers, listeners, changes)
             with listening(agent.socket, 1) as one:
                 first = [_first_death(agent, one) for _ in range(deaths)]
-                answered = [_death_in_answers(agent) for _ in range(deaths)]
+                answered = [_death_in_answers(agent, one) for _ in range(deaths)]
                 last = [_last_death(agent, one) for _ in range(last_deaths)]
             agent.stop()
     return {
@@ -127,7 +127,7 @@ def _first_death(agent: AgentProcess, listeners: Listeners) -> float:
     return late
 
 
-def _death_in_answers(agent: AgentProcess) -> float:
+def _death_in_answers(agent: AgentProcess, listeners: Listeners) -> float:
     """Milliseconds from a ready server's death until it is answered that it is ready no more."""
     path = f"/api/models/servers/{_MODEL}"
     server = agent.must("POST", f"{path}/start?wait=60")["server"]
@@ -135,7 +135,9 @@ def _death_in_answers(agent: AgentProcess) -> float:
     os.kill(int(server["pid"]), signal.SIGKILL)
     wait_until(lambda: not agent.must("GET", path)["isReady"], "it is ready no more")
     late = (time.time() - began) * 1e3
+    listeners.forget()
     agent.must("POST", f"{path}/stop?wait=60")
+    listeners.wait("it is stopped", "serverChanged", after="stopped")
     return late
 
 

@@ -61,7 +61,9 @@ class Listeners:
             self._read()
 
     def forget(self) -> None:
-        """Keep nothing of what was heard so far."""
+        """Keep nothing of what was heard so far, nor of what has arrived and was not read yet."""
+        while self._read(0.0):
+            pass
         for listener in self.all:
             listener.heard.clear()
 
@@ -73,9 +75,12 @@ class Listeners:
                 raise RuntimeError("the streams do not begin")
             self._read()
 
-    def _read(self) -> None:
-        for key, _ in self.selector.select(1.0):
+    def _read(self, patience: float = 1.0) -> bool:
+        """Read once from whoever has something within ``patience`` seconds; False where nobody has."""
+        ready = self.selector.select(patience)
+        for key, _ in ready:
             key.data.read()
+        return bool(ready)
 
 
 def seconds_since(event: tuple[float, dict[str, Any]]) -> float:
