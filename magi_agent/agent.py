@@ -29,6 +29,7 @@ from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
 from magi_agent.gateway.idle_stops import IdleStops
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.opening import Opening
 from magi_agent.gateway.tallies import Tallies
 from magi_agent.gateway.tier_models import TierModels
 from magi_agent.host.gpus import Gpu
@@ -220,6 +221,7 @@ class Agent:
         self._tiers = TierModels(
             self._registry, self._effective, self._servers, self._lanes, usage, self._active_profile
         )
+        self._opening = Opening(self._servers, self._events)
         self.services = Services(
             configuration=self._configuration,
             registry=self._registry,
@@ -241,6 +243,7 @@ class Agent:
             problems=self._problems,
             connections=self._connections,
             lanes=self._lanes,
+            opening=self._opening,
             tiers=self._tiers,
             tallies=tallies,
             is_settled=lambda: self._has_wanted,
@@ -433,6 +436,7 @@ class Agent:
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
+        _ = self._spawn(self._opening.open(self._reconciler.running()), "opening")
         # Without any model known, there is nothing to start before the scan, and no profile to apply to it.
         await self._rescan(within=_FIRST_SCAN_WAIT if self._registry.models else None)
         _ = self._spawn(self._inventory.run(), "inventory")

@@ -230,6 +230,9 @@ class GatewayRoutes:
             caller = request[CALLER]
             if caller.token is not None:
                 self._rates.count(caller.token, request.setdefault(ANSWER_HEADERS, {}))
+            if not self._services.opening.is_open:
+                with cancelled_when_lost(request):
+                    await self._services.opening.wait()
             return await act(request)
 
         words = re.findall(r"[a-zA-Z0-9]+", path)
