@@ -132,7 +132,10 @@ def talking(agent: Handed, tokens: int, model_id: str = TALKER) -> Iterator[Talk
     try:
         yield talk
     finally:
-        thread.join(1)
+        if not talk.over and connection.sock is not None:
+            # The thread reads from it still.
+            connection.sock.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
         connection.close()
 
 
