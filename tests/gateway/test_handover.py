@@ -18,10 +18,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import aiohttp
 import locations
 import pytest
 
+from magi_agent.systemd.manager import SystemdManager
 from tests.agent_process import AgentProcess, remove_units, unit_property, wait_until
+from tests.api.conftest import Serve
 from tests.conftest import MakeToyModel, PortRanges, SampleModels, SystemdUser
 
 UNIT = "magi-handover"
@@ -221,10 +224,18 @@ def test_another_signal_ends_it_at_once(agent: Handed) -> None:
     agent.run()
     agent.have_ready(TALKER)
     pid = agent.pid()
+    events = Unix(agent.socket)
+    events.request("GET", "/api/events", headers={"Accept": "text/event-stream"})
+    told = events.getresponse()
+    assert told.readline()
 
     with talking(agent, 6000) as talk:
         agent.systemctl("stop", "--no-block", SERVICE)
         wait_until(lambda: unit_property(SERVICE, "StatusText").startswith("finishing "), "it waits")
+        while told.readline():
+            pass  # what has no end of its own ends now
+        events.close()
+        assert not talk.over
         began = time.monotonic()
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: talk.over, "the answer is cut off", 10)
@@ -274,6 +285,31 @@ def test_who_waits_for_a_model_as_time_is_up_is_told_to_ask_again(agent: Handed,
     assert talk.broke is None
     assert b"the agent is stopping; ask again" in talk.said
     assert DONE not in talk.said
+
+
+@pytest.mark.parametrize("listener", ["unix"], indirect=True)
+async def test_while_the_host_goes_down_nobody_is_waited_for_longer_than_for_others(
+    serve: Serve, models: Path, sample_models: SampleModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(sample_models.smollm2, models / f"{TALKER}.gguf")
+    api = await serve()
+    (await api.ask("POST", f"/api/models/servers/{TALKER}/start?wait=60")).success()
+
+    async def goes_down(_: SystemdManager) -> bool:
+        return True
+
+    # The manager that all tests share cannot go down for one.
+    monkeypatch.setattr(SystemdManager, "is_stopping", goes_down)
+    body = {"model": TALKER, "prompt": "Once", "max_tokens": 6000, "ignore_eos": True, "stream": True}
+    async with api.session.post(f"{api.base}/v1/completions", json=body) as answer:
+        assert await answer.content.readany()
+        began = time.monotonic()
+
+        await api.agent._last_answers.wait()
+
+        assert 4.5 < time.monotonic() - began < 8
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.content.read()
 
 
 @pytest.mark.parametrize("kept_open", [False, True], ids=["new connections", "kept open"])
