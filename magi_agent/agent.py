@@ -3,8 +3,8 @@
 Start: lock the state, load the registry, reach systemd, listen, say READY; then, in the background, take up what is
 desired in this boot and the active profile's settings, adopt what runs, scan, resolve the active profile, and want what
 the choices ask for. Reload (SIGHUP): read the configuration again, hand each part its share, say READY; then scan,
-resolve and want, as at the start. Stop: no new requests, let those under way end, let go of everything. No server is
-touched by any of them.
+resolve and want, as at the start. Stop: no new requests, let those under way end, let go of everything; until they have
+ended, all that they need goes on. No server is touched by any of them.
 
 Nothing here decides anything but order. A background task that dies ends the agent: systemd starts it anew, and the
 models live on.
@@ -29,10 +29,12 @@ from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
 from magi_agent.gateway.idle_stops import IdleStops
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.opening import Opening
 from magi_agent.gateway.tallies import Tallies
 from magi_agent.gateway.tier_models import TierModels
 from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import HostFacts
+from magi_agent.last_answers import LastAnswers
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
 from magi_agent.log_output import set_log_level
 from magi_agent.metrics.metrics import Metrics, Sources
@@ -84,6 +86,8 @@ _PROFILE_WAIT: Final = 5.0
 _FIRST_SCAN_WAIT: Final = 10.0
 """Seconds that what is known from before waits for the first scan: what hangs holds up its own models only."""
 _FAILED: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN})
+_OF_ITS_OWN_ACCORD: Final = frozenset({"reloads", "settling anew", "inventory", "idle stops"})
+"""Tasks that nobody who waits for an answer waits for."""
 _STILL_LOOKING: Final = 120.0
 """Seconds without a look of the reconciler after which the agent is no longer alive; it looks every 30."""
 
@@ -217,6 +221,7 @@ class Agent:
         self._tiers = TierModels(
             self._registry, self._effective, self._servers, self._lanes, usage, self._active_profile
         )
+        self._opening = Opening(self._servers, self._events)
         self.services = Services(
             configuration=self._configuration,
             registry=self._registry,
@@ -238,12 +243,16 @@ class Agent:
             problems=self._problems,
             connections=self._connections,
             lanes=self._lanes,
+            opening=self._opening,
             tiers=self._tiers,
             tallies=tallies,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
             make_application(self.services), settings, environment, lambda: bool(self._configuration.tokens)
+        )
+        self._last_answers = LastAnswers(
+            self._listeners, self._lanes, self._manager, self._notifier, lambda: self.settings.gateway_drain
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._boot: str | None = None
@@ -254,6 +263,7 @@ class Agent:
         self._reload_asked = asyncio.Event()
         self._reconfigured = asyncio.Event()
         self._end = asyncio.Event()
+        self._was_asked_to_end = False
         self._failure: BaseException | None = None
 
     @property
@@ -325,7 +335,7 @@ class Agent:
         """Start, serve until a signal says stop or a part dies, and stop; whether it ended as it should."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end.set)
+            loop.add_signal_handler(number, self._end_asked)
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self.start()
         # What is there then stays. Left out of garbage collections, ten thousand models do not stop the loop for 65 ms.
@@ -334,6 +344,9 @@ class Agent:
             await self._end.wait()
         finally:
             _LOG.info("stopping; the servers run on")
+            self._notifier.stopping()
+            await self._nothing_new()
+            await self._last_answers.wait()
             await self.stop()
         return self._failure is None
 
@@ -377,6 +390,19 @@ class Agent:
         self._reconciler.reconfigure(_patience(settings), settings.stop_timeout)
         self._inventory.reconfigure(settings.model_scan_path, _thresholds(settings), settings.rescan_interval)
 
+    def _end_asked(self) -> None:
+        if self._was_asked_to_end:
+            self._last_answers.hurry()
+        self._was_asked_to_end = True
+        self._end.set()
+
+    async def _nothing_new(self) -> None:
+        """End what begins things of its own accord; what requests under way need goes on."""
+        ending = [task for task in self._tasks if task.get_name() in _OF_ITS_OWN_ACCORD]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
     async def _follow_reloads(self) -> None:
         while True:
             await self._reload_asked.wait()
@@ -410,6 +436,7 @@ class Agent:
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
+        _ = self._spawn(self._opening.open(self._reconciler.running()), "opening")
         # Without any model known, there is nothing to start before the scan, and no profile to apply to it.
         await self._rescan(within=_FIRST_SCAN_WAIT if self._registry.models else None)
         _ = self._spawn(self._inventory.run(), "inventory")
@@ -528,6 +555,8 @@ class Agent:
         self._notifier.status(self._status())
 
     def _status(self) -> str:
+        if self._last_answers.status is not None:
+            return self._last_answers.status
         if not self._manager.connected:
             return "systemd is not reachable; trying again"
         states = self._servers.wanted()

@@ -1,7 +1,9 @@
 """One HTTP connection, where not even a request that cannot be parsed gets an answer of another form."""
 
+import asyncio
 import logging
 import re
+import select
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,11 +21,15 @@ _QUOTED: Final = re.compile(r":?\s*\bb['\"].*", re.DOTALL)
 class Connection(web.RequestHandler):
     """aiohttp's own, but for what it would answer without asking the application."""
 
-    __slots__ = ("_at_its_end",)
+    __slots__ = ("_at_its_end", "_is_half", "_is_last", "asks_model")
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._at_its_end: Callable[[], None] | None = None
+        self._is_half = False
+        self._is_last = False
+        self.asks_model = False
+        """Whether what is under way is a request to a model, whose answer may take minutes."""
 
     def when_lost(self, called: Callable[[], None] | None) -> None:
         """Have ``called`` when the connection is gone; aiohttp tells no handler, and requests are answered one by one.
@@ -46,6 +52,37 @@ class Connection(web.RequestHandler):
     def is_new(self) -> bool:
         """Whether nothing was asked on it yet."""
         return self._request_count == 0
+
+    @property
+    def at_work(self) -> asyncio.Task[None] | None:
+        """What answers requests on it, until it ends."""
+        return self._task_handler
+
+    def end_soon(self) -> None:
+        """Take no request beyond those that have come; where none has, not even in part, it ends now."""
+        self._is_last = True
+        is_idle = self._waiter is not None and not self._waiter.done() and not self._is_half
+        if is_idle and not self._has_come():
+            self.force_close()
+
+    def cut_off(self) -> None:
+        """End it in the midst of what it is about, without the mark that an answer is whole."""
+        if self._task_handler is not None:
+            self._task_handler.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Note whether a request has come in part."""
+        super().data_received(data)
+        self._is_half = self._waiter is not None and not self._waiter.done()
+
+    def _has_come(self) -> bool:
+        """Whether there is something to read that nobody has looked at yet, be it the client's end."""
+        channel = self.transport.get_extra_info("socket") if self.transport is not None else None
+        if channel is None:
+            return False
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        return bool(poll.poll(0))
 
     def handle_error(
         self,
@@ -74,7 +111,17 @@ class Connection(web.RequestHandler):
         """Send an answer; what aiohttp refused before any middleware saw it (``Expect``) becomes one of ours."""
         if isinstance(resp, web.HTTPException):
             resp = _with_id(http_error_answer(request, resp), request.headers.get("X-Request-ID"))
-        return await super().finish_response(request, resp, start_time)
+        # One that was sent behind this one already has its answer too.
+        if self._is_last and not self._messages:
+            resp.force_close()
+        try:
+            sent, is_reset = await super().finish_response(request, resp, start_time)
+        finally:
+            self.asks_model = False
+        if self._is_last and not self._messages:
+            # That the agent stops came to be known while it was on its way.
+            sent.force_close()
+        return sent, is_reset
 
 
 def _with_id(response: web.Response, offered: str | None) -> web.Response:

@@ -22,6 +22,7 @@ from aiohttp import web
 
 from magi_agent.api.access import group_id
 from magi_agent.api.connection import Connection
+from magi_agent.api.streaming import STREAMS
 from magi_agent.configuration import needs_token
 from magi_agent.errors import ConfigurationError
 from magi_agent.settings.settings import Settings, TcpAddress
@@ -80,6 +81,7 @@ class Listeners:
         self._runner: web.AppRunner | None = None
         self._servers: list[asyncio.Server] = []
         self._file: _SocketFile | None = None
+        self._is_closed = False
         self.addresses: tuple[str, ...] = ()
         """Where the API answers, for the log."""
         self.reached_from_elsewhere: tuple[str, ...] = ()
@@ -116,8 +118,17 @@ class Listeners:
         self.reached_from_elsewhere = tuple(_name(channel) for channel in elsewhere)
         self.are_systemds = all(isinstance(channel, InheritedSocket) for channel in sockets) and bool(sockets)
 
-    async def stop(self) -> None:
-        """Take no new requests, let those under way end for a bounded time, and close."""
+    @property
+    def asking_models(self) -> int:
+        """How many requests to models are under way."""
+        return len(self._asking_models())
+
+    async def close(self) -> None:
+        """Take no new connections and end those that are idle; others end with the answer that is under way.
+
+        Streams that have no end of their own, such as that of events, end now. Who connects to a socket of systemd's
+        waits there for the next agent.
+        """
         # The file first: as long as its socket is open, no other file can have its inode number.
         await asyncio.to_thread(self._remove_file)
         servers, self._servers = self._servers, []
@@ -128,10 +139,49 @@ class Listeners:
             await asyncio.sleep(0)
         for server in servers:
             server.close()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await _first_requests(runner)
-            await runner.cleanup()
+        runner = self._runner
+        if runner is None or self._is_closed:
+            return
+        self._is_closed = True
+        for connection in self._connections():
+            if not connection.is_new:
+                connection.end_soon()
+        if (streams := self._application.get(STREAMS)) is not None:
+            await streams.close(self._application)
+        await _first_requests(runner)
+        for connection in self._connections():
+            connection.end_soon()
+
+    async def answered(self, within: float, unless: asyncio.Event) -> None:
+        """Wait, after ``close``, until a request to a model ends, for so many seconds, or until ``unless`` is set."""
+        ends = {end for connection in self._asking_models() if (end := connection.at_work) is not None}
+        if not ends or unless.is_set():
+            return
+        called = asyncio.ensure_future(unless.wait())
+        try:
+            await asyncio.wait({called, *ends}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            called.cancel()
+
+    def cut_off(self) -> None:
+        """End the requests that are under way, wherever they are: nobody takes their answers for whole."""
+        for connection in self._connections():
+            connection.cut_off()
+
+    async def stop(self) -> None:
+        """Take no new requests, let those under way end for a bounded time, and close."""
+        await self.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def _connections(self) -> list[Connection]:
+        server = self._runner.server if self._runner is not None else None
+        found = server.connections if server is not None else []
+        return [connection for connection in found if isinstance(connection, Connection)]
+
+    def _asking_models(self) -> list[Connection]:
+        return [connection for connection in self._connections() if connection.asks_model]
 
     def _open(self) -> list[socket.socket]:
         handed_over = inherited_sockets(self._environment)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.opening import Opening
 from magi_agent.gateway.tallies import Tallies
 from magi_agent.gateway.tier_models import TierModels
 from magi_agent.host_facts import HostFacts
@@ -53,6 +54,7 @@ class Services:
     problems: Problems
     connections: ServerConnections
     lanes: Lanes
+    opening: Opening
     tiers: TierModels
     tallies: Tallies
     is_settled: Callable[[], bool]

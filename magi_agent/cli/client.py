@@ -100,7 +100,8 @@ class Client:
             self._connected(timeout) as connection,
             closing(self._send(connection, method, path, body, is_long=is_long)) as response,
         ):
-            content = self._read(connection, response, deadline)
+            # What was waited for an agent that stopped does not count; the rest of an answer comes at once.
+            content = self._read(connection, response, max(deadline, time.monotonic() + CONNECT_SECONDS))
         headers = {name.lower(): value for name, value in response.getheaders()}
         return Reply(response.status, headers, self._decode(content, response.status))
 
@@ -167,9 +168,8 @@ class Client:
         connection.request(method, prefix + path, content, headers)
         silence, channel = self._silence, connection.sock
         if silence is not None and channel is not None and (seconds := channel.gettimeout() or 0.0) >= _PATIENT_SECONDS:
-            began = time.monotonic()
-            silence.until_answered(channel, seconds, quiet=is_long or seconds > _LONG_SECONDS)
-            channel.settimeout(max(0.01, seconds - (time.monotonic() - began)))
+            left = silence.until_answered(channel, seconds, quiet=is_long or seconds > _LONG_SECONDS)
+            channel.settimeout(max(0.01, left))
         response = connection.getresponse()
         # The agent is there; what takes long from here on is what it does.
         self._silence = None

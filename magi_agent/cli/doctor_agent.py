@@ -161,7 +161,8 @@ def service(patient: Patient) -> Iterator[Finding]:
             f"{journal}; then: {patient.control} restart magi-agent",
         )
     elif state == "deactivating":
-        yield warning(f"{UNIT} is being stopped")
+        said = unit.get("StatusText")
+        yield warning(f"{UNIT} is being stopped{f': {said}' if said else ''}")
     else:
         yield failed(f"{UNIT} is {state or 'not there'}", f"{patient.control} start magi-agent")
     if unit.get("UnitFileState") == "disabled":

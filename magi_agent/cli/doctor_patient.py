@@ -30,7 +30,7 @@ from magi_agent.vocabulary import Scope
 UNIT: Final = "magi-agent.service"
 _UNIT_PROPERTIES: Final = (
     "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NRestarts", "MainPID", "User",
-    "Environment", "EnvironmentFiles", "TriggeredBy", "Slice", "IPAddressAllow", "IPAddressDeny",
+    "Environment", "EnvironmentFiles", "TriggeredBy", "Slice", "IPAddressAllow", "IPAddressDeny", "StatusText",
 )  # fmt: skip
 _SOCKETS: Final = ("magi-agent.socket", "magi-agent-tcp.socket")
 _SOCKET_PROPERTIES: Final = ("LoadState", "ActiveState", "Result", "UnitFileState", "Listen")
@@ -221,7 +221,9 @@ class Patient:
     @cached_property
     def _about(self) -> dict[str, object] | CommandError:
         if self._would_be_started:
-            return CommandError("AgentDown", f"{UNIT} does not run; it is not asked, as that would start it")
+            stops = self.unit_or_none.get("ActiveState") == "deactivating"
+            why = "is being stopped, and answers nothing new" if stops else "does not run"
+            return CommandError("AgentDown", f"{UNIT} {why}; it is not asked, as that would start it")
         try:
             return self.client.get("/", "name", "version", timeout=_SECONDS)
         except CommandError as error:

@@ -24,6 +24,9 @@ _FAILURES: Final = 2
 _UNIT: Final = "magi-agent.service"
 _ASKED: Final = ("LoadState", "ActiveState", "SubState", "Result", "ExecMainStatus", "InvocationID", "StatusText")
 _UP: Final = frozenset({"active", "reloading", "refreshing"})
+_STOPPING: Final = "deactivating"
+_LONGEST_STOP: Final = 300.0
+"""Seconds of an old agent's stop, in which it finishes what it was asked, that are nobody's limit."""
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class _Service:
     last_result: str = ""
     state: str = ""
     is_up: bool = False
+    is_stopping: bool = False
     is_failed: bool = False
 
     def look(self) -> bool:
@@ -52,6 +56,7 @@ class _Service:
         active, result = found.get("ActiveState", ""), found.get("Result", "")
         invocation = found.get("InvocationID", "")
         self.is_up = active in _UP
+        self.is_stopping = active == _STOPPING and result == "success"
         if self.invocation and invocation != self.invocation:
             # The run that was seen last has ended, and another was begun.
             self.failures += 1
@@ -78,16 +83,19 @@ class Silence:
         self._scope = _scope_of(address, os.environ if environment is None else environment)
         self._said = False
 
-    def until_answered(self, channel: socket.socket, seconds: float, *, quiet: bool) -> None:
-        """Return when there is something to read, or after so many seconds.
+    def until_answered(self, channel: socket.socket, seconds: float, *, quiet: bool) -> float:
+        """Return when there is something to read, or after so many seconds; how many of them are left.
+
+        Those do not count in which an agent stops that finishes what it was asked before: the next one answers.
 
         ``quiet`` is to say nothing of a wait that the agent needs for what it does. Raises ``UnreachableError`` where
         the agent cannot start.
         """
         deadline = time.monotonic() + seconds
         if _is_readable(channel, min(_SAID_AFTER, seconds)):
-            return
+            return deadline - time.monotonic()
         service = _Service(self._scope) if self._scope else None
+        spared = 0.0
         while (left := deadline - time.monotonic()) > 0:
             if service is not None and not service.look():
                 service = None
@@ -96,9 +104,15 @@ class Silence:
             self._tell(service, quiet=quiet)
             if service is None or service.is_up:
                 # From here on it takes its time, which systemd knows nothing of.
-                return
-            if _is_readable(channel, min(_LOOK_EVERY, left)):
-                return
+                break
+            began = time.monotonic()
+            is_there = _is_readable(channel, min(_LOOK_EVERY, left))
+            if service.is_stopping and spared < _LONGEST_STOP:
+                spared += time.monotonic() - began
+                deadline += time.monotonic() - began
+            if is_there:
+                break
+        return deadline - time.monotonic()
 
     def _tell(self, service: _Service | None, *, quiet: bool) -> None:
         if self._said or quiet:

@@ -100,6 +100,11 @@ class Lanes:
         self._lanes: dict[str, _Lane] = {}
         self._room = asyncio.Lock()
 
+    def turn_away(self) -> None:
+        """Tell those that wait to ask the next agent; the starts that they wait for go on."""
+        for model_id, lane in self._lanes.items():
+            self._refuse(lane, ServiceUnavailable(model_id, "the agent is stopping; ask again", _RETRY_AFTER))
+
     async def close(self) -> None:
         """Let go of those that wait."""
         starts = [lane.start for lane in self._lanes.values() if lane.start is not None]

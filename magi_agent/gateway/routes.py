@@ -11,6 +11,7 @@ from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
 from magi_agent.api.access import Forbidden
+from magi_agent.api.connection import Connection
 from magi_agent.api.exchange import (
     ANSWER_HEADERS,
     CALLER,
@@ -224,9 +225,14 @@ class GatewayRoutes:
 
     def _route(self, method: str, path: str, act: Handler, summary: str) -> Route:
         async def handle(request: web.Request) -> web.StreamResponse:
+            # Where the agent stops meanwhile, it lets this end first.
+            cast(Connection, request.protocol).asks_model = True
             caller = request[CALLER]
             if caller.token is not None:
                 self._rates.count(caller.token, request.setdefault(ANSWER_HEADERS, {}))
+            if not self._services.opening.is_open:
+                with cancelled_when_lost(request):
+                    await self._services.opening.wait()
             return await act(request)
 
         words = re.findall(r"[a-zA-Z0-9]+", path)

@@ -21,6 +21,9 @@ _MOST_BYTES: Final = 1 << 60
 _MOST_REQUESTS: Final = 100_000
 _LEAST_HEADROOM: Final = 0.1
 _MOST_HEADROOM: Final = 10.0
+_LEAST_DRAIN: Final = 5.0
+"""Seconds that every request has when the agent stops."""
+_MOST_DRAIN: Final = 3600.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _USER_NAME: Final = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
 
@@ -124,6 +127,16 @@ def _seconds(value: object) -> float:
         seconds = -1.0
     if not 0 < seconds <= _MAX_SECONDS:
         raise ValueError(f"must be a number of seconds above 0, at most {_MAX_SECONDS:.0f}")
+    return seconds
+
+
+def _drain(value: object) -> float:
+    try:
+        seconds = _number(value)
+    except ValueError:
+        seconds = -1.0
+    if not _LEAST_DRAIN <= seconds <= _MOST_DRAIN:
+        raise ValueError(f"must be a number of seconds from {_LEAST_DRAIN:g} to {_MOST_DRAIN:g}")
     return seconds
 
 
@@ -432,6 +445,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "100",
         _requests,
         "requests that may wait for one model to start; those beyond are told to come again",
+    ),
+    Setting(
+        "gateway_drain",
+        "gateway",
+        "MAGI_GATEWAY_DRAIN",
+        "60",
+        _drain,
+        "seconds that answers of models have to end when the agent stops; at least 5, at most 3600",
     ),
     Setting(
         "profiles_path",

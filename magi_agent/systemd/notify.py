@@ -6,6 +6,7 @@ whole message there without a word, ``READY=1`` with it.
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import time
@@ -55,6 +56,10 @@ class Notifier:
     def stopping(self, status: str | None = None) -> None:
         """Say that the service has begun to stop."""
         self._send("STOPPING=1", status)
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Ask for so many seconds from now, however short ``TimeoutStopSec=`` is; to be said again before they end."""
+        self._send(f"EXTEND_TIMEOUT_USEC={math.ceil(seconds * 1_000_000)}")
 
     def status(self, text: str) -> None:
         """Say in one line how things are; ``systemctl status`` shows it."""

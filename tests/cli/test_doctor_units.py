@@ -206,6 +206,20 @@ def test_a_service_that_fails_at_each_start_is_not_to_be_started_once_more(units
     assert found.mend == "journalctl --user-unit magi-agent -e; then: systemctl --user restart magi-agent"
 
 
+def test_one_that_finishes_what_it_was_asked_before_it_stops_is_said_to(units: Units) -> None:
+    units.write("ExecStart=/bin/sleep 600\nExecStop=/bin/sleep 20")
+    units.control("start", SERVICE)
+    units.control("stop", "--no-block", SERVICE)
+    deadline = time.monotonic() + 20
+    while units.state(SERVICE) != "deactivating":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    [found] = doctor_agent.service(units.patient())
+
+    assert (found.result, found.found) == (Result.WARNING, f"{SERVICE} is being stopped")
+
+
 def test_servers_at_an_address_that_the_agent_s_sandbox_denies_are_told_with_the_drop_in(units: Units) -> None:
     units.write(f"{WAITING}\nIPAddressDeny=any\nIPAddressAllow=localhost")
     for host in ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::"):

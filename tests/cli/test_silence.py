@@ -14,6 +14,9 @@ from pathlib import Path
 import locations
 import pytest
 
+from magi_agent.cli.address import SocketAddress
+from magi_agent.cli.client import Client
+from magi_agent.cli.silence import Silence
 from tests.cli.terminal import on_terminal, piped, surroundings
 from tests.conftest import SystemdUser
 
@@ -32,6 +35,25 @@ while True:
     connection.sendall(b"HTTP/1.1 500 x\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
     connection.close()
 """
+LEAVING = """
+import os, signal, socket, sys, time
+told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+told.connect(os.environ["NOTIFY_SOCKET"])
+def leave(*_):
+    told.send(b"STOPPING=1\\nSTATUS=finishing 1 request, at most 4 s")
+    time.sleep(4)
+    sys.exit()
+signal.signal(signal.SIGTERM, leave)
+told.send(b"READY=1")
+if os.path.exists("{folder}/again"):
+    body = b'{{"error": "Unwell", "message": "it is I"}}'
+    connection, _ = socket.socket(fileno=os.dup(3)).accept()
+    connection.recv(65536)
+    connection.sendall(b"HTTP/1.1 500 x\\r\\nContent-Length: %d\\r\\n\\r\\n%s" % (len(body), body))
+open("{folder}/again", "w")
+signal.pause()
+"""
+"""One that is stopped for as long as it takes it to finish, and whose next one answers."""
 Install = Callable[[str, str], dict[str, str]]
 
 
@@ -125,6 +147,28 @@ def test_one_that_crashed_once_and_comes_up_is_waited_for(install: Install, tmp_
 
     assert told.returncode == 1
     assert told.stderr.endswith("\nmagictl: it is I\n")
+
+
+def test_what_an_agent_takes_to_finish_what_it_was_asked_is_nobodys_limit(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magi_agent.cli.client._PATIENT_SECONDS", 1.0)
+    script = tmp_path / "agent"
+    script.write_text(f"#!{locations.PYTHON}\n{LEAVING.format(folder=tmp_path)}")
+    script.chmod(0o755)
+    environment = install(str(script), "")
+    _systemctl("start", SERVICE)
+    _systemctl("restart", "--no-block", SERVICE)
+    address = SocketAddress(Path(environment["XDG_RUNTIME_DIR"], "magi-agent", "api.sock").as_posix())
+    said: list[str] = []
+    began = time.monotonic()
+
+    answer = Client(address, silence=Silence(address, said.append, environment)).ask("GET", "/", timeout=2)
+
+    assert answer.status == 500
+    assert 2 < time.monotonic() - began < 15
+    [line] = said
+    assert line.endswith("service is deactivating (stop-sigterm): finishing 1 request, at most 4 s; Ctrl-C gives up")
 
 
 def test_where_systemd_knows_nothing_the_silence_alone_is_said(tmp_path: Path) -> None:

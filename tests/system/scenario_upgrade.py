@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from tests.system.asking import clients_of
-from tests.system.host import Host, unit_of
+from tests.system.host import TCP, Host, unit_of
 
 _CONFIGURATION = "/etc/magi-agent/agent.toml"
 
@@ -36,6 +36,30 @@ def test_an_upgrade_under_load_cuts_no_stream_and_refuses_no_connection(serving:
         clients.nobody_was_refused(broken=2)
     assert serving.main_pid("magi-agent.service") != agent
     assert {unit: serving.main_pid(unit) for unit in before} == before
+
+
+def test_an_upgrade_lets_an_answer_through_the_gateway_end_and_refuses_nobody(serving: Host) -> None:
+    tokens = 1500
+    serving.write("/etc/default/magi-agent", "MAGI_TCP_ACCESS=infer\nMAGI_GATEWAY_DRAIN=120\n")
+    serving.run("systemctl", "restart", "magi-agent")
+    serving.add_model("talker.gguf", "talker", within=30)
+    serving.run("magictl", "settings", "talker", "n_threads=1", "ctx_size=8192")
+    serving.must("POST", "/api/models/servers/talker/start?wait=60", within=65)
+    agent = serving.main_pid("magi-agent.service")
+    server = serving.main_pid(unit_of("talker"))
+
+    with serving.background("stream", f"{TCP}/api/proxy/talker", str(tokens)) as stream:
+        serving.until(lambda: stream.count("piece") > 3, "the stream has begun", 20)
+        # It comes back when the new agent is up, which is after the answer has ended.
+        serving.apt("install", serving.parts.newer, within=240)
+        serving.until(functools.partial(_is_newer, serving), "the new version answers", 20)
+        lines = stream.stop()
+
+    assert lines[-1] == "end server"
+    assert sum(line.startswith("piece ") for line in lines) >= tokens - 1
+    assert "finishing " in serving.journal("--unit=magi-agent", "--boot"), "the answer was too quick to show anything"
+    assert serving.main_pid("magi-agent.service") != agent
+    assert serving.main_pid(unit_of("talker")) == server
 
 
 def test_an_operators_edits_survive_upgrades(installed: Host) -> None:

@@ -64,6 +64,7 @@ def test_each_word_is_the_protocols(notifier: Notifier, manager_socket: Manager)
     notifier.watchdog()
     notifier.stopping()
     notifier.stopping("saving")
+    notifier.extend_timeout(2.5)
     notifier.reloading()
 
     *messages, reloading = manager_socket.received()
@@ -74,6 +75,7 @@ def test_each_word_is_the_protocols(notifier: Notifier, manager_socket: Manager)
         "WATCHDOG=1",
         "STOPPING=1",
         "STOPPING=1\nSTATUS=saving",
+        "EXTEND_TIMEOUT_USEC=2500000",
     ]
     assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", reloading)
 

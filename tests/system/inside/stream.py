@@ -1,6 +1,6 @@
-"""Reads one streamed completion straight from a server's port, for as long as standard input is open.
+"""Reads one streamed completion at a URL, a server's own or the gateway's, for as long as standard input is open.
 
-    python3 stream.py URL
+    python3 stream.py URL [TOKENS]
 
 Prints a line for each piece of text, "piece <number> <seconds>", and last "end <how>": "told" when it was told to stop,
 "server" when the server ended the answer. Runs on the host under test, so: standard library only, Python 3.11 or later.
@@ -23,7 +23,8 @@ def main() -> None:
         told.set()
 
     threading.Thread(target=wait_to_be_told, daemon=True).start()
-    question = {"prompt": "Once upon a time", "n_predict": 100_000, "stream": True, "ignore_eos": True}
+    tokens = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
+    question = {"prompt": "Once upon a time", "n_predict": tokens, "stream": True, "ignore_eos": True}
     request = urllib.request.Request(
         f"{sys.argv[1]}/completion", json.dumps(question).encode(), {"Content-Type": "application/json"}
     )
