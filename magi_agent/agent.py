@@ -84,6 +84,8 @@ _PROFILE_WAIT: Final = 5.0
 _FIRST_SCAN_WAIT: Final = 10.0
 """Seconds that what is known from before waits for the first scan: what hangs holds up its own models only."""
 _FAILED: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN})
+_END_SECONDS: Final = 30.0
+"""For all that has to end beside requests to models; as TimeoutStopSec= of our unit has it."""
 _STILL_LOOKING: Final = 120.0
 """Seconds without a look of the reconciler after which the agent is no longer alive; it looks every 30."""
 
@@ -254,6 +256,7 @@ class Agent:
         self._reload_asked = asyncio.Event()
         self._reconfigured = asyncio.Event()
         self._end = asyncio.Event()
+        self._end_at_once = asyncio.Event()
         self._failure: BaseException | None = None
 
     @property
@@ -302,7 +305,7 @@ class Agent:
     async def stop(self) -> None:
         """Let go of everything. The servers run on."""
         self._notifier.stopping()
-        await self._listeners.stop()
+        await self._listeners.stop(self._finish_requests)
         await self._servers.close()
         await self._reconciler.stop()
         await self._metrics.close()
@@ -321,11 +324,45 @@ class Agent:
         await self._manager.close()
         self._lock.release()
 
+    async def _finish_requests(self) -> None:
+        """Let those end that ask models, or wait for one, unless there is no time for it."""
+        requests, most = self._lanes.under_way, self.settings.gateway_drain
+        if not requests or not most or self._failure is not None or await self._is_host_stopping():
+            return
+        what = f"finishing {requests} requests to models, for at most {most:g} s"
+        _LOG.info("%s; another signal breaks them off", what)
+        self._notifier.stopping(what)
+        self._notifier.needs(most + _END_SECONDS)
+        ends = [
+            asyncio.ensure_future(self._lanes.until_all_are_answered()),
+            asyncio.ensure_future(self._end_at_once.wait()),
+        ]
+        try:
+            await asyncio.wait(ends, timeout=most, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+        if left := self._lanes.under_way:
+            _LOG.warning("%d requests to models are broken off", left)
+
+    async def _is_host_stopping(self) -> bool:
+        """Whether the servers end as well, so that nobody's answer can be finished."""
+        try:
+            return await self._manager.is_stopping()
+        except BusError:
+            return False
+
+    def _asked_to_end(self) -> None:
+        if self._end.is_set():
+            self._end_at_once.set()
+        self._end.set()
+
     async def run(self) -> bool:
         """Start, serve until a signal says stop or a part dies, and stop; whether it ended as it should."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end.set)
+            loop.add_signal_handler(number, self._asked_to_end)
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
         await self.start()
         # What is there then stays. Left out of garbage collections, ten thousand models do not stop the loop for 65 ms.
@@ -410,6 +447,7 @@ class Agent:
         await self._reconciler.start()
         self._reconciling = True
         await self._adopt()
+        self._lanes.begin()
         # Without any model known, there is nothing to start before the scan, and no profile to apply to it.
         await self._rescan(within=_FIRST_SCAN_WAIT if self._registry.models else None)
         _ = self._spawn(self._inventory.run(), "inventory")

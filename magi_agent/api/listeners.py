@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +116,11 @@ class Listeners:
         self.reached_from_elsewhere = tuple(_name(channel) for channel in elsewhere)
         self.are_systemds = all(isinstance(channel, InheritedSocket) for channel in sockets) and bool(sockets)
 
-    async def stop(self) -> None:
-        """Take no new requests, let those under way end for a bounded time, and close."""
+    async def stop(self, finished: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Take no new requests, let those under way end for a bounded time, and close.
+
+        ``finished`` waits, for a bounded time, for those that may take longer than others.
+        """
         # The file first: as long as its socket is open, no other file can have its inode number.
         await asyncio.to_thread(self._remove_file)
         servers, self._servers = self._servers, []
@@ -131,6 +134,13 @@ class Listeners:
         runner, self._runner = self._runner, None
         if runner is not None:
             await _first_requests(runner)
+            assert runner.server is not None  # noqa: S101  # it was set up before anybody listened
+            # Each connection ends with the request that is under way on it; one without any, now.
+            runner.server.pre_shutdown()
+            # What never ends by itself does not keep others waiting.
+            await runner.shutdown()
+            if finished is not None:
+                await finished()
             await runner.cleanup()
 
     def _open(self) -> list[socket.socket]:

@@ -16,7 +16,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -38,6 +38,9 @@ _TRIES: Final = 5
 """To start a model that should fit, and does not after all: memory is other programs' as well."""
 _NOT_THERE: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK})
 """States of models that are wanted, and give no memory back."""
+_COMING_UP: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
+_FIND_WAIT: Final = 20.0
+"""Seconds in which a new agent should have found what runs, longer than any of its own waits until then."""
 _RETRY_AFTER: Final = 2
 _QUEUE_RETRY_AFTER: Final = 10
 
@@ -99,6 +102,8 @@ class Lanes:
         self._patience = patience
         self._lanes: dict[str, _Lane] = {}
         self._room = asyncio.Lock()
+        self._one_left = asyncio.Event()
+        self._servers_are_known = asyncio.Event()
 
     async def close(self) -> None:
         """Let go of those that wait."""
@@ -106,6 +111,17 @@ class Lanes:
         for start in starts:
             start.cancel()
         await asyncio.gather(*starts, return_exceptions=True)
+
+    def begin(self) -> None:
+        """Say that what runs was found: from now on, a model that does not run is one that does not."""
+        self._servers_are_known.set()
+
+    async def until_servers_are_known(self) -> None:
+        """Wait, for a bounded time, for the agent to have found what runs since before it."""
+        if not self._servers_are_known.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIND_WAIT):
+                    await self._servers_are_known.wait()
 
     def is_on_demand(self, model: Model) -> bool:
         """Whether a model is started for requests."""
@@ -116,7 +132,7 @@ class Lanes:
         lane = self._lanes.get(model.model_id)
         if self._open(model.model_id, lane) is not None:
             return False
-        if not self.is_on_demand(model) and self._servers.reach_if_ready(model.model_id) is None:
+        if not self._comes_up(model) and self._servers.reach_if_ready(model.model_id) is None:
             return False
         if lane is not None:
             self._check_room_to_wait(model.model_id, lane)
@@ -133,7 +149,7 @@ class Lanes:
         reach = self._open(model_id, lane)
         if reach is not None:
             lane.asking += 1
-        elif self.is_on_demand(model) or lane.yields or self._servers.reach_if_ready(model_id) is not None:
+        elif self._comes_up(model) or lane.yields or self._servers.reach_if_ready(model_id) is not None:
             reach = await self._waited(model_id, lane)
         else:
             raise self._not_ready(model_id)
@@ -165,6 +181,17 @@ class Lanes:
         """Requests for the model that are not answered yet, those that wait included."""
         lane = self._lanes.get(model_id)
         return lane.asking + len(lane.waiting) if lane else 0
+
+    @property
+    def under_way(self) -> int:
+        """Requests for all models that are not answered yet, those that wait included."""
+        return sum(lane.asking + len(lane.waiting) for lane in self._lanes.values())
+
+    async def until_all_are_answered(self) -> None:
+        """Wait until no request is under way."""
+        while self.under_way:
+            self._one_left.clear()
+            await self._one_left.wait()
 
     def is_idle(self, model_id: str) -> bool:
         """Whether nobody asks the model anything, or waits for it."""
@@ -225,6 +252,12 @@ class Lanes:
         most = self._effective.max_concurrent(model) if model is not None else None
         return math.inf if most is None else most
 
+    def _comes_up(self, model: Model) -> bool:
+        """Whether it helps to wait for the model: it is started for requests, or on its way already."""
+        return self.is_on_demand(model) or (
+            self._servers.is_wanted(model.model_id) and self._servers.state(model.model_id) in _COMING_UP
+        )
+
     def _not_ready(self, model_id: str) -> ServiceUnavailable:
         state = self._servers.state(model_id)
         return ServiceUnavailable(
@@ -260,6 +293,7 @@ class Lanes:
                 self._leave(model_id, lane)
             else:
                 self._give_up(lane, turn)
+                self._one_left.set()
                 self._forget(model_id, lane)
             if isinstance(error, TimeoutError):
                 raise ServiceUnavailable(
@@ -274,6 +308,7 @@ class Lanes:
             self._go_on(model_id, lane)
         if not (lane.asking or lane.owed):
             lane.emptied.set()
+        self._one_left.set()
         self._forget(model_id, lane)
 
     def _go_on(self, model_id: str, lane: _Lane) -> None:
@@ -323,7 +358,13 @@ class Lanes:
             model_id, f"model {model_id} was stopped before it was ready", _RETRY_AFTER
         )
         try:
-            await self._start(model_id)
+            model = self._registry.models.get(model_id)
+            if model is None or self.is_on_demand(model):
+                await self._start(model_id)
+            else:
+                # Somebody else wants it, whose word this stays.
+                await self._until_settled(model_id)
+                problem = self._not_ready(model_id)
         except MagiError as error:
             problem = error
         finally:

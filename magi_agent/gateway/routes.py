@@ -159,6 +159,7 @@ class GatewayRoutes:
 
     async def _by_body(self, request: web.Request) -> web.StreamResponse:
         came_at = time.monotonic()
+        await self._lanes.until_servers_are_known()
         _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
@@ -197,6 +198,7 @@ class GatewayRoutes:
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
         came_at = time.monotonic()
+        await self._lanes.until_servers_are_known()
         path = "/" + request.rel_url.raw_path.split("/", 4)[4]
         _check_plain(path)
         if not _INFERENCE.fullmatch(path) and Access.ADMIN not in request[CALLER].access:

@@ -85,6 +85,8 @@ class Settings:
     """For which a server may say nothing while a request waits for it."""
     gateway_queue: int
     """Requests that may wait for one model to start."""
+    gateway_drain: float
+    """Seconds that requests to models have to end when the agent stops."""
     profiles_path: tuple[Path, ...]
     active_profile: str
     tcp: TcpAddress | None

@@ -127,6 +127,17 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _seconds_or_none(value: object) -> float:
+    """Seconds, of which 0 is allowed."""
+    try:
+        seconds = _number(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _MAX_SECONDS:
+        raise ValueError(f"must be a number of seconds from 0 to {_MAX_SECONDS:.0f}")
+    return seconds
+
+
 def _whole(value: object, most: int, allowed: str) -> int:
     """A whole number from 0 to ``most``. Raises ``ValueError`` with what is ``allowed``."""
     try:
@@ -432,6 +443,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "100",
         _requests,
         "requests that may wait for one model to start; those beyond are told to come again",
+    ),
+    Setting(
+        "gateway_drain",
+        "gateway",
+        "MAGI_GATEWAY_DRAIN",
+        "60",
+        _seconds_or_none,
+        "seconds that requests to models have to end when the agent stops; 0 for none",
     ),
     Setting(
         "profiles_path",

@@ -56,6 +56,10 @@ class Notifier:
         """Say that the service has begun to stop."""
         self._send("STOPPING=1", status)
 
+    def needs(self, seconds: float) -> None:
+        """Ask for so many seconds for the start or the stop that goes on, from now on, where the unit allows fewer."""
+        self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
     def status(self, text: str) -> None:
         """Say in one line how things are; ``systemctl status`` shows it."""
         self._send("", text)
