@@ -124,23 +124,27 @@ def ask_quick(agent: AgentProcess) -> Any:
 def test_an_answer_under_way_is_finished_and_who_comes_meanwhile_is_answered_by_the_next_agent(
     agent: AgentProcess,
 ) -> None:
+    # A busy machine takes its time.
+    agent.settings["MAGI_GATEWAY_DRAIN"] = "200"
     run_by_systemd(agent)
     ready(agent, QUICK, SLOW)
     old = unit_property(f"{UNIT}.service", "MainPID")
     server = unit_property(f"magi-llama-{SLOW}.service", "MainPID")
-    stream = Stream(agent, 3000)
+    stream = Stream(agent, 1500)
     began = time.monotonic()
 
-    with ThreadPoolExecutor(8) as clients:
-        restart = systemctl("restart")
+    with systemctl("restart") as restart, ThreadPoolExecutor(8) as clients:
         wait_until(lambda: unit_property(f"{UNIT}.service", "ActiveState") == "deactivating", "the agent stops")
         waiting = [clients.submit(ask_quick, agent) for _ in range(8)]
-        assert "finishing 1 requests to models" in unit_property(f"{UNIT}.service", "StatusText")
-        stream.until_its_end(60)
+        wait_until(
+            lambda: "finishing 1 requests to models" in unit_property(f"{UNIT}.service", "StatusText"),
+            "it says what it waits for",
+        )
+        stream.until_its_end(150)
         drained = time.monotonic() - began
         assert all(each.result(timeout=30)["model"] == QUICK for each in waiting)
 
-    assert restart.wait(30) == 0
+    assert restart.returncode == 0
     assert stream.is_whole, stream.error or stream.text[-300:]
     assert drained > STOP_SECONDS
     assert unit_property(f"{UNIT}.service", "MainPID") != old
@@ -163,7 +167,8 @@ def test_short_requests_are_all_answered_over_three_restarts(agent: AgentProcess
         counts = [clients.submit(asked) for _ in range(4)]
         try:
             for _ in range(3):
-                assert systemctl("restart").wait(30) == 0
+                with systemctl("restart") as restart:
+                    assert restart.wait(30) == 0
                 time.sleep(0.5)
         finally:
             done.set()
