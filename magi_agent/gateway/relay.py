@@ -81,11 +81,23 @@ class ServerAnswer:
         """Have something else end with the answer."""
         self._held.push_async_callback(stack.aclose)
 
-    async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest) -> None:
-        """Pass on all that the server says. Where it breaks off, so does the client's connection."""
+    def first_said(self) -> bytes:
+        """What of the answer is there already, without waiting for it. It is not poured any more."""
         try:
-            async for piece in self._answer.content.iter_any():
-                await sink.write(piece)
+            return self._answer.content.read_nowait()
+        except (aiohttp.ClientError, TimeoutError):
+            # It broke off: told where it is poured.
+            return b""
+
+    async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest, first: bytes = b"") -> None:
+        """Pass on ``first``, and all that the server says. Where it breaks off, so does the client's connection."""
+        try:
+            if first:
+                await sink.write(first)
+            content = self._answer.content
+            while piece := await content.readany():
+                # The last piece and the mark of the end go out together, where the end is known by then.
+                await (sink.write_eof(piece) if content.at_eof() else sink.write(piece))
         except (aiohttp.ClientError, TimeoutError) as error:
             reason = "said nothing any more" if isinstance(error, TimeoutError) else "broke off"
             message = f"the server of {self._model_id} {reason} in the middle of its answer"
@@ -169,8 +181,11 @@ class RelayedAnswer(web.StreamResponse):
             return await super().prepare(request)
         async with self._answer:
             with cancelled_when_lost(request):
+                first = self._answer.first_said()
+                # What is there goes out together with the headers; they wait for nothing else.
+                self._send_headers_immediately = not first
                 writer = await super().prepare(request)
-                await self._answer.pour_into(self, request)
+                await self._answer.pour_into(self, request, first)
         return writer
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -34,7 +35,7 @@ import psutil
 from locations import LLAMA_SERVER, SMOLLM2
 from toy_model import write_toy_model
 
-from tests.agent_process import AgentProcess, ended
+from tests.agent_process import AgentProcess, ended, wait_until
 from tests.bench.asking import Asker, Said, question
 from tests.bench.figures import at_least, at_most, print_rows, print_targets, shown, spread_of
 from tests.bench.launches import Launch, by_hand
@@ -46,9 +47,8 @@ from tests.bench.same_answers import differing
 
 FIRST_BYTES = 1500
 TOKENIZE_ROUNDS, TOKENIZE_SECONDS = 5, 1.5
-STREAMS = {1: 6, 8: 4, 32: 3}
-"""Rounds, by how many clients stream at once."""
-TOKENS = 64
+STREAMS = {1: (6, 64), 8: (5, 24), 32: (3, 16)}
+"""Rounds, and tokens that each is given, by how many clients stream at once."""
 STARTS = 8
 _TOKENIZERS = 8
 _WARM_UP = 20
@@ -93,6 +93,20 @@ class _Ways:
         """Have the agent stop a model's server."""
         self.agent.must("POST", f"/api/models/servers/{model_id}/stop?wait={_WAIT}")
 
+    def leave_room(self) -> None:
+        """Have the agent keep all memory that is free now, but for the room, in reserve."""
+        assert self.agent.process is not None
+        available = psutil.virtual_memory().available
+        if available <= _ROOM:
+            raise RuntimeError(f"{available >> 20} MB of memory are available, and this needs {_ROOM >> 20}")
+        (self.agent.folder / "agent.toml").write_text(f'[servers]\nmemory_reserve = "{available - _ROOM}"\n')
+        reloads = self._reloads()
+        self.agent.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self._reloads() > reloads, "the agent has read its configuration again")
+
+    def _reloads(self) -> int:
+        return self.agent.log.read_text().count("the configuration was ")
+
     def up(self) -> list[str]:
         """The models that the agent has up."""
         servers = self.agent.must("GET", "/api/models/servers")["servers"]
@@ -108,7 +122,7 @@ class _Ways:
 def measure(
     first_bytes: int = FIRST_BYTES,
     tokenize: tuple[int, float] = (TOKENIZE_ROUNDS, TOKENIZE_SECONDS),
-    streams: Mapping[int, int] = STREAMS,
+    streams: Mapping[int, tuple[int, int]] = STREAMS,
     starts: int = STARTS,
 ) -> dict[str, Any]:
     """Ask by all ways and return figures. Beside a systemd user manager only."""
@@ -124,7 +138,7 @@ def measure(
         differ += asyncio.run(differing(toy, _TOY))
         streamed = ways.to(_STREAMED)
         differ += asyncio.run(differing(streamed, _STREAMED))
-        flowing = {str(clients): asyncio.run(_flowing(streamed, pids, clients, n)) for clients, n in streams.items()}
+        flowing = {str(clients): asyncio.run(_flowing(streamed, pids, clients, *n)) for clients, n in streams.items()}
         for model_id in ways.up():
             ways.stop(model_id)
         cold = _cold(ways, starts)
@@ -227,15 +241,11 @@ def _ways(folder: Path) -> Iterator[_Ways]:
         with (models / f"{model_id}.gguf").open("ab") as file:
             # Behind the tensors nobody reads, and no two files are the same.
             file.write(model_id.encode())
-    available = psutil.virtual_memory().available
-    if available <= _ROOM:
-        raise RuntimeError(f"{available >> 20} MB of memory are available, and this needs {_ROOM >> 20}")
     port, router_port, *ports = free_ports(2 + len(_SLOTS))
     binary = LLAMA_SERVER.resolve()
     settings = {
         "MAGI_TCP": f"127.0.0.1:{port}",
         "MAGI_TCP_ACCESS": "infer",
-        "MAGI_MEMORY_RESERVE": str(available - _ROOM),
     }
     agent = AgentProcess(folder, models, (min(ports), max(ports)), binary, settings)
     with ended(agent, "magi-llama-bench-gateway-*.service"), ExitStack() as stack:
@@ -314,9 +324,11 @@ async def _tokenized(ports: Mapping[str, int], pids: Mapping[str, int], rounds: 
     }
 
 
-async def _flowing(ports: Mapping[str, int], pids: Mapping[str, int], clients: int, rounds: int) -> dict[str, Any]:
+async def _flowing(
+    ports: Mapping[str, int], pids: Mapping[str, int], clients: int, rounds: int, tokens: int
+) -> dict[str, Any]:
     """Tokens a second of so many streams, and the processor time that each token costs the process on the way."""
-    more = {"max_tokens": TOKENS, "ignore_eos": True, "stream_options": {"include_usage": True}, "cache_prompt": False}
+    more = {"max_tokens": tokens, "ignore_eos": True, "stream_options": {"include_usage": True}}
     requests = [_chat(_STREAMED, **more, seed=number) for number in range(clients)]
     rates: dict[str, list[float]] = {side: [] for side in ports}
     cost: dict[str, list[float]] = {side: [] for side in pids}
@@ -330,10 +342,10 @@ async def _flowing(ports: Mapping[str, int], pids: Mapping[str, int], clients: i
                 )
                 took = time.perf_counter() - began
             for said in answers:
-                _check_whole(said)
-            rates[side].append(clients * TOKENS / took)
+                check_whole(said, tokens)
+            rates[side].append(clients * tokens / took)
             if side in cost:
-                cost[side].append(cpu() / (clients * TOKENS) * 1e6)
+                cost[side].append(cpu() / (clients * tokens) * 1e6)
             for asker in askers:
                 asker.close()
     return {
@@ -381,6 +393,9 @@ def _switched(ways: _Ways, rounds: int) -> dict[str, Any]:
     def asked(side: str) -> float:
         by_router = ways.router if side == "router" else None
         port = by_router.port if by_router else ways.port
+        if not by_router:
+            # What else runs on the host takes memory and gives it back.
+            ways.leave_room()
         _must(asyncio.run(_ask_once(port, _chat(there))))
         first = _must(asyncio.run(_ask_once(port, _chat(wanted)))).first
         up = by_router.children() if by_router else ways.up()
@@ -439,7 +454,7 @@ def _must(said: Said) -> Said:
     return said
 
 
-def _check_whole(said: Said) -> None:
+def check_whole(said: Said, tokens: int) -> None:
     """Raise ``WrongAnswer`` for a stream that has not all the tokens that were asked for, and an end."""
-    if f'"completion_tokens":{TOKENS},'.encode() not in said.body or not said.body.endswith(b"data: [DONE]\n\n"):
-        raise WrongAnswer(f"not {TOKENS} tokens and an end: {said.body[-500:]!r}")
+    if f'"completion_tokens":{tokens},'.encode() not in said.body or not said.body.endswith(b"data: [DONE]\n\n"):
+        raise WrongAnswer(f"not {tokens} tokens and an end: {said.body[-500:]!r}")
