@@ -16,8 +16,8 @@ from tests.bench import bench_agent, bench_discovery, bench_events, bench_gatewa
 from tests.bench.asking import Asker, Said, question, unchunked
 from tests.bench.bench_header import differences
 from tests.bench.header_reading import read_by_agent, read_by_reference
-from tests.bench.load import WrongAnswer, ask
 from tests.bench.launches import Launch
+from tests.bench.load import WrongAnswer, ask
 from tests.bench.many_models import MAX_MODELS, write_models
 from tests.bench.router import has_router, presets
 from tests.bench.same_answers import differing, told
@@ -179,6 +179,7 @@ def test_arriving_files_are_measured(systemd_user, capsys):
     assert "copy of 1 GB" in capsys.readouterr().out
 
 
+@pytest.mark.timeout(300)
 def test_the_gateway_is_measured_beside_its_peers(systemd_user, capsys):
     figures = bench_gateway.measure(first_bytes=20, tokenize=(1, 0.3), streams={2: (1, 4)}, starts=1, switches=1)
     assert figures["router"]
@@ -296,7 +297,7 @@ def test_a_stream_has_to_have_all_its_tokens_and_an_end():
 @pytest.mark.parametrize("body", [b"2\r\na\r\n0\r\n\r\n", b"1\r\na\r\n0\r\n\r\n1", b"1\r\na\r\n"])
 def test_chunks_that_are_not_whole_are_refused(body):
     assert unchunked(b"1\r\na\r\n2;x\r\nbc\r\n0\r\n\r\n") == b"abc"
-    with pytest.raises(ValueError, match=r"chunk|substring|literal"):
+    with pytest.raises(ValueError, match=r"chunk|found|literal"):
         unchunked(body)
 
 
