@@ -29,6 +29,8 @@ from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
 from magi_agent.events import ConfigurationReloaded, EventStream, ModelsChanged, ProfilesChanged, ServerChanged
 from magi_agent.gateway.idle_stops import IdleStops
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.tallies import Tallies
+from magi_agent.gateway.tier_models import TierModels
 from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import HostFacts
 from magi_agent.launcher.client import DEFAULT_SOCKET, RemoteLauncher
@@ -181,6 +183,7 @@ class Agent:
             self._host,
             lambda: self._has_wanted,
         )
+        tallies = Tallies(self._registry)
         self._metrics = Metrics(
             Sources(
                 configuration=self._configuration,
@@ -195,6 +198,7 @@ class Agent:
                 open_connections=lambda: self._listeners.open_connections,
                 room=self._room,
                 problems=self._problems,
+                tallies=tallies,
                 gpus=self._gpus,
             )
         )
@@ -208,6 +212,10 @@ class Agent:
         )
         self._idle_stops = IdleStops(
             self._servers, self._registry, self._effective, self._events, self._reports, self._lanes
+        )
+        usage = ServersUsage(self._reports)
+        self._tiers = TierModels(
+            self._registry, self._effective, self._servers, self._lanes, usage, self._active_profile
         )
         self.services = Services(
             configuration=self._configuration,
@@ -224,12 +232,14 @@ class Agent:
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
-            usage=ServersUsage(self._reports),
+            usage=usage,
             host=self._host,
             metrics=self._metrics,
             problems=self._problems,
             connections=self._connections,
             lanes=self._lanes,
+            tiers=self._tiers,
+            tallies=tallies,
             is_settled=lambda: self._has_wanted,
         )
         self._listeners = Listeners(
@@ -297,6 +307,7 @@ class Agent:
         await self._reconciler.stop()
         await self._metrics.close()
         await self._lanes.close()
+        await self._tiers.close()
         await self._reports.close()
         await self._problems.close()
         await self._connections.close()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ AGENT_GROUP: Final = "magi-agent"
 _MODE: Final = 0o640
 _FOLDER_MODE: Final = 0o755
 _HEADING: Final = """\
-# The tokens of MAGI Agent's API: name, scope (read, infer or admin), hash and, maybe, an end in UTC.
+# The tokens of MAGI Agent's API: name, scope (read, infer or admin), hash and, maybe, an end in UTC and a rate.
 # 'magictl token' changes this file, and 'systemctl reload magi-agent' has the agent read it again.
 """
 _PATIENCE: Final = 5.0
@@ -85,6 +86,24 @@ class TokenFile:
             lines = text.split("\n")
             self._write("\n".join(line for line in lines if token_of(line) != found))
         return found
+
+    def limit(self, name: str, rate: int | None) -> Token:
+        """Hold a token to so many requests in a minute, or to none, and return what is kept of it now.
+
+        Raises ``TokenNotFound`` and ``TokensBusy``.
+        """
+        if not self.path.parent.is_dir():
+            raise TokenNotFound(_there_is_none(name))
+        with self._to_oneself():
+            text = self._text()
+            found = next((token for token in parse_tokens(text, self.path) if token.name == name), None)
+            if found is None:
+                raise TokenNotFound(_there_is_none(name))
+            limited = replace(found, rate=rate)
+            lines = text.split("\n")
+            if limited != found:
+                self._write("\n".join(line_of(limited) if token_of(line) == found else line for line in lines))
+        return limited
 
     def _text(self) -> str:
         try:

@@ -2,9 +2,10 @@
 
 The file has one line for each token, with blanks between its fields::
 
-    # name      scope  hash of the token   end (optional, UTC)
+    # name      scope  hash of the token   end (optional, UTC)  requests in a minute (optional)
     front-end   read   sha256:<64 digits>
     contractor  admin  sha256:<64 digits>  2027-01-31T00:00:00Z
+    laptop      infer  sha256:<64 digits>                       rate=60
 
 Empty lines and those that begin with ``#`` say nothing. No sentence of this module holds any other word of a line than
 the name of a token: somebody may have put the token itself where its hash belongs.
@@ -28,6 +29,8 @@ from magi_agent.vocabulary import TokenScope
 PREFIX: Final = "magi_"
 """Each token that is made here begins with it, so that people and scanners see what it is."""
 MAX_TOKENS: Final = 256
+MAX_RATE: Final = 1_000_000
+"""Requests in a minute that a token may be held to."""
 _RANDOM_BYTES: Final = 32
 _MAX_BYTES: Final = 64 * 1024
 _MAX_SECRET: Final = 512
@@ -35,7 +38,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 # What may stand behind "Bearer": https://www.rfc-editor.org/rfc/rfc6750#section-2.1
 _SECRET: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
-_LINE: Final = "wants a name, a scope, sha256: with 64 hexadecimal digits and, maybe, an end"
+_RATE: Final = "rate="
+_COUNT: Final = re.compile(r"[0-9]{1,7}")
+_LINE: Final = "wants a name, a scope, sha256: with 64 hexadecimal digits and, maybe, an end and a rate"
 _ADVICE: Final = "'magictl token add' writes such a line"
 
 
@@ -53,6 +58,8 @@ class Token:
     """SHA-256 of the token."""
     until: datetime | None = None
     """When it ends, in UTC; ``None`` where it does not."""
+    rate: int | None = None
+    """How many requests to models its bearers may make in a minute; ``None`` for any number."""
 
     def has_ended(self, now: datetime) -> bool:
         """Whether it is past its end."""
@@ -60,7 +67,8 @@ class Token:
 
     def __str__(self) -> str:
         end = f", until {written(self.until)}" if self.until else ""
-        return f"{self.name} ({self.scope}{end})"
+        rate = f", {self.rate} requests in a minute" if self.rate else ""
+        return f"{self.name} ({self.scope}{end}{rate})"
 
 
 class Tokens:
@@ -133,7 +141,11 @@ def written(moment: datetime) -> str:
 def line_of(token: Token) -> str:
     """The line that keeps ``token``."""
     fields = [token.name, token.scope.value, f"sha256:{token.digest.hex()}"]
-    return " ".join([*fields, written(token.until)] if token.until else fields)
+    if token.until:
+        fields.append(written(token.until))
+    if token.rate:
+        fields.append(f"{_RATE}{token.rate}")
+    return " ".join(fields)
 
 
 def token_of(line: str) -> Token | None:
@@ -141,6 +153,7 @@ def token_of(line: str) -> Token | None:
     fields = line.split()
     if not fields or fields[0].startswith("#"):
         return None
+    rate = fields.pop() if len(fields) > 3 and fields[-1].startswith(_RATE) else None
     if len(fields) not in (3, 4):
         raise ValueError(f"{_LINE}; {_ADVICE}")
     name, scope, said = fields[:3]
@@ -152,7 +165,14 @@ def token_of(line: str) -> Token | None:
     if found is None:
         raise ValueError(f"the hash of {name} wants sha256: and 64 hexadecimal digits, never the token; {_ADVICE}")
     until = _moment(name, fields[3]) if len(fields) == 4 else None
-    return Token(name, TokenScope(scope), bytes.fromhex(found[1]), until)
+    held_to = _rate(name, rate.removeprefix(_RATE)) if rate is not None else None
+    return Token(name, TokenScope(scope), bytes.fromhex(found[1]), until, held_to)
+
+
+def _rate(name: str, text: str) -> int:
+    if _COUNT.fullmatch(text) and 1 <= (rate := int(text)) <= MAX_RATE:
+        return rate
+    raise ValueError(f"the rate of {name} must be {_RATE} and a number of requests in a minute, from 1 to {MAX_RATE}")
 
 
 def _moment(name: str, text: str) -> datetime:

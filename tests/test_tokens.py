@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from magi_agent import tokens
 from magi_agent.errors import ConfigurationError
 from magi_agent.tokens import (
+    MAX_RATE,
     MAX_TOKENS,
     Token,
     Tokens,
@@ -42,7 +43,11 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", fullmatch=True).filte
 ends = st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC)).map(  # noqa: DTZ001
     lambda moment: moment.replace(microsecond=0)
 )
-any_token = st.builds(Token, names, st.sampled_from(TokenScope), st.binary(min_size=32, max_size=32), st.none() | ends)
+digests = st.binary(min_size=32, max_size=32)
+rates = st.none() | st.integers(1, MAX_RATE)
+any_token = st.builds(
+    Token, names, st.sampled_from(TokenScope), st.binary(min_size=32, max_size=32), st.none() | ends, rates
+)
 many = st.lists(any_token, max_size=20, unique_by=(lambda token: token.name, lambda token: token.digest))
 blanks = st.text(" \t", min_size=1, max_size=3)
 remarks = st.one_of(
@@ -98,6 +103,11 @@ def test_a_field_that_is_no_good_is_refused_and_never_shown(place: int, word: st
         (f"front read md5:{'0f' * 16}", "the hash of front wants"),
         (f"front read {'0f' * 32}", "the hash of front wants"),
         (f"front read {HASH} never", "the end of front must be a time in UTC"),
+        *(
+            (f"front read {HASH} rate={word}", "the rate of front must be")
+            for word in ("", "0", "1000001", "6.5", "-1")
+        ),
+        (f"front read {HASH} rate=6 2027-01-31T00:00:00Z", "wants a name, a scope"),
         (f"front read {HASH} 2027-01-31", "the end of front must be a time in UTC"),
         (f"front read {HASH} 2027-01-31T00:00:00", "the end of front must be a time in UTC"),
         (f"front read {HASH} 0001-01-01T00:00:00+23:00", "the end of front must be a time in UTC"),

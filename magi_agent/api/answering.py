@@ -18,7 +18,7 @@ from magi_agent.api.access import SAFE_METHODS, AccessDenied, Caller, Identify, 
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.error_answers import ErrorResponse, crash_answer, error_answer, http_error_answer
-from magi_agent.api.exchange import ASKED, CALLER
+from magi_agent.api.exchange import ANSWER_HEADERS, ASKED, CALLER
 from magi_agent.api.routes import Access
 from magi_agent.api.streaming import StreamAnswer, StreamReport
 from magi_agent.errors import MagiError
@@ -75,6 +75,8 @@ def answering(
         headers = response.headers
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"
+        if ANSWER_HEADERS in request:
+            headers.update(request[ANSWER_HEADERS])
         cross_origin.mark(request, headers)
         if isinstance(response, StreamAnswer):
             asks = access.get(request.match_info.handler, Access.KNOWN)

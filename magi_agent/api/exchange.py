@@ -22,6 +22,8 @@ CALLER: Final = web.RequestKey("caller", Caller)
 """Who makes the request; set for every handler."""
 ASKED: Final = web.RequestKey("asked", str)
 """What the body asked for, as the log has it; there once the body was read."""
+ANSWER_HEADERS: Final = web.RequestKey("answer_headers", dict[str, str])
+"""What the answer says in headers, whatever it comes to; there where a handler put any."""
 MOST_ERRORS: Final = 100
 """Errors that are told of one body."""
 _MOST_SHOWN: Final = 200

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from magi_agent.configuration import Configuration
 from magi_agent.events import EventStream
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.tallies import Tallies
+from magi_agent.gateway.tier_models import TierModels
 from magi_agent.host_facts import HostFacts
 from magi_agent.metrics.metrics import Metrics
 from magi_agent.problems import Problems
@@ -51,6 +53,8 @@ class Services:
     problems: Problems
     connections: ServerConnections
     lanes: Lanes
+    tiers: TierModels
+    tallies: Tallies
     is_settled: Callable[[], bool]
     """Whether everything is wanted that should run since the start."""
 

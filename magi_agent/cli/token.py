@@ -5,6 +5,7 @@ from magi_agent.cli.command import group
 _COMMANDS = {
     "add": "token_commands.add",
     "list": "token_commands.list_tokens",
+    "rate": "token_commands.limit",
     "revoke": "token_commands.revoke",
 }
 
@@ -13,6 +14,7 @@ _COMMANDS = {
     _COMMANDS,
     "magictl token add front-end --scope read",
     "magictl token list",
+    "magictl token rate laptop 60",
     "magictl token revoke front-end",
 )
 def token() -> None:

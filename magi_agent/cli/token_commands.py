@@ -1,4 +1,4 @@
-"""``magictl token add``, ``list`` and ``revoke``."""
+"""``magictl token add``, ``list``, ``rate`` and ``revoke``."""
 
 import os
 import re
@@ -19,10 +19,11 @@ from magi_agent.errors import ConfigurationError, MagiError
 from magi_agent.settings.loading import load_settings
 from magi_agent.settings.settings import Settings
 from magi_agent.token_file import TokenFile
-from magi_agent.tokens import Token, TokensUnreadable, digest_of, is_name, new_secret, written
+from magi_agent.tokens import MAX_RATE, Token, TokensUnreadable, digest_of, is_name, new_secret, written
 from magi_agent.vocabulary import Scope, TokenScope
 
-_COLUMNS = (Column("TOKEN"), Column("SCOPE"), Column("UNTIL"))
+_COLUMNS = (Column("TOKEN"), Column("SCOPE"), Column("RATE", justify="right"), Column("UNTIL"))
+_NO_RATE = "none"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 _where = click.option(
@@ -36,6 +37,7 @@ _where = click.option(
 @command(
     "magictl token add front-end --scope read",
     "magictl token add contractor --scope admin --until 2027-01-31",
+    "magictl token add laptop --scope infer --rate 60",
     "(umask 077; sudo magictl token add laptop --scope admin > ~/.config/magi-token)",
 )
 @click.argument("name", metavar="NAME")
@@ -46,12 +48,18 @@ _where = click.option(
     help="What it allows: to read, to use the models (infer), or everything (admin).",
 )
 @click.option("--until", metavar="DATE", help="When it ends: after this day, or at this time; in UTC.")
+@click.option(
+    "--rate",
+    metavar="N",
+    type=click.IntRange(1, MAX_RATE),
+    help="How many requests to models it may make in a minute; any number, where nothing is said.",
+)
 @_where
-def add(session: Session, name: str, scope: str, until: str | None, tokens_path: str | None) -> None:
+def add(session: Session, name: str, scope: str, until: str | None, rate: int | None, tokens_path: str | None) -> None:
     """Make a token, and print it: once, and nothing else.
 
     The name stands in the journal beside what its bearer changed. Only root, or whoever may write the file, makes
-    tokens. With --json: an object with name, scope, until and token.
+    tokens. With --json: an object with name, scope, until, rate and token.
     """
     if not is_name(name):
         raise click.UsageError(
@@ -60,7 +68,7 @@ def add(session: Session, name: str, scope: str, until: str | None, tokens_path:
             click.get_current_context(),
         )
     secret = new_secret()
-    token = Token(name, TokenScope(scope), digest_of(secret), _end(until) if until is not None else None)
+    token = Token(name, TokenScope(scope), digest_of(secret), _end(until) if until is not None else None, rate)
     with _foreseen(f"token add {name} --scope {scope}"):
         where, scope_of_units = _configured(tokens_path)
         file = TokenFile(where)
@@ -78,7 +86,7 @@ def add(session: Session, name: str, scope: str, until: str | None, tokens_path:
 @command("magictl token list", "magictl token list --json", name="list")
 @_where
 def list_tokens(session: Session, tokens_path: str | None) -> None:
-    """List the tokens: names, scopes, ends.
+    """List the tokens: names, scopes, how many requests to models in a minute, ends.
 
     With --json: an object with the path and a list of tokens.
     """
@@ -96,13 +104,38 @@ def list_tokens(session: Session, tokens_path: str | None) -> None:
     screen.grid(Grid(_COLUMNS, tuple(_row(token) for token in tokens)))
 
 
+@command("magictl token rate laptop 60", "magictl token rate laptop none", name="rate")
+@click.argument("name", metavar="NAME")
+@click.argument("rate", metavar="N|none")
+@_where
+def limit(session: Session, name: str, rate: str, tokens_path: str | None) -> None:
+    """Say how many requests to models a token may make in a minute.
+
+    So many may come at once, too; those beyond are answered 429, with when to ask again. The token stays the same.
+    With --json: an object with name, scope, until and rate of the token.
+    """
+    wanted = None if rate == _NO_RATE else _rate(rate)
+    with _foreseen(f"token rate {name} {rate}"):
+        where, scope_of_units = _configured(tokens_path)
+        file = TokenFile(where)
+        token = file.limit(name, wanted)
+    note_in_journal(f"token {token} has another rate in {file.path}")
+    screen = session.screen
+    if screen.as_json:
+        screen.json({**_described(token), "path": str(file.path)})
+    else:
+        told = f"{token.rate} requests in a minute" if token.rate else "any number of requests"
+        screen.line(Cell("✓ ", "green"), Cell(name, "bold"), f" may make {told}")
+        screen.note(_takes_effect(scope_of_units))
+
+
 @command("magictl token revoke front-end")
 @click.argument("name", metavar="NAME")
 @_where
 def revoke(session: Session, name: str, tokens_path: str | None) -> None:
     """Take a token back.
 
-    With --json: an object with name, scope and until of the token that was.
+    With --json: an object with name, scope, until and rate of the token that was.
     """
     with _foreseen(f"token revoke {name}"):
         where, scope_of_units = _configured(tokens_path)
@@ -174,11 +207,21 @@ def _end(text: str) -> datetime:
     return moment
 
 
+def _rate(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_RATE)) and 1 <= (rate := int(text)) <= MAX_RATE:
+        return rate
+    raise click.UsageError(
+        f"{text!r} is no rate; give a number of requests in a minute, from 1 to {MAX_RATE}, or '{_NO_RATE}'",
+        click.get_current_context(),
+    )
+
+
 def _described(token: Token) -> dict[str, object]:
     return {
         "name": token.name,
         "scope": token.scope.value,
         "until": written(token.until) if token.until else None,
+        "rate": token.rate,
         "ended": token.has_ended(datetime.now(UTC)),
     }
 
@@ -189,5 +232,6 @@ def _row(token: Token) -> tuple[Cell, ...]:
     return (
         Cell(token.name, "bold"),
         Cell(token.scope.value),
+        Cell(str(token.rate)) if token.rate else Cell(NOTHING, "dim"),
         Cell(f"{end} (past)", "yellow") if ended else Cell(end, "" if token.until else "dim"),
     )

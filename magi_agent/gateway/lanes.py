@@ -1,20 +1,22 @@
 """Which requests may ask their model now, and which wait for it: one lane for each model.
 
-A request enters its model's lane, and is let through at once where the model is ready. Else it waits there, in order,
-and the lane has the model started, if it is one that is started for requests. Where that does not fit into memory,
-others of that kind leave: those that are idle first, the longest idle for their size before others; then those that
-are in use, once the requests that they have been given are answered. What comes for such a one meanwhile waits in its
-lane for the next turn. Turns are taken in the order in which lanes asked for room, so whoever waits gets one, and all
-that wait for one model are served together before it has to leave again.
+A request enters its model's lane, and is let through at once where the model is ready, and has no more requests than
+it may (``maxConcurrent``). Else it waits there, in order, and the lane has the model started, if it is not ready, and
+is one that is started for requests. Where that does not fit into memory, others of that kind leave: those that are
+idle first, the longest idle for their size before others; then those that are in use, once the requests that they
+have been given are answered. What comes for such a one meanwhile waits in its lane for the next turn. Turns are taken
+in the order in which lanes asked for room, so whoever waits gets one, and all that wait for one model are served
+together before it has to leave again.
 
 Nothing is started or stopped here: ``Servers`` is told what is wanted.
 """
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -65,8 +67,10 @@ class _Lane:
     """What brings the model up for those that wait."""
     yields: bool = False
     """Whether the model is to leave, so that nobody is let through."""
+    owed: int = 0
+    """Of those that wait, the first so many have their turn before the model leaves."""
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set each time that nobody asks any more."""
+    """Set each time that nobody asks any more, or is to before the model leaves."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has left."""
     used_at: float = 0.0
@@ -110,7 +114,9 @@ class Lanes:
     def has_to_wait(self, model: Model) -> bool:
         """Whether a request for the model would wait now. Raises ``QueueFull``."""
         lane = self._lanes.get(model.model_id)
-        if self._open(model.model_id, lane) is not None or not self.is_on_demand(model):
+        if self._open(model.model_id, lane) is not None:
+            return False
+        if not self.is_on_demand(model) and self._servers.reach_if_ready(model.model_id) is None:
             return False
         if lane is not None:
             self._check_room_to_wait(model.model_id, lane)
@@ -127,18 +133,38 @@ class Lanes:
         reach = self._open(model_id, lane)
         if reach is not None:
             lane.asking += 1
-        elif self.is_on_demand(model) or lane.yields:
+        elif self.is_on_demand(model) or lane.yields or self._servers.reach_if_ready(model_id) is not None:
             reach = await self._waited(model_id, lane)
         else:
-            raise ServiceUnavailable(
-                model_id,
-                f"model {model_id} is {self._servers.state(model_id)}: magictl start {model_id} starts it",
-                _RETRY_AFTER,
-            )
+            raise self._not_ready(model_id)
         try:
             yield reach
         finally:
             self._leave(model_id, lane)
+
+    def is_open(self, model_id: str) -> bool:
+        """Whether a request for the model would be let through at once."""
+        return self._open(model_id, self._lanes.get(model_id)) is not None
+
+    def is_up(self, model_id: str) -> bool:
+        """Whether the model is ready, and is not to leave."""
+        lane = self._lanes.get(model_id)
+        return not (lane and lane.yields) and self._servers.reach_if_ready(model_id) is not None
+
+    def is_awaited(self, model_id: str) -> bool:
+        """Whether requests wait for the model."""
+        lane = self._lanes.get(model_id)
+        return lane is not None and bool(lane.waiting)
+
+    def asking(self, model_id: str) -> int:
+        """Requests that were let through to the model, and are not answered yet."""
+        lane = self._lanes.get(model_id)
+        return lane.asking if lane else 0
+
+    def requests(self, model_id: str) -> int:
+        """Requests for the model that are not answered yet, those that wait included."""
+        lane = self._lanes.get(model_id)
+        return lane.asking + len(lane.waiting) if lane else 0
 
     def is_idle(self, model_id: str) -> bool:
         """Whether nobody asks the model anything, or waits for it."""
@@ -160,16 +186,18 @@ class Lanes:
             await lane.left.wait()
             return
         if reach := self._open_for_all(model_id, lane):
-            self._let_through(lane, reach)
+            self._let_through(model_id, lane, reach)
         lane.yields = True
+        lane.owed = len(lane.waiting) if lane.asking else 0
         lane.left.clear()
         try:
-            while lane.asking:
+            while lane.asking or lane.owed:
                 lane.emptied.clear()
                 await lane.emptied.wait()
             _ = await self._servers.stop(model_id, by=by, wait=_STOP_WAIT)
         finally:
             lane.yields = False
+            lane.owed = 0
             lane.left.set()
             if lane.waiting:
                 self._bring_up(model_id, lane)
@@ -177,7 +205,7 @@ class Lanes:
 
     def _open(self, model_id: str, lane: _Lane | None) -> Reach | None:
         """Where the server is, if a request may ask it at once."""
-        if lane is not None and (lane.yields or lane.waiting):
+        if lane is not None and (lane.yields or lane.waiting or lane.asking >= self._most(model_id)):
             return None
         return self._servers.reach_if_ready(model_id)
 
@@ -188,13 +216,26 @@ class Lanes:
                 await changes.next()
 
     def _open_for_all(self, model_id: str, lane: _Lane) -> Reach | None:
-        """Where the server is, if all that wait may ask it."""
-        return None if lane.yields else self._servers.reach_if_ready(model_id)
+        """Where the server is, if those that wait may ask it, as many at once as may."""
+        return None if lane.yields and not lane.owed else self._servers.reach_if_ready(model_id)
 
-    @staticmethod
-    def _let_through(lane: _Lane, reach: Reach) -> None:
-        waiting, lane.waiting = lane.waiting, deque()
-        for turn in waiting:
+    def _most(self, model_id: str) -> float:
+        """Requests that a model may be given at once."""
+        model = self._registry.models.get(model_id)
+        most = self._effective.max_concurrent(model) if model is not None else None
+        return math.inf if most is None else most
+
+    def _not_ready(self, model_id: str) -> ServiceUnavailable:
+        state = self._servers.state(model_id)
+        return ServiceUnavailable(
+            model_id, f"model {model_id} is {state}: magictl start {model_id} starts it", _RETRY_AFTER
+        )
+
+    def _let_through(self, model_id: str, lane: _Lane, reach: Reach) -> None:
+        most = self._most(model_id)
+        while lane.waiting and lane.asking < most and not (lane.yields and not lane.owed):
+            turn = lane.waiting.popleft()
+            lane.owed = max(0, lane.owed - 1)
             if not turn.done():
                 # Counted now, not when it goes on: until then, somebody might take the model for idle.
                 lane.asking += 1
@@ -208,7 +249,8 @@ class Lanes:
         self._check_room_to_wait(model_id, lane)
         turn: asyncio.Future[Reach] = asyncio.get_running_loop().create_future()
         lane.waiting.append(turn)
-        self._bring_up(model_id, lane)
+        if self._servers.reach_if_ready(model_id) is None:
+            self._bring_up(model_id, lane)
         try:
             async with asyncio.timeout(self._patience()):
                 return await turn
@@ -217,8 +259,7 @@ class Lanes:
                 # It was let through in the moment in which it gave up.
                 self._leave(model_id, lane)
             else:
-                with suppress(ValueError):
-                    lane.waiting.remove(turn)
+                self._give_up(lane, turn)
                 self._forget(model_id, lane)
             if isinstance(error, TimeoutError):
                 raise ServiceUnavailable(
@@ -229,9 +270,43 @@ class Lanes:
     def _leave(self, model_id: str, lane: _Lane) -> None:
         lane.asking -= 1
         lane.used_at = asyncio.get_running_loop().time()
-        if not lane.asking:
+        if lane.waiting and lane.start is None:
+            self._go_on(model_id, lane)
+        if not (lane.asking or lane.owed):
             lane.emptied.set()
         self._forget(model_id, lane)
+
+    def _go_on(self, model_id: str, lane: _Lane) -> None:
+        """Give a place that is free to the next that waits."""
+        if reach := self._open_for_all(model_id, lane):
+            self._let_through(model_id, lane, reach)
+        elif lane.yields:
+            # Those that are left have the next turn: this one is over where the server is not there any more.
+            lane.owed = 0
+        elif (model := self._registry.models.get(model_id)) is not None and self.is_on_demand(model):
+            self._bring_up(model_id, lane)
+        else:
+            self._refuse(lane, self._not_ready(model_id))
+
+    @staticmethod
+    def _refuse(lane: _Lane, problem: MagiError) -> None:
+        waiting, lane.waiting = lane.waiting, deque()
+        for turn in waiting:
+            if not turn.done():
+                turn.set_exception(problem)
+
+    @staticmethod
+    def _give_up(lane: _Lane, turn: "asyncio.Future[Reach]") -> None:
+        """Free the place of one that waits no longer."""
+        try:
+            place = lane.waiting.index(turn)
+        except ValueError:
+            return
+        del lane.waiting[place]
+        if place < lane.owed:
+            lane.owed -= 1
+            if not (lane.asking or lane.owed):
+                lane.emptied.set()
 
     def _forget(self, model_id: str, lane: _Lane) -> None:
         """Keep no lane of a model that there is not any more."""
@@ -254,12 +329,9 @@ class Lanes:
         finally:
             lane.start = None
             if reach := self._open_for_all(model_id, lane):
-                self._let_through(lane, reach)
+                self._let_through(model_id, lane, reach)
             elif not lane.yields:
-                waiting, lane.waiting = lane.waiting, deque()
-                for turn in waiting:
-                    if not turn.done():
-                        turn.set_exception(problem)
+                self._refuse(lane, problem)
 
     async def _start(self, model_id: str) -> None:
         """Have a model started, and others leave for it where they have to. Raises what a start raises."""

@@ -17,6 +17,8 @@ _TYPES: Final = {
     409: "conflict_error",
     429: "rate_limit_error",
 }
+_TYPES_BY_NAME: Final = {"RateLimitExceeded": "requests"}
+"""Where OpenAI's type is about more than the status: what there are too many of."""
 _CLIENTS_FAULT: Final = "invalid_request_error"
 _SERVERS_FAULT: Final = "server_error"
 _FIRST_SERVERS_STATUS: Final = 500
@@ -41,7 +43,11 @@ def code_of(name: str) -> str:
 
 def openai_error(status: int, name: str, message: str, details: Mapping[str, Any]) -> dict[str, Any]:
     """One of our errors in this form. What a program can use of it stands beside the four members."""
-    kind = _TYPES.get(status) or (_CLIENTS_FAULT if status < _FIRST_SERVERS_STATUS else _SERVERS_FAULT)
+    kind = (
+        _TYPES_BY_NAME.get(name)
+        or _TYPES.get(status)
+        or (_CLIENTS_FAULT if status < _FIRST_SERVERS_STATUS else _SERVERS_FAULT)
+    )
     return {"error": {"message": message, "type": kind, "param": None, "code": code_of(name), "details": details}}
 
 

@@ -1,8 +1,8 @@
 """Passing one request on to a server, and its answer back as it comes.
 
-Nothing of the answer is kept or looked into. When the client leaves, the server's connection is cut, by which
-llama-server ends what it generates for it; when the server breaks off, so is the client's: nobody takes half an answer
-for a whole one.
+Nothing of the answer is looked into as it passes; of its last pieces, the tally makes what they say of tokens. When
+the client leaves, the server's connection is cut, by which llama-server ends what it generates for it; when the server
+breaks off, so is the client's: nobody takes half an answer for a whole one.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from magi_agent.api.connection import Connection
 from magi_agent.api.large_body import SLICE, LargeBody
 from magi_agent.errors import MagiError
 from magi_agent.gateway.openai_errors import error_event
+from magi_agent.gateway.tallies import Tally
 from magi_agent.request_id import REQUEST_ID
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.reach import Reach
@@ -51,6 +52,10 @@ class ServerFailed(MagiError):
     status = 502
 
 
+class ServerUnreachable(ServerFailed):
+    """Nobody takes connections at the model's server: nothing of the request was passed on."""
+
+
 class ServerSilent(MagiError):
     """The model's server said nothing for longer than it may."""
 
@@ -61,7 +66,7 @@ class ServerSilent(MagiError):
 class ServerAnswer:
     """A server's answer, of which the headers are there. It is to be entered, and left, once."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, held: AsyncExitStack, model_id: str) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, held: AsyncExitStack, model_id: str, tally: Tally) -> None:
         self.headers = answer.headers
         self.status = answer.status
         self.reason = answer.reason
@@ -70,6 +75,8 @@ class ServerAnswer:
         self._answer = answer
         self._held = held
         self._model_id = model_id
+        self._tally = tally
+        tally.answered(answer.status, is_stream=self.is_stream)
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,12 +100,17 @@ class ServerAnswer:
         """Pass on ``first``, and all that the server says. Where it breaks off, so does the client's connection."""
         try:
             if first:
+                self._tally.keep(first)
                 await sink.write(first)
             content = self._answer.content
             while piece := await content.readany():
+                self._tally.keep(piece)
                 # The last piece and the mark of the end go out together, where the end is known by then.
                 await (sink.write_eof(piece) if content.at_eof() else sink.write(piece))
+            self._tally.whole()
         except (aiohttp.ClientError, TimeoutError) as error:
+            if request.transport is not None and not request.transport.is_closing():
+                self._tally.broken()
             reason = "said nothing any more" if isinstance(error, TimeoutError) else "broke off"
             message = f"the server of {self._model_id} {reason} in the middle of its answer"
             _LOG.warning("%s", message, extra={"magi_request_id": REQUEST_ID.get(), "magi_model": self._model_id})
@@ -112,9 +124,13 @@ class ServerAnswer:
     async def read(self) -> bytes:
         """The whole of a short answer. Raises ``ServerFailed``."""
         try:
-            return await self._answer.content.read(_SHORT)
+            said = await self._answer.content.read(_SHORT)
         except (aiohttp.ClientError, TimeoutError):
+            self._tally.broken()
             raise ServerFailed(f"the server of {self._model_id} broke off", {"modelId": self._model_id}) from None
+        self._tally.keep(said)
+        self._tally.whole()
+        return said
 
 
 class Relay:
@@ -126,7 +142,7 @@ class Relay:
         self._longest_silence = longest_silence
 
     async def pass_on(
-        self, request: web.Request, model_id: str, reach: Reach, path: str, body: bytes | None
+        self, request: web.Request, model_id: str, reach: Reach, path: str, body: bytes | None, tally: Tally
     ) -> ServerAnswer:
         """The server's answer to ``request``, asked as ``path`` and with ``body``; its rest is still to come.
 
@@ -156,12 +172,13 @@ class Relay:
                     f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
                 ) from None
             except (aiohttp.ClientError, OSError) as error:
-                raise ServerFailed(
+                failed = ServerUnreachable if isinstance(error, aiohttp.ClientConnectorError) else ServerFailed
+                raise failed(
                     f"the server of {model_id} gave no answer ({str(error) or type(error).__name__}): magictl show "
                     f"{model_id} says what is wrong with it",
                     {"modelId": model_id},
                 ) from None
-        return ServerAnswer(answer, held, model_id)
+        return ServerAnswer(answer, held, model_id, tally)
 
 
 class RelayedAnswer(web.StreamResponse):

@@ -2,19 +2,28 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+import time
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
 from magi_agent.api.access import Forbidden
-from magi_agent.api.exchange import CALLER, BadRequest, PayloadTooLarge, RequestTimeout, answer, received
+from magi_agent.api.exchange import (
+    ANSWER_HEADERS,
+    CALLER,
+    BadRequest,
+    PayloadTooLarge,
+    RequestTimeout,
+    answer,
+    received,
+)
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
+from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
@@ -26,11 +35,17 @@ from magi_agent.gateway.relay import (
     ServerAnswer,
     ServerFailed,
     ServerSilent,
+    ServerUnreachable,
     cancelled_when_lost,
 )
+from magi_agent.gateway.tiers import PREFIX, Kind, kind_for
+from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
 from magi_agent.registry.model import Model
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.vocabulary import Tier
 
+MODEL_HEADER: Final = "X-Magi-Model"
+"""The id of the model that a request went to."""
 _TAG: Final = "gateway"
 _LARGE: Final = 64 * 1024
 """Bytes of a body from which on it is read in a thread."""
@@ -53,7 +68,7 @@ _V1: Final = {
 }
 _ERRORS: Final = (
     *(UnreadableBody, BadRequest, RequestTimeout, PayloadTooLarge),
-    *(NotFound, NoName, UnknownName, ServerFailed, ServerSilent, QueueFull, ServiceUnavailable),
+    *(NotFound, NoName, UnknownName, ServerFailed, ServerSilent, QueueFull, RateLimitExceeded, ServiceUnavailable),
 )
 
 
@@ -64,6 +79,9 @@ class GatewayRoutes:
         self._services = services
         self._names = ModelNames(services.registry, services.effective)
         self._lanes = lanes
+        self._rates = TokenRates(services.configuration)
+        self._automatic = Automatic(self._names, services.tiers, services.active_profile)
+        self._tallies = services.tallies
         self._relay = Relay(connections, lambda: services.settings.gateway_timeout)
 
     def routes(self) -> tuple[Route, ...]:
@@ -78,11 +96,11 @@ class GatewayRoutes:
                 _TAG,
                 {200: None},
             ),
-            *(_route("POST", f"/v1/{path}", self._by_body, summary) for path, summary in _V1.items()),
-            _route("POST", "/v1/{path}", self._by_body, "Whatever else the model's llama-server serves below /v1"),
-            *(_route("POST", path, self._by_body, f"llama-server's own {path}") for path in NATIVE_PATHS),
+            *(self._route("POST", f"/v1/{path}", self._by_body, summary) for path, summary in _V1.items()),
+            self._route("POST", "/v1/{path}", self._by_body, "Whatever else the model's llama-server serves below /v1"),
+            *(self._route("POST", path, self._by_body, f"llama-server's own {path}") for path in NATIVE_PATHS),
             *(
-                _route(
+                self._route(
                     method, "/api/proxy/{modelId}/{path}", self._by_path, "Any path of the server of a model named here"
                 )
                 for method in ("GET", "POST")
@@ -91,7 +109,9 @@ class GatewayRoutes:
 
     async def list_models(self, _: web.Request) -> web.Response:
         """GET /v1/models."""
-        return answer(to_json({"object": "list", "data": [self._entry(model) for model in self._offered()]}))
+        tiers = [self._tier_entry(tier, models) for tier in Tier if (models := self._services.tiers.of(tier))]
+        entries = [self._entry(model) for model in self._offered()]
+        return answer(to_json({"object": "list", "data": [*entries, *tiers, *self._auto_entry()]}))
 
     def _offered(self) -> list[Model]:
         models = self._services.registry.models.values()
@@ -99,10 +119,9 @@ class GatewayRoutes:
 
     def _entry(self, model: Model) -> dict[str, object]:
         facts = model.facts
+        kind = self._services.tiers.kind_of(model)
         capabilities = {
-            "completion": not facts.is_embedding and not facts.is_reranker,
-            "embedding": facts.is_embedding,
-            "reranking": facts.is_reranker,
+            **{each.value: each is kind for each in Kind},
             "vision": facts.has_vision,
             "thinking": model.effective_thinking,
         }
@@ -118,21 +137,66 @@ class GatewayRoutes:
             "capabilities": [name for name, has_it in capabilities.items() if has_it],
         }
 
+    def _auto_entry(self) -> list[dict[str, object]]:
+        models = [model for tier in Tier for model in self._services.tiers.of(tier)]
+        if not models or not self._automatic.is_meant(AUTO):
+            return []
+        return [{**self._tier_entry(models[0].effective_tier, models), "id": AUTO, "tier": None}]
+
+    def _tier_entry(self, tier: Tier, models: list[Model]) -> dict[str, object]:
+        entries = [self._entry(model) for model in models]
+        lengths = [model.facts.context_length for model in models if model.facts.context_length is not None]
+        capabilities = dict.fromkeys(name for entry in entries for name in cast("list[str]", entry["capabilities"]))
+        return {
+            **self._entry(self._services.tiers.best(models)),
+            "id": f"{PREFIX}{tier}",
+            "aliases": [],
+            # What each of them can take.
+            "context_length": min(lengths, default=None),
+            "capabilities": list(capabilities),
+            "models": [model.model_id for model in models],
+        }
+
     async def _by_body(self, request: web.Request) -> web.StreamResponse:
+        came_at = time.monotonic()
         _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
-        model = self._names.model(field.name)
-        renamed = field.renamed(body, model.model_id)
+        tiers, kind = self._services.tiers, kind_for(request.path)
+        tier = tiers.tier(field.name)
+        if self._automatic.is_meant(field.name):
+            choice = await self._automatic.choose(body, kind)
+            tier, model = choice.tier, choice.model
+            request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
+        else:
+            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind)
 
         async def asked() -> ServerAnswer:
-            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed)
+            renamed = field.renamed(body, model.model_id)
+            return await self._asked(request, model, request.rel_url.raw_path_qs, renamed, came_at)
 
-        if field.wants_stream and self._lanes.has_to_wait(model):
-            return AwaitedAnswer(model.model_id, asked)
-        return RelayedAnswer(await asked())
+        try:
+            has_to_wait = field.wants_stream and self._lanes.has_to_wait(model)
+        except QueueFull as error:
+            self._tallies.refused(model.model_id, came_at, error)
+            raise
+        response: web.StreamResponse
+        if has_to_wait:
+            response = AwaitedAnswer(model.model_id, asked)
+        else:
+            try:
+                response = RelayedAnswer(await asked())
+            except ServerUnreachable:
+                other = tiers.another(tier, kind, model) if tier is not None else None
+                if other is None:
+                    raise
+                model = other
+                response = RelayedAnswer(await asked())
+        response.headers[MODEL_HEADER] = model.model_id
+        return response
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
+        came_at = time.monotonic()
         path = "/" + request.rel_url.raw_path.split("/", 4)[4]
         _check_plain(path)
         if not _INFERENCE.fullmatch(path) and Access.ADMIN not in request[CALLER].access:
@@ -142,16 +206,33 @@ class GatewayRoutes:
         body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
         query = request.rel_url.raw_query_string
         asked = f"{path}?{query}" if query else path
-        return RelayedAnswer(await self._asked(request, model, asked, body))
+        return RelayedAnswer(await self._asked(request, model, asked, body, came_at))
 
-    async def _asked(self, request: web.Request, model: Model, path: str, body: bytes | None) -> ServerAnswer:
+    async def _asked(
+        self, request: web.Request, model: Model, path: str, body: bytes | None, came_at: float
+    ) -> ServerAnswer:
         """The answer of a model's server, which is waited for; it is in use until that answer is left."""
         async with AsyncExitStack() as stack:
+            tally = self._tallies.of(model.model_id, came_at, counts=request.method == "POST")
+            stack.enter_context(tally)
             with cancelled_when_lost(request):
                 reach = await stack.enter_async_context(self._lanes.entered(model))
-            answer = await self._relay.pass_on(request, model.model_id, reach, path, body)
+            tally.let_in()
+            answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
             answer.hold(stack.pop_all())
         return answer
+
+    def _route(self, method: str, path: str, act: Handler, summary: str) -> Route:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            caller = request[CALLER]
+            if caller.token is not None:
+                self._rates.count(caller.token, request.setdefault(ANSWER_HEADERS, {}))
+            return await act(request)
+
+        words = re.findall(r"[a-zA-Z0-9]+", path)
+        handle.__name__ = "_".join((method.lower(), *words))
+        errors = (*_ERRORS, ModelNotFound, Forbidden) if "{modelId}" in path else _ERRORS
+        return Route(method, path, handle, Access.INFER, summary, _TAG, {200: None}, errors=errors)
 
     @staticmethod
     async def _field(request: web.Request, body: bytes) -> ModelField:
@@ -164,17 +245,3 @@ class GatewayRoutes:
 def _check_plain(path: str) -> None:
     if not _PLAIN.fullmatch(path):
         raise NotFound(f"no llama-server has a path like {path}", {"path": path})
-
-
-def _route(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]], summary: str) -> Route:
-    errors = (*_ERRORS, ModelNotFound, Forbidden) if "{modelId}" in path else _ERRORS
-    return Route(method, path, _handler(method, path, act), Access.INFER, summary, _TAG, {200: None}, errors=errors)
-
-
-def _handler(method: str, path: str, act: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Handler:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        return await act(request)
-
-    words = re.findall(r"[a-zA-Z0-9]+", path)
-    handle.__name__ = "_".join((method.lower(), *words))
-    return handle

@@ -4,7 +4,7 @@ https://prometheus.io/docs/practices/naming/. Each family is described in docs/m
 has no sample; it is never 0.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import ProcessCollector
@@ -17,6 +17,7 @@ from prometheus_client.core import (
     SummaryMetricFamily,
 )
 
+from magi_agent.gateway.tallies import SECONDS, SPEEDS, ModelTallies, Outcome, SpreadCounts
 from magi_agent.metrics.loop_lag import BOUNDS
 from magi_agent.metrics.server_answers import families_of
 from magi_agent.metrics.snapshot import (
@@ -46,6 +47,7 @@ def families(snapshot: Snapshot) -> list[Metric]:
         *_servers(snapshot.servers),
         *_usage(snapshot.servers),
         *_failures(snapshot),
+        *_gateway(snapshot),
         *_scrapes(snapshot),
     ]
 
@@ -217,6 +219,69 @@ def _failures(snapshot: Snapshot) -> Iterator[Metric]:
     for key, count in sorted(counted.items()):
         family.add_metric(key, count)
     yield family
+
+
+def _gateway(snapshot: Snapshot) -> Iterator[Metric]:
+    asked = snapshot.gateway
+    # A rise from nothing is none to Prometheus: whose server runs is told of before anybody has asked it.
+    none_yet: Mapping[str, int] = dict.fromkeys(Outcome, 0)
+    outcomes = {server.model.model_id: none_yet for server in snapshot.servers}
+    outcomes |= {model_id: tallies.outcomes for model_id, tallies in asked.items()}
+    ended = CounterMetricFamily("magi_gateway_requests", "Requests to a model, ended.", labels=["model", "outcome"])
+    for model_id, counts in sorted(outcomes.items()):
+        for outcome, count in counts.items():
+            ended.add_metric([model_id, outcome], count)
+    yield ended
+    under_way = GaugeMetricFamily("magi_gateway_requests_under_way", "Requests that ask a model.", labels=["model"])
+    waiting = GaugeMetricFamily("magi_gateway_requests_waiting", "Requests that wait for it.", labels=["model"])
+    prompt = CounterMetricFamily(
+        "magi_gateway_prompt_tokens",
+        "Tokens of prompts as whole answers through the gateway tell them to clients, cached ones included.",
+        labels=["model"],
+    )
+    completion = CounterMetricFamily(
+        "magi_gateway_completion_tokens",
+        "Tokens of answers as whole answers through the gateway tell them to clients.",
+        labels=["model"],
+    )
+    for model_id, tallies in asked.items():
+        under_way.add_metric([model_id], tallies.under_way)
+        waiting.add_metric([model_id], tallies.waiting)
+        prompt.add_metric([model_id], tallies.prompt_tokens)
+        completion.add_metric([model_id], tallies.completion_tokens)
+    yield from (under_way, waiting, prompt, completion)
+    yield _spread("wait_seconds", "How long a request waited to be let in to its model.", asked, lambda its: its.waits)
+    yield _spread(
+        "first_token_seconds", "From a request to the first of its stream.", asked, lambda its: its.first_pieces
+    )
+    yield _spread(
+        "server_first_token_seconds",
+        "Of that, from when the request was let in to its model.",
+        asked,
+        lambda its: its.servers_first_pieces,
+    )
+    yield _spread(
+        "request_duration_seconds", "From a request to the end of its answer.", asked, lambda its: its.durations
+    )
+    yield _spread(
+        "tokens_per_second", "How fast one answer was made, of each that tells.", asked, lambda its: its.speeds, SPEEDS
+    )
+
+
+def _spread(
+    name: str,
+    text: str,
+    asked: Mapping[str, ModelTallies],
+    of: Callable[[ModelTallies], SpreadCounts],
+    upper: tuple[float, ...] = SECONDS,
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(f"magi_gateway_{name}", text, labels=["model"])
+    bounds = (*(f"{bound:g}" for bound in upper), "+Inf")
+    for model_id, tallies in asked.items():
+        counts = of(tallies)
+        buckets = list(zip(bounds, map(float, accumulate(counts.buckets)), strict=True))
+        family.add_metric([model_id], buckets, counts.total)
+    return family
 
 
 def _scrapes(snapshot: Snapshot) -> Iterator[Metric]:

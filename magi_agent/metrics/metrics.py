@@ -18,6 +18,7 @@ from magi_agent import __version__
 from magi_agent.configuration import Configuration
 from magi_agent.errors import MagiError, ServiceUnavailable
 from magi_agent.events import EventStream
+from magi_agent.gateway.tallies import Tallies
 from magi_agent.host.unified_hierarchy import unified_hierarchy
 from magi_agent.metrics.event_counts import EventCounts
 from magi_agent.metrics.exposition import Form, rendered
@@ -85,6 +86,7 @@ class Sources:
     room: RoomSource
     """Bytes of memory that servers may still take."""
     problems: Problems
+    tallies: Tallies
     gpus: GpuSource | None = None
     """``None`` where nobody knows of GPUs."""
 
@@ -133,7 +135,10 @@ class Metrics:
             self._host(), self._gpus(), self._servers(), self._sources.problems.known()
         )
         now = _now()
-        return _Look(Snapshot(self._agent(len(problems)), host, gpus, self._models(), servers, now - began), now)
+        tallies = self._sources.tallies.taken()
+        return _Look(
+            Snapshot(self._agent(len(problems)), host, gpus, self._models(), servers, tallies, now - began), now
+        )
 
     def _agent(self, problems: int) -> AgentFigures:
         sources = self._sources

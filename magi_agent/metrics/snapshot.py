@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from magi_agent.gateway.tallies import ModelTallies
 from magi_agent.metrics.event_counts import EventFigures
 from magi_agent.metrics.loop_lag import LagCounts
 from magi_agent.metrics.request_counts import RequestKey
@@ -135,4 +136,6 @@ class Snapshot:
     models: ModelFigures | None
     """``None`` before the registry is loaded."""
     servers: Sequence[ServerFigures]
+    gateway: Mapping[str, ModelTallies]
+    """The requests to each model that was asked through the gateway."""
     scrape_seconds: float

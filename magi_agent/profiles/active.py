@@ -68,6 +68,7 @@ class ActiveProfile:
         self._effective = effective
         self._changes = SerialChanges("activation")
         self._places: Mapping[str, int] = {}
+        self._held: Profile | None = None
         self.problem: str | None = None
         """Why the profile that should be active does not hold."""
 
@@ -75,6 +76,11 @@ class ActiveProfile:
     def slug(self) -> str | None:
         """The active profile's slug."""
         return self._registry.active_profile
+
+    @property
+    def held(self) -> Profile | None:
+        """The profile as it was read last, and holds; ``None`` where none is active."""
+        return self._held
 
     def place(self, model_id: str) -> int | None:
         """Where a model stands among the active profile's enabled ones, from 0; ``None`` where it does not."""
@@ -107,6 +113,7 @@ class ActiveProfile:
         if self.slug is None:
             self._effective.hold_profile({})
             self._places = {}
+            self._held = None
             self.problem = None
             return
         self._hold(await self._profiles.profile(self.slug))
@@ -226,4 +233,5 @@ class ActiveProfile:
     def _hold(self, profile: Profile) -> None:
         self._effective.hold_profile(self._settings_of(profile))
         self._places = self._places_in(profile)
+        self._held = profile
         self.problem = None

@@ -148,6 +148,8 @@ class RuntimeSettings:
     """Whether the server is never stopped to make room for another."""
     idle_timeout_seconds: Annotated[int, Ge(1), Le(31_536_000)] | None = None
     """Seconds without a request after which an onDemand server is stopped; null for never."""
+    max_concurrent: Annotated[int, Ge(1), Le(100_000)] | None = None
+    """Requests that the gateway lets through to the model at once, others wait; null for no bound."""
     memory_high: _Bytes | None = None
     """Bytes of memory above which the unit is slowed down to give some back (MemoryHigh=)."""
     memory_max: _Bytes | None = None
@@ -282,6 +284,8 @@ def _word_faults(settings: RuntimeSettings) -> Iterator[tuple[str, str]]:
     for alias in settings.aliases or ():
         if not _ALIAS.fullmatch(alias):
             yield "aliases", f"{alias!r} has other characters than letters, digits and '._:/@+-'"
+        elif alias.casefold().startswith("tier:"):
+            yield "aliases", f"{alias!r} would be taken for the name of a tier"
     if len(set(settings.aliases or ())) < len(settings.aliases or ()):
         yield "aliases", "must not name anything twice"
     yield from _gpu_faults(settings)

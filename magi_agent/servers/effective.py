@@ -70,6 +70,13 @@ class EffectiveSettings:
                 return settings.start_policy
         return StartPolicy.ALWAYS_ON
 
+    def max_concurrent(self, model: Model) -> int | None:
+        """Requests that ``model`` may be given at once; ``None`` for any number."""
+        for _, settings in self._layers(model):
+            if settings.max_concurrent is not None:
+                return settings.max_concurrent
+        return None
+
     def _layers(self, model: Model) -> list[tuple[Source, RuntimeSettings]]:
         """The layers, the most particular first."""
         return [

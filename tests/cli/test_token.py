@@ -89,13 +89,31 @@ def test_as_json(magictl: Magictl, path: Path) -> None:
 
     assert made.err == ""
     end = "2999-02-01T00:00:00Z"
-    ops = {"name": "ops", "scope": "admin", "until": end, "ended": False}
+    ops = {"name": "ops", "scope": "admin", "until": end, "rate": None, "ended": False}
     assert made.json == {**ops, "token": made.json["token"], "path": str(path)}
     assert SECRET.fullmatch(made.json["token"] + "\n")
-    front = {"name": "front", "scope": "read", "until": None, "ended": False}
+    front = {"name": "front", "scope": "read", "until": None, "rate": None, "ended": False}
     assert magictl("token", "list", "--json").json == {"path": str(path), "tokens": [ops, front]}
     assert magictl("token", "revoke", "ops", "--json").json == {**ops, "path": str(path)}
     assert magictl("token", "list", "--json").json["tokens"] == [front]
+
+
+def test_a_rate_is_given_changed_and_taken_away_and_the_token_stays(magictl: Magictl, path: Path) -> None:
+    remark = "# for the lab\n"
+    path.parent.mkdir()
+    path.write_text(remark)
+    secret = magictl("token", "add", "laptop", "--scope", "infer", "--until", "2999-01-31", "--rate", "60").out.strip()
+    rates = [parse_tokens(path.read_text(), path).find(secret)]
+
+    for word in ("7", "none"):
+        assert magictl("token", "rate", "laptop", word).status == 0
+        rates.append(parse_tokens(path.read_text(), path).find(secret))
+
+    assert [token and token.rate for token in rates] == [60, 7, None]
+    assert path.read_text().startswith(remark)
+    assert magictl("token", "rate", "other", "7").err.startswith("magictl: no token is called other")
+    for word in ("0", "1000001", "many", "-1", "٣"):
+        assert magictl("token", "rate", "laptop", "--", word).status == 2
 
 
 def test_the_list_says_what_has_ended(magictl: Magictl, path: Path) -> None:
@@ -107,16 +125,16 @@ def test_the_list_says_what_has_ended(magictl: Magictl, path: Path) -> None:
     path.parent.mkdir()
     path.write_text(
         f"front read sha256:{'0f' * 32}\nold admin sha256:{'ab' * 32} 2020-01-31T00:00:00Z\n"
-        f"brief infer sha256:{'cd' * 32} 2999-01-31T12:30:00Z\n"
+        f"brief infer sha256:{'cd' * 32} 2999-01-31T12:30:00Z rate=60\n"
     )
 
     told = magictl("token", "list")
 
     assert told.out == (
-        "TOKEN  SCOPE  UNTIL\n"
-        "front  read   -\n"
-        "old    admin  2020-01-31T00:00:00Z (past)\n"
-        "brief  infer  2999-01-31T12:30:00Z\n"
+        "TOKEN  SCOPE  RATE  UNTIL\n"
+        "front  read      -  -\n"
+        "old    admin     -  2020-01-31T00:00:00Z (past)\n"
+        "brief  infer    60  2999-01-31T12:30:00Z\n"
     )
     assert "sha256" not in told.out
 

@@ -258,8 +258,11 @@ async def test_the_list_says_what_can_be_asked_for(serve: Serve) -> None:
     listed = await api.get("/v1/models")
 
     assert listed["object"] == "list"
-    (entry,) = listed["data"]
+    entry, tier, auto = listed["data"]
+    assert (auto["id"], auto["tier"], auto["models"]) == ("auto", None, tier["models"])
     assert (entry["id"], entry["object"], entry["state"], entry["aliases"]) == (ONE, "model", "stopped", ["nick", ONE])
+    assert (tier["id"], tier["object"], tier["state"], tier["models"]) == ("tier:balanced", "model", "stopped", [ONE])
+    assert (tier["aliases"], tier["capabilities"]) == ([], ["completion"])
 
 
 @pytest.mark.parametrize(

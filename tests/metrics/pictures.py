@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from magi_agent.gateway.tallies import ModelTallies, Outcome, SpreadCounts
 from magi_agent.metrics.event_counts import EventFigures
 from magi_agent.metrics.loop_lag import LagCounts
 from magi_agent.metrics.request_counts import RequestKey
@@ -55,6 +56,12 @@ class PicturedGpu:
     utilization: float | None = 25.0
 
 
+TIMES = SpreadCounts((1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1), 400.5)
+TALLIES = ModelTallies(
+    outcomes={**dict.fromkeys(Outcome, 0), "answered": 3, "failed": 1},
+    waiting=2, under_way=1, waits=TIMES, first_pieces=TIMES, servers_first_pieces=TIMES, durations=TIMES,
+    speeds=SpreadCounts((0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1), 1220.0), prompt_tokens=31, completion_tokens=5,
+)  # fmt: skip
 EVERYTHING = UnitUsage(
     memory=900, memory_anonymous=300, memory_mapped=500, memory_high=1900, memory_max=2000, cpu_seconds=1.5,
     io_read=4096, io_written=512, oom_kills=0, tasks=9,
@@ -118,5 +125,6 @@ def snapshot(
         gpus=gpus,
         models=ModelFigures({("ok", True): 1}, 3, 1, 0.2, 1_700_000_000.0, 0),
         servers=servers or (server(),),
+        gateway={"toy": TALLIES},
         scrape_seconds=0.02,
     )

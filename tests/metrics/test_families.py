@@ -44,6 +44,16 @@ def test_everything_that_is_known_is_told() -> None:
         'magi_server_failures_total{model="toy",result="hung"} 0.0',
         'magi_models{enabled="true",status="ok"} 1.0',
         "magi_scan_timestamp_seconds 1.7e+09",
+        'magi_gateway_requests_total{model="toy",outcome="answered"} 3.0',
+        'magi_gateway_requests_total{model="toy",outcome="queue_full"} 0.0',
+        'magi_gateway_requests_waiting{model="toy"} 2.0',
+        'magi_gateway_requests_under_way{model="toy"} 1.0',
+        'magi_gateway_completion_tokens_total{model="toy"} 5.0',
+        'magi_gateway_first_token_seconds_bucket{le="0.025",model="toy"} 3.0',
+        'magi_gateway_first_token_seconds_bucket{le="300",model="toy"} 3.0',
+        'magi_gateway_first_token_seconds_bucket{le="+Inf",model="toy"} 4.0',
+        'magi_gateway_first_token_seconds_sum{model="toy"} 400.5',
+        'magi_gateway_tokens_per_second_bucket{le="20",model="toy"} 1.0',
     ):
         assert line in told
 
@@ -70,6 +80,13 @@ def test_free_memory_of_some_time_ago_is_not_told() -> None:
     assert [line for line in lines(snapshot()) if line.startswith("magi_gpu_memory_free_bytes")]
     told = lines(snapshot(gpus=(PicturedGpu(is_live=False),)))
     assert not [line for line in told if line.startswith("magi_gpu_memory_free_bytes")]
+
+
+def test_a_server_that_nobody_asked_has_its_outcomes_from_the_first_on() -> None:
+    told = lines(snapshot(server("a")))
+
+    assert 'magi_gateway_requests_total{model="a",outcome="failed"} 0.0' in told
+    assert not [line for line in told if line.startswith("magi_gateway_wait_seconds") and '"a"' in line]
 
 
 def test_gpus_that_could_not_be_asked_for() -> None:

@@ -238,6 +238,27 @@ CASES = {
     "MagiRequestsQueue": Case(
         {f"llamacpp:requests_deferred{{{MODEL}}}": "1x70"}, {f"llamacpp:requests_deferred{{{MODEL}}}": "1 0 1 0x70"}
     ),
+    "MagiGatewayFails": Case(
+        {f'magi_gateway_requests_total{{{MODEL}, outcome="broken_off"}}': "0+1x70"},
+        {
+            f'magi_gateway_requests_total{{{MODEL}, outcome="failed"}}': "0 1x70",
+            f'magi_gateway_requests_total{{{MODEL}, outcome="answered"}}': "0+9x70",
+            f'magi_gateway_requests_total{{{MODEL}, outcome="refused"}}': "0+9x70",
+        },
+        15,
+    ),
+    "MagiGatewayQueueFull": Case(
+        {f'magi_gateway_requests_total{{{MODEL}, outcome="queue_full"}}': "0 0 1x70"},
+        {
+            f'magi_gateway_requests_total{{{MODEL}, outcome="queue_full"}}': "0x70",
+            f'magi_gateway_requests_total{{{MODEL}, outcome="answered"}}': "0+9x70",
+        },
+    ),
+    "MagiGatewayWaits": Case(
+        {f"magi_gateway_requests_waiting{{{MODEL}}}": "1x70"},
+        {f"magi_gateway_requests_waiting{{{MODEL}}}": "1 1 1 0 1 1 1 0 1 1 1 0 1 1 1 0x70"},
+        15,
+    ),
     "MagiHostMemoryShort": Case(
         {f"magi_host_memory_available_bytes{{{WHERE}}}": "4x70", f"magi_host_memory_bytes{{{WHERE}}}": "100x70"},
         {f"magi_host_memory_available_bytes{{{WHERE}}}": "40x70", f"magi_host_memory_bytes{{{WHERE}}}": "100x70"},

@@ -185,7 +185,7 @@ def test_no_setting_is_forgotten() -> None:
     """Each is an option, more than one, a limit of the unit, or the agent's own."""
     elsewhere = {
         "mode", "lora", "projector", "aliases", "extra_flags", "binary", "start_policy", "pinned",
-        "idle_timeout_seconds", "gpus",
+        "idle_timeout_seconds", "max_concurrent", "gpus",
     }  # fmt: skip
     options = [passing.setting for passing in PASSINGS]
 

@@ -310,7 +310,7 @@ CHANGES = [
     (RuntimeSettings(lora=(LoraAdapter("/m/x"),)), ["lora-scaled"]),
     (RuntimeSettings(extra_flags=("--no-warmup", "--temp=0.5")), ["no-warmup", "temp"]),
     (RuntimeSettings(memory_max=1 << 30, cpu_quota=1.5), ["memory_max", "cpu_quota"]),
-    (RuntimeSettings(start_policy="manual", pinned=True, idle_timeout_seconds=5), []),  # type: ignore[arg-type]
+    (RuntimeSettings(start_policy="manual", pinned=True, idle_timeout_seconds=5, max_concurrent=1), []),  # type: ignore[arg-type]
 ]
 
 

@@ -1,0 +1,92 @@
+"""The model ``auto``: the request's complexity picks a tier, by the active profile's ``tierConfig``.
+
+The first tier whose ``maxScore`` the score does not exceed is asked. Where no model of it can be had, the next larger
+ones are, and then the next smaller ones.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+from magi_agent.errors import MagiError
+from magi_agent.gateway.complexity import Complexity, complexity, question_of
+from magi_agent.gateway.model_names import ModelNames, UnknownName
+from magi_agent.gateway.tier_models import EmptyTier, NoneOfTier, TierModels
+from magi_agent.gateway.tiers import Kind
+from magi_agent.profiles.active import ActiveProfile
+from magi_agent.profiles.profile import DEFAULT_TIERS, TierConfig
+from magi_agent.registry.model import Model
+from magi_agent.vocabulary import Tier
+
+AUTO: Final = "auto"
+"""The name that means any model. One that is called so by its id, an alias or its file wins."""
+_LARGE: Final = 64 * 1024
+"""Bytes of a body from which on it is read in a thread."""
+_ORDER: Final = (Tier.FAST, Tier.BALANCED, Tier.POWERFUL)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for a request."""
+
+    model: Model
+    tier: Tier
+    score: float
+
+    def headers(self) -> Mapping[str, str]:
+        """What its answer says of the choice."""
+        return {"X-Magi-Tier": self.tier.value, "X-Magi-Score": f"{self.score:g}"}
+
+
+class Automatic:
+    """Chooses models for requests that leave it to the agent."""
+
+    def __init__(self, names: ModelNames, tiers: TierModels, active_profile: ActiveProfile) -> None:
+        self._names = names
+        self._tiers = tiers
+        self._active_profile = active_profile
+
+    def is_meant(self, name: str | None) -> bool:
+        """Whether a name leaves the choice to the agent."""
+        if name != AUTO:
+            return False
+        try:
+            self._names.model(name)
+        except UnknownName as error:
+            return "modelIds" not in error.details
+        return False
+
+    async def choose(self, body: bytes, kind: Kind) -> Choice:
+        """The model for a request. Raises ``EmptyTier``, ``NoneOfTier``."""
+        found = await asyncio.to_thread(_complexity, body) if len(body) > _LARGE else _complexity(body)
+        held = self._active_profile.held
+        wanted = tier_for(found.score, held.tier_config if held else DEFAULT_TIERS)
+        place = _ORDER.index(wanted)
+        first: MagiError | None = None
+        for tier in (*_ORDER[place:], *reversed(_ORDER[:place])):
+            try:
+                return Choice(await self._tiers.choose(tier, kind), tier, found.score)
+            except (EmptyTier, NoneOfTier) as error:
+                # That there is a model, but none is started, says more than that there is none.
+                if first is None or isinstance(error, NoneOfTier) > isinstance(first, NoneOfTier):
+                    first = error
+        assert first is not None  # noqa: S101  # there are tiers
+        raise first
+
+
+def tier_for(score: float, configured: Sequence[TierConfig]) -> Tier:
+    """The first tier that takes requests of this score; the largest where none does. Other names are no tiers."""
+    tiers = [each for each in configured if each.name in list(Tier)]
+    return next((Tier(each.name) for each in tiers if score <= each.max_score), Tier.POWERFUL)
+
+
+def _complexity(body: bytes) -> Complexity:
+    try:
+        document: Any = from_json(body, cache_strings=False)
+    except ValueError:
+        # A form, or what the server will refuse.
+        document = {}
+    return complexity(question_of(document if isinstance(document, dict) else {}))
