@@ -88,6 +88,18 @@ def folders(
     return [CompletionItem(incomplete, type="dir")]
 
 
+def litellm_or_files(
+    context: click.Context,  # noqa: ARG001  # click's signature
+    parameter: click.Parameter,  # noqa: ARG001  # likewise
+    incomplete: str,
+) -> "list[CompletionItem[str]]":
+    """Offer the word ``litellm``, and have the shell offer its files."""
+    from click.shell_completion import CompletionItem
+
+    words = _offered([("litellm", "a LiteLLM router's configuration")], incomplete)
+    return [*words, CompletionItem(incomplete, type="file")]
+
+
 def _asked(context: click.Context, path: str) -> object:
     session = context.find_root().ensure_object(Session)
     try:

@@ -9,7 +9,7 @@ import click
 
 from magi_agent.cli.answers import record, texts
 from magi_agent.cli.command import command
-from magi_agent.cli.completing import model_ids
+from magi_agent.cli.completing import litellm_or_files, model_ids
 from magi_agent.cli.exits import CommandError, Exit
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
@@ -18,18 +18,34 @@ from magi_agent.cli.screen import Screen
 
 _LARGEST_FILE = 16 * 1024 * 1024
 _STANDARD_STREAM = "-"
+_LITELLM = "litellm"
 _SECONDS = 120.0
 _ENDS = 2  # of a range
 
 
-@command("magictl export > choices.json", "magictl export backup.json")
-@click.argument("path", metavar="[FILE]", required=False, type=click.Path())
-def export(session: Session, path: str | None) -> None:
+@command(
+    "magictl export > choices.json",
+    "magictl export backup.json",
+    "magictl export litellm --api-base http://this-host:8000 > litellm.yaml",
+)
+@click.argument("path", metavar="[FILE|litellm]", required=False, type=click.Path(), shell_complete=litellm_or_files)
+@click.option("--api-base", metavar="URL", help="For litellm: where it reaches the agent.")
+def export(session: Session, path: str | None, api_base: str | None) -> None:
     """Write all choices and profiles as one JSON document.
 
     What people chose for each model, and the profiles that they made. It goes to standard output without FILE, with
     --json too: the answer of GET /api/export.
+
+    The word litellm prints the enabled models and their tiers as a LiteLLM router's configuration instead, in YAML; a
+    file of that name is ./litellm.
     """
+    if path == _LITELLM:
+        from magi_agent.cli.litellm import export_litellm
+
+        export_litellm(session, api_base)
+        return
+    if api_base is not None:
+        raise click.UsageError("--api-base is for: magictl export litellm", click.get_current_context())
     from magi_agent.atomic_file import write_atomically
 
     document = session.client.get("/api/export", "version", "models", timeout=_SECONDS)

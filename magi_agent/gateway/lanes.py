@@ -38,6 +38,7 @@ _TRIES: Final = 5
 """To start a model that should fit, and does not after all: memory is other programs' as well."""
 _NOT_THERE: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK})
 """States of models that are wanted, and give no memory back."""
+_COMING_UP: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
 _RETRY_AFTER: Final = 2
 _QUEUE_RETRY_AFTER: Final = 10
 
@@ -121,7 +122,7 @@ class Lanes:
         lane = self._lanes.get(model.model_id)
         if self._open(model.model_id, lane) is not None:
             return False
-        if not self.is_on_demand(model) and self._servers.reach_if_ready(model.model_id) is None:
+        if not self._comes_up(model) and self._servers.reach_if_ready(model.model_id) is None:
             return False
         if lane is not None:
             self._check_room_to_wait(model.model_id, lane)
@@ -138,7 +139,7 @@ class Lanes:
         reach = self._open(model_id, lane)
         if reach is not None:
             lane.asking += 1
-        elif self.is_on_demand(model) or lane.yields or self._servers.reach_if_ready(model_id) is not None:
+        elif self._comes_up(model) or lane.yields or self._servers.reach_if_ready(model_id) is not None:
             reach = await self._waited(model_id, lane)
         else:
             raise self._not_ready(model_id)
@@ -229,6 +230,12 @@ class Lanes:
         model = self._registry.models.get(model_id)
         most = self._effective.max_concurrent(model) if model is not None else None
         return math.inf if most is None else most
+
+    def _comes_up(self, model: Model) -> bool:
+        """Whether it helps to wait for the model: it is started for requests, or on its way already."""
+        return self.is_on_demand(model) or (
+            self._servers.is_wanted(model.model_id) and self._servers.state(model.model_id) in _COMING_UP
+        )
 
     def _not_ready(self, model_id: str) -> ServiceUnavailable:
         state = self._servers.state(model_id)
@@ -328,7 +335,13 @@ class Lanes:
             model_id, f"model {model_id} was stopped before it was ready", _RETRY_AFTER
         )
         try:
-            await self._start(model_id)
+            model = self._registry.models.get(model_id)
+            if model is None or self.is_on_demand(model):
+                await self._start(model_id)
+            else:
+                # Somebody else wants it, whose word this stays.
+                await self._until_settled(model_id)
+                problem = self._not_ready(model_id)
         except MagiError as error:
             problem = error
         finally:

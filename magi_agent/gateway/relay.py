@@ -88,12 +88,25 @@ class ServerAnswer:
         """Have something else end with the answer."""
         self._held.push_async_callback(stack.aclose)
 
-    async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest) -> None:
-        """Pass on all that the server says. Where it breaks off, so does the client's connection."""
+    def first_said(self) -> bytes:
+        """What of the answer is there already, without waiting for it. It is not poured any more."""
         try:
-            async for piece in self._answer.content.iter_any():
+            return self._answer.content.read_nowait()
+        except (aiohttp.ClientError, TimeoutError):
+            # It broke off: told where it is poured.
+            return b""
+
+    async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest, first: bytes = b"") -> None:
+        """Pass on ``first``, and all that the server says. Where it breaks off, so does the client's connection."""
+        try:
+            if first:
+                self._tally.keep(first)
+                await sink.write(first)
+            content = self._answer.content
+            while piece := await content.readany():
                 self._tally.keep(piece)
-                await sink.write(piece)
+                # The last piece and the mark of the end go out together, where the end is known by then.
+                await (sink.write_eof(piece) if content.at_eof() else sink.write(piece))
             self._tally.whole()
         except (aiohttp.ClientError, TimeoutError) as error:
             if request.transport is not None and not request.transport.is_closing():
@@ -185,8 +198,11 @@ class RelayedAnswer(web.StreamResponse):
             return await super().prepare(request)
         async with self._answer:
             with cancelled_when_lost(request):
+                first = self._answer.first_said()
+                # What is there goes out together with the headers; they wait for nothing else.
+                self._send_headers_immediately = not first
                 writer = await super().prepare(request)
-                await self._answer.pour_into(self, request)
+                await self._answer.pour_into(self, request, first)
         return writer
 
 

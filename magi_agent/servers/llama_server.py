@@ -6,6 +6,7 @@ stays in argv is what ``ps`` and ``systemctl status`` should show.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,7 @@ _LAYERS: Final = ("--n-gpu-layers", "--gpu-layers")
 _OURS: Final = "LLAMA_ARG_"
 _LOOPBACK: Final = "127.0.0.1"
 _UNIX: Final = ".sock"
+_REACHES_KEPT: Final = 256
 """What the end of ``--host`` tells a unix socket by."""
 _ACCESS: Final = "server access"
 _REACHED_BY: Final = {"0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104  # nothing is bound here
@@ -126,7 +128,12 @@ def port_of(argv: Iterable[str]) -> int | None:
 
 def reach_of(argv: Iterable[str], environment: Iterable[str]) -> Reach | None:
     """How a server is reached from this host; ``None`` if it was told neither socket nor port."""
-    argv = tuple(argv)
+    return _reach(tuple(argv), tuple(environment))
+
+
+# Each request to a model asks it of the same few units.
+@lru_cache(maxsize=_REACHES_KEPT)
+def _reach(argv: tuple[str, ...], environment: tuple[str, ...]) -> Reach | None:
     host = _options(argv).get("host") or _LOOPBACK
     if host.endswith(_UNIX):
         return AtSocket(Path(host))

@@ -12,15 +12,31 @@ from aiohttp import web
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.gguf.reading import read_facts
 from magi_agent.vocabulary import ModelStatus
-from tests.bench import bench_agent, bench_discovery, bench_events, bench_idle, bench_watching, run
+from tests.bench import bench_agent, bench_discovery, bench_events, bench_gateway, bench_idle, bench_watching, run
+from tests.bench.asking import Asker, Said, question, unchunked
 from tests.bench.bench_header import differences
 from tests.bench.header_reading import read_by_agent, read_by_reference
+from tests.bench.launches import Launch
 from tests.bench.load import WrongAnswer, ask
 from tests.bench.many_models import MAX_MODELS, write_models
+from tests.bench.router import has_router, presets
+from tests.bench.same_answers import differing, told
 
 
 def test_every_benchmark_is_found_by_its_name():
-    names = ["agent", "discovery", "events", "header", "idle", "memory", "metrics", "registry", "start", "watching"]
+    names = [
+        "agent",
+        "discovery",
+        "events",
+        "gateway",
+        "header",
+        "idle",
+        "memory",
+        "metrics",
+        "registry",
+        "start",
+        "watching",
+    ]
     assert [path.stem for path in run.find([])] == [f"bench_{name}" for name in names]
     assert [path.stem for path in run.find(["start"])] == ["bench_start"]
     with pytest.raises(SystemExit, match="no such benchmark: nothing"):
@@ -28,7 +44,8 @@ def test_every_benchmark_is_found_by_its_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["agent", "discovery", "events", "header", "idle", "memory", "metrics", "registry", "start", "watching"]
+    "name",
+    ["agent", "discovery", "events", "gateway", "header", "idle", "memory", "metrics", "registry", "start", "watching"],
 )
 def test_a_benchmark_can_be_loaded(name):
     (path,) = run.find([name])
@@ -160,6 +177,128 @@ def test_arriving_files_are_measured(systemd_user, capsys):
     assert figures["copies"]["growing"]["bare"] > figures["copies"]["idle"]["bare"] > 0
     bench_watching.print_table(figures)
     assert "copy of 1 GB" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(300)
+def test_the_gateway_is_measured_beside_its_peers(systemd_user, capsys):
+    figures = bench_gateway.measure(first_bytes=20, tokenize=(1, 0.3), streams={2: (1, 4)}, starts=1, switches=1)
+    assert figures["router"]
+    assert figures["differing"] == []
+    assert set(figures["first"]) == {"direct", "agent", "router", "added", "runs"}
+    rates = figures["tokenize"]["perSecond"]
+    assert rates["direct"]["median"] > rates["agent"]["median"] > 0
+    assert figures["streams"]["2"]["share"]["agent"]["median"] > 0.1
+    assert set(figures["cold"]) == {"direct", "agent", "router"}
+    assert set(figures["switch"]) == {"agent", "router"}
+    assert 10 < figures["processes"]["agent"]["megabytes"] < 500
+    bench_gateway.print_table(figures)
+    assert "switch to first token" in capsys.readouterr().out
+    without_router(figures)
+    bench_gateway.print_table(figures)
+    shown = capsys.readouterr().out
+    assert "skipped" in shown
+    assert "router's" not in shown
+
+
+def without_router(figures):
+    """Make of figures those of a llama-server that cannot be a router."""
+    for key in ("first", "cold", "switch", "processes"):
+        del figures[key]["router"]
+    del figures["first"]["added"]["router"]
+    for one in (figures["tokenize"], *figures["streams"].values()):
+        for spreads in one.values():
+            spreads.pop("router")
+    figures["router"] = False
+    figures["targets"] = bench_gateway.targets(figures)
+
+
+def test_a_llama_server_that_cannot_be_a_router_is_known(tmp_path):
+    old = tmp_path / "llama-server"
+    old.write_text("#!/bin/sh\necho '--model FNAME   model path'\n")
+    old.chmod(0o755)
+    assert not has_router(old)
+
+
+def test_a_router_is_told_the_settings_of_the_agents_servers():
+    arguments = ["llama-server", "--host", "127.0.0.1", "--port", "1", "--alias", "m", "--metrics", "--threads", "-1"]
+    launch = Launch(arguments, {"LLAMA_ARG_MODEL": "/m.gguf"})
+    assert presets({"m": launch.settings()}) == "version = 1\n\n[m]\nmodel = /m.gguf\nmetrics = true\nthreads = -1\n"
+
+
+def said(body, status=200, content_type=b"text/event-stream"):
+    return Said(status, content_type, body, 0.1, 0.2)
+
+
+def test_answers_are_the_same_but_for_their_ids_and_times():
+    one = b'data: {"id":"a","created":1,"content":" x","timings":{"prompt_ms":1.5,"predicted_per_second":9e2}}\n\n'
+    other = one.replace(b'"a"', b'"b"').replace(b":1,", b":2,").replace(b"1.5", b"20.25").replace(b"9e2", b"7")
+    assert told(said(one)) == told(said(other))
+    for changed in (one.replace(b" x", b"x"), one[:-1], one + b"\n", one.replace(b"created", b"Created")):
+        assert told(said(one)) != told(said(changed))
+    assert told(said(one)) != told(said(one, status=201))
+    assert told(said(one)) != told(said(one, content_type=b"application/json"))
+
+
+@pytest.fixture
+async def saying():
+    """Servers on loopback, each of which answers everything with one body, streamed."""
+    runners = []
+
+    async def serve(body, *, whole=True):
+        async def answer(request):
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b": wait\n\n")
+            await asyncio.sleep(0.05)
+            await response.write(body)
+            if not whole:
+                request.transport.abort()
+            return response
+
+        app = web.Application()
+        app.router.add_post("/{path:.*}", answer)
+        runners.append(web.AppRunner(app, access_log=None))
+        await runners[-1].setup()
+        await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
+        return runners[-1].addresses[0][1]
+
+    yield serve
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_a_way_that_changes_one_byte_is_named(saying):
+    ports = {side: await saying(body) for side, body in {"direct": b"ab", "same": b"ab", "agent": b"aB"}.items()}
+    assert await differing(ports, "m") == [f"{what}: agent" for what in ("tokens", "talk", "streamed", "refused")]
+
+
+async def test_the_first_event_is_what_counts_and_not_a_comment(saying):
+    asker = Asker(await saying(b"data: 1\n\n"))
+    for _ in range(2):
+        answer = await asker.must(question("/v1/completions", {}))
+        assert answer.body == b": wait\n\ndata: 1\n\n"
+        assert 0.05 <= answer.first <= answer.whole < 5
+    asker.close()
+
+
+async def test_half_an_answer_is_none(saying):
+    with pytest.raises(WrongAnswer, match="broke off"):
+        await Asker(await saying(b"data: 1\n\n", whole=False)).ask(question("/v1/completions", {}))
+
+
+def test_a_stream_has_to_have_all_its_tokens_and_an_end():
+    whole = b'data: {"usage":{"completion_tokens":4,"prompt_tokens":1}}\n\ndata: [DONE]\n\n'
+    bench_gateway.check_whole(said(whole), 4)
+    for body, tokens in ((whole, 5), (whole.replace(b"data: [DONE]\n\n", b""), 4)):
+        with pytest.raises(WrongAnswer):
+            bench_gateway.check_whole(said(body), tokens)
+
+
+@pytest.mark.parametrize("body", [b"2\r\na\r\n0\r\n\r\n", b"1\r\na\r\n0\r\n\r\n1", b"1\r\na\r\n"])
+def test_chunks_that_are_not_whole_are_refused(body):
+    assert unchunked(b"1\r\na\r\n2;x\r\nbc\r\n0\r\n\r\n") == b"abc"
+    with pytest.raises(ValueError, match=r"chunk|found|literal"):
+        unchunked(body)
 
 
 @pytest.fixture

@@ -164,6 +164,8 @@ class StandIn:
     """The host's default settings, as on the wire."""
     ports: list[int] = field(default_factory=lambda: [8080, 8099])
     draining: bool = False
+    offered: list[dict[str, Any]] = field(default_factory=list)
+    """What the gateway lists."""
     imported: list[Any] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
     """What was sent, request by request, beside ``seen``."""
@@ -220,8 +222,8 @@ class StandIn:
         match (method, [unquote(part) for part in path.strip("/").split("/")]):
             case "GET", [""]:
                 return 200, {"name": "magi-agent", "version": "0.1.0", "docs": "/api/docs", "status": "running"}
-            case "GET", ["health", "ready"]:
-                return (200 if self.health["status"] == "ready" else 503), self.health
+            case "GET", ["health" | "v1" as what, "ready" | "models"]:
+                return self._told(what)
             case "GET", ["api", "operations", operation_id] if operation_id in self.operations:
                 return 200, self.operations[operation_id]
             case _, ["api", ("drain" | "export" | "import") as what]:
@@ -244,6 +246,11 @@ class StandIn:
                 return self._model(method, rest, body)
             case _:
                 return error(404, "NotFound")
+
+    def _told(self, what: str) -> Answer:
+        if what == "v1":
+            return 200, {"object": "list", "data": self.offered}
+        return (200 if self.health["status"] == "ready" else 503), self.health
 
     def _model(self, method: str, rest: list[str], body: Any) -> Answer:
         match method, rest:

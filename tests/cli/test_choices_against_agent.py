@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.agent_process import AgentProcess, ended, unit_property, units, wait_until
 from tests.cli.terminal import MAGICTL, lines_left, on_terminal, piped, shown, surroundings, without_control
@@ -251,6 +252,22 @@ def test_while_the_host_is_drained_nothing_is_started(agent: AgentProcess, envir
 
     assert piped("drain", "--off", environment=environment).returncode == 0
     assert piped("start", CHAT, environment=environment).returncode == 0
+
+
+def test_what_is_enabled_is_there_for_litellm(agent: AgentProcess, environment: dict[str, str]) -> None:
+    assert piped("enable", CHAT, environment=environment).returncode == 0
+
+    printed = piped("export", "litellm", "--api-base", "http://gpu-1:8000", environment=environment)
+
+    assert printed.returncode == 0, printed.stderr
+    listed = {one["model_name"]: one for one in yaml.safe_load(printed.stdout)["model_list"]}
+    assert CHAT in listed
+    assert any(name.startswith("tier:") for name in listed)
+    chat = listed[CHAT]
+    assert chat["litellm_params"]["api_base"] == "http://gpu-1:8000/v1"
+    assert chat["model_info"]["mode"] == "chat"
+    assert chat["model_info"]["max_input_tokens"] > 0
+    assert set(chat["model_info"]) == {"mode", "max_input_tokens", "supports_vision", "supports_reasoning"}
 
 
 def test_all_choices_go_into_a_file_and_come_back(

@@ -228,3 +228,8 @@ def test_the_script_is_printed_as_it_is_sourced(magictl: Magictl, shell: str) ->
     assert "_magictl_completion" in told.out
     assert magictl("completion", shell, "--json").json == {"shell": shell, "script": told.out}
     assert magictl("completion", "tcsh").status == 2
+
+
+def test_an_export_goes_to_litellm_or_into_a_file() -> None:
+    assert asked("magictl export li", 2) == ["plain,litellm", "file,li"]
+    assert asked("magictl export ./li", 2) == ["file,./li"]
