@@ -150,23 +150,19 @@ class Relay:
         """
         silence = self._longest_silence()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
-        ask = partial(
-            self._connections.request,
+        asked = self._connections.request(
             reach,
             request.method,
             path,
             timeout=timeout,
             headers=_asked_headers(request),
             data=LargeBody(body) if body is not None and len(body) > SLICE else body,
+            kept_open=True,
         )
         with cancelled_when_lost(request):
             held = AsyncExitStack()
             try:
-                try:
-                    answer = await held.enter_async_context(ask(kept_open=True))
-                except (aiohttp.ServerDisconnectedError, ConnectionResetError):
-                    # A connection that the server was about to close, or whose server has ended since.
-                    answer = await held.enter_async_context(ask())
+                answer = await held.enter_async_context(asked)
             except TimeoutError:
                 raise ServerSilent(
                     f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}

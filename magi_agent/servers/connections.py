@@ -20,6 +20,8 @@ _SOCKETS_KEPT: Final = 128
 _KEPT_OPEN_SECONDS: Final = 3.0
 """How long a connection waits for the next request; a server closes it after five."""
 _KEYS_KEPT: Final = 1024
+_CLOSED: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
+"""What comes of a connection that the other end has closed, by how far a request got on it."""
 _ANY_HOST: Final = "http://localhost"
 """Before a path in a request over a unix socket; nobody looks it up."""
 
@@ -65,19 +67,31 @@ class ServerConnections:
         """Ask a server, and give the answer as it arrives; a redirect is not followed.
 
         ``with_key`` sends the server's key along, if it asks for one: only to be true where it is known who listens.
-        ``kept_open`` has the connection used again, and as many of them as there are requests.
+        ``kept_open`` has the connection used again, and as many of them as there are requests. Where one turns out to
+        be closed, nothing was answered on it, and the server is asked on a new one.
 
         Raises ``aiohttp.ClientError``, ``TimeoutError``, and ``OSError`` where the key cannot be read.
         """
         sent = dict(headers or {})
         if with_key and isinstance(reach, AtPort) and reach.key_file is not None:
             sent["Authorization"] = f"Bearer {await self.key(reach.key_file)}"
-        async with self._session(reach, kept_open) as session:
-            base = reach.url if isinstance(reach, AtPort) else _ANY_HOST
-            async with session.request(
-                method, f"{base}{path}", headers=sent, data=data, timeout=timeout, allow_redirects=False
-            ) as response:
-                yield response
+        url = f"{reach.url if isinstance(reach, AtPort) else _ANY_HOST}{path}"
+        async with contextlib.AsyncExitStack() as held:
+
+            async def asked(kept_open: bool) -> aiohttp.ClientResponse:
+                session = await held.enter_async_context(self._session(reach, kept_open))
+                return await held.enter_async_context(
+                    session.request(method, url, headers=sent, data=data, timeout=timeout, allow_redirects=False)
+                )
+
+            try:
+                response = await asked(kept_open)
+            except _CLOSED as error:
+                if not kept_open or isinstance(error, aiohttp.ClientConnectorError):
+                    raise
+                # A connection that the server was about to close, or whose server has ended since.
+                response = await asked(kept_open=False)
+            yield response
 
     async def key(self, path: Path) -> str:
         """The key in a server's key file, which no other key ever takes the place of. Raises ``OSError``."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,3 +156,60 @@ async def test_it_can_be_used_again_after_it_was_closed(
         assert await ask(connections, reach, "/") == 200
         await connections.close()
         assert await ask(connections, reach, "/") == 200
+
+
+class Fickle:
+    """Answers the first request on each connection. What comes of another is told by ``end``."""
+
+    def __init__(self, end: str) -> None:
+        self.end = end
+        self.answered = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"body")
+        self.answered += 1
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        if self.end != "at once":
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                await reader.readuntil(b"body")
+        if self.end == "reset":
+            channel = writer.get_extra_info("socket")
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+
+
+@pytest.mark.parametrize("end", ["at once", "closed", "reset"])
+async def test_who_finds_a_kept_connection_closed_is_answered_on_a_new_one(
+    connections: ServerConnections, end: str
+) -> None:
+    fickle = Fickle(end)
+    server = await asyncio.start_server(fickle.handle, "127.0.0.1", 0)
+    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
+    try:
+        for _ in range(20):
+            async with connections.request(
+                reach, "POST", "/v1/x", timeout=SECONDS, data=b"body", kept_open=True
+            ) as response:
+                assert await response.read() == b"{}"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+    assert fickle.answered == 20
+
+
+async def test_what_a_closed_connection_meets_is_told_where_a_new_one_meets_it_too(
+    connections: ServerConnections,
+) -> None:
+    async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(end, "127.0.0.1", 0)
+    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
+    for raised in (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectorError):
+        with pytest.raises(raised):
+            async with connections.request(reach, "POST", "/v1/x", timeout=SECONDS, data=b"body", kept_open=True):
+                pass
+        server.close()
+        await server.wait_closed()
