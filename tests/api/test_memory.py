@@ -282,6 +282,8 @@ async def test_a_file_that_is_another_now_is_read_again(serve: Serve, models: Pa
 
 async def test_what_cannot_be_told_is_null_with_a_reason(serve: Serve, models: Path) -> None:
     api = await serve("api-mem")
+    # Asked before it is noticed that the file is gone.
+    await api.agent._nothing_new()
     (models / "api-mem.gguf").unlink()
 
     told = await memory(api, "api-mem")
