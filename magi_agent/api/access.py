@@ -36,7 +36,7 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _TCP: Final = {
     TcpAccess.NONE: Access.OPEN,
     TcpAccess.READ: Access.READ,
-    TcpAccess.INFER: Access.READ | Access.INFER,
+    TcpAccess.INFER: Access.READ_AND_INFER,
     TcpAccess.FULL: Access.ADMIN,
 }
 _SCOPES: Final = {TokenScope.READ: Access.READ, TokenScope.INFER: Access.INFER, TokenScope.ADMIN: Access.ADMIN}

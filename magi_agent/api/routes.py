@@ -21,7 +21,9 @@ class Access(Flag):
     READ = 2 | KNOWN
     INFER = 4 | KNOWN
     """Use the models, and see nothing of how they are managed."""
-    ADMIN = 8 | READ | INFER
+    READ_AND_INFER = READ | INFER
+    """Named: of members of several bits, Python 3.11.2 (Debian 12) makes something else of a union without a name."""
+    ADMIN = 8 | READ_AND_INFER
 
 
 @dataclass(frozen=True, slots=True)
