@@ -28,16 +28,14 @@ def asked_host(request: web.Request) -> str:
     It is the caller's own word, and nothing that is not a name, an address and a port. Raises ``InvalidHost``.
     """
     forwarded = request[CALLER].place.host
-    said = [forwarded] if forwarded is not None else request.headers.getall("Host", [])
-    if len(said) != 1 or not _is_host(said[0]):
-        header = "Host" if forwarded is None else "X-Forwarded-Host"
-        shown = ", ".join(said)[:_MOST_SHOWN]
+    header, said = ("Host", request.headers.get("Host", "")) if forwarded is None else ("X-Forwarded-Host", forwarded)
+    if not _is_host(said):
         raise InvalidHost(
             f"{header} must be a name or an address, with or without a port, such as magi.example.org:8000, "
-            f"not {shown!r}",
+            f"not {said[:_MOST_SHOWN]!r}",
             {"header": header},
         )
-    return said[0]
+    return said
 
 
 def _is_host(said: str) -> bool:
