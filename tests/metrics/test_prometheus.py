@@ -20,11 +20,12 @@ from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, ended, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
-from tests.metrics.monitoring import prometheus
+from tests.metrics.monitoring import prometheus, with_the_models
 from tests.metrics.test_monitoring import PROMETHEUS
 
 MODEL, OTHER = "prom-toy", "prom-other"
 TOKEN = new_secret()
+OF_EACH_SCRAPE = {"duration_seconds", "samples_scraped", "samples_post_metric_relabeling", "series_added"}
 
 
 @pytest.fixture
@@ -74,19 +75,6 @@ class Prometheus:
         return str(self.targets("magi-agent")[""]["lastError"])
 
 
-def uncommented(text: str, first: str) -> str:
-    """A configuration with the comments from the line ``first`` on, to the next that is none, as a part of it."""
-    assert text.count(first) == 1, first
-    before, _, after = text.partition(first)
-    lines = f"{first}{after}".splitlines(keepends=True)
-    count = next((number for number, line in enumerate(lines) if not line.lstrip().startswith("#")), len(lines))
-    return before + "".join([*(line.replace("# ", "", 1) for line in lines[:count]), *lines[count:]])
-
-
-def test_uncommented() -> None:
-    assert uncommented("a:\n  # b:\n  #   # c\n  #   d\n\n# e\n", "  # b:") == "a:\n  b:\n    # c\n    d\n\n# e\n"
-
-
 @pytest.fixture
 def with_models() -> bool:
     """Whether models are scraped by themselves too."""
@@ -104,8 +92,7 @@ def scraping(agent: AgentProcess, tmp_path: Path, unused_ports: PortRanges, with
     configuration = folder / "magi-agent.yml"
     text = configuration.read_text()
     if with_models:
-        text = uncommented(text, "    # metric_relabel_configs:\n    #   - source")
-        text = uncommented(text, "  # - job_name: magi-models\n")
+        text = with_the_models(text)
     for old, new in {
         "- 127.0.0.1:8000": f"- {agent.settings['MAGI_TCP']}",
         "http://127.0.0.1:8000/": f"http://{agent.settings['MAGI_TCP']}/",
@@ -182,7 +169,12 @@ def test_it_finds_each_ready_model_and_scrapes_it_by_itself(agent: AgentProcess,
     wait_until(lambda: scraping.value("magi_agent_ready") == 1, "the agent is scraped as well")
     processing = f'llamacpp:requests_processing{{model="{MODEL}"}}'
     wait_until(lambda: scraping.value(processing) == 0, "its server's own figures, once")
-    assert (scraping.value(f'count({{__name__=~"llamacpp:.+", job="magi-models", model="{MODEL}"}})') or 0) > 10
+    assert scraping.value(processing.replace("{", '{job="magi-agent", tier="balanced", ')) == 0
+    assert (scraping.value(f'count({{__name__=~"llamacpp:.+", model="{MODEL}"}})') or 0) > 10
+    # Kept away, none of them would be here: those are Prometheus's own of each target.
+    others = 'count by (__name__) ({__name__!~"llamacpp:.+", job="magi-models"})'
+    names = {each["metric"]["__name__"] for each in scraping.ask("query", query=others)["result"]}
+    assert names <= {"up", *(f"scrape_{word}" for word in OF_EACH_SCRAPE)}
 
     agent.must("POST", f"/api/models/servers/{MODEL}/stop?wait=60")
 
