@@ -91,7 +91,9 @@ def test_prometheus_takes_the_configuration(tmp_path: Path, with_models: bool) -
 
 def test_the_documentation_shows_the_job_that_ships() -> None:
     shipped = yaml.safe_load(with_the_models((PROMETHEUS / "magi-agent.yml").read_text()))["scrape_configs"]
-    [shown] = re.findall(r"^```yaml\n(.*?)^```$", (locations.CHECKOUT / "docs" / "metrics.md").read_text(), re.M | re.S)
+    [shown] = re.findall(
+        r"^```yaml\n(.*?)^```$", (locations.CHECKOUT / "docs" / "metrics.md").read_text(), re.MULTILINE | re.DOTALL
+    )
 
     assert yaml.safe_load(shown)["scrape_configs"] == [
         {"job_name": "magi-agent", "metric_relabel_configs": shipped[0]["metric_relabel_configs"]},
