@@ -212,8 +212,8 @@ async def test_what_one_said_by_itself_is_not_told_among_all_who_are_of_one_mome
     assert await told(reports) == (b"/metrics 2", None)
 
 
-async def test_one_by_itself_of_a_later_run_or_that_is_still_asked(
-    ready: dict[str, ReadyServer], reports: SelfReports, one: Asked, soon_stale: None
+async def test_one_by_itself_that_is_still_asked_is_not_asked_again(
+    reports: SelfReports, one: Asked, soon_stale: None
 ) -> None:
     one.go.clear()
     first = asyncio.create_task(alone(reports))
@@ -224,8 +224,17 @@ async def test_one_by_itself_of_a_later_run_or_that_is_still_asked(
     one.go.set()
     assert await second == b"/metrics 1"
     assert one.counts == {"/metrics": 1}
+
+
+async def test_one_by_itself_of_a_later_run_is_asked_at_once(
+    ready: dict[str, ReadyServer], reports: SelfReports, one: Asked
+) -> None:
+    await alone(reports)
     ready["one"] = ReadyServer(ready["one"].reach, "second")
     assert await alone(reports) == b"/metrics 2"
+    await told(reports)
+    ready["one"] = ReadyServer(ready["one"].reach, "third")
+    assert await alone(reports) == b"/metrics 4"
 
 
 async def test_one_that_is_silent_costs_the_others_nothing(
