@@ -285,7 +285,7 @@ async def test_who_may_read_may_scrape(serve: Serve, tokens: None) -> None:
 
 
 @ONE_LISTENER
-async def test_no_list_is_given_that_nobody_knows(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_list_is_given_that_nobody_knows(serve: Serve) -> None:
     """Prometheus forgets the models that a list does not have, and keeps them where it got none."""
     (await (await serve(loaded=False)).ask("GET", TARGETS)).failure(503, "ServiceUnavailable")
 
@@ -297,7 +297,7 @@ async def test_the_list_waits_until_it_is_known_which_servers_answer(
     api = await serve("api-one")
     await start(api, "api-one")
     opening = api.services.opening
-    await until(_open(api), "the agent is up")
+    await opening.wait()
     opening._open.clear()
     waiting = asyncio.create_task(targets(api))
     await asyncio.sleep(0.2)
@@ -308,10 +308,3 @@ async def test_the_list_waits_until_it_is_known_which_servers_answer(
     opening._open.clear()
     monkeypatch.setattr(opening_module, "_LONGEST", 0.1)
     (await api.ask("GET", TARGETS)).failure(503, "ServiceUnavailable")
-
-
-def _open(api: Api) -> Any:
-    async def is_open() -> bool:
-        return api.services.opening.is_open
-
-    return is_open
