@@ -238,6 +238,7 @@ class Agent:
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
             usage=usage,
+            reports=self._reports,
             host=self._host,
             metrics=self._metrics,
             problems=self._problems,

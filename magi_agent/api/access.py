@@ -22,7 +22,7 @@ from typing import ClassVar, Final
 
 from aiohttp import web
 
-from magi_agent.api.forwarding import ProxyRights, TrustedProxies, is_passed_on
+from magi_agent.api.forwarding import DIRECT, Place, ProxyRights, TrustedProxies, is_passed_on
 from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
 from magi_agent.configuration import Configuration
@@ -79,8 +79,8 @@ class Caller:
     name: str
     """For the log, and for whoever wants to know who wished for something."""
     access: Access
-    prefix: str = ""
-    """The path below which the caller sees this API."""
+    place: Place = DIRECT
+    """Where the caller sees this API."""
     hint: str = ""
     """Where not everything is allowed: why, in one sentence."""
     token: str | None = None
@@ -91,6 +91,11 @@ class Caller:
     """Whether a page of another site speaks through them, as far as can be told."""
     whom: str = ""
     """Who it counts for, where each may have so much at a time: a token, a user of this host, or an address."""
+
+    @property
+    def prefix(self) -> str:
+        """The path below which the caller sees this API."""
+        return self.place.prefix
 
 
 Identify = Callable[[web.BaseRequest], Caller]
@@ -153,30 +158,29 @@ class Admission:
             self._rights = ProxyRights(settings.proxy_access, configuration.user_ids)
 
     def _with_token(self, request: web.BaseRequest, peer: Peer, secret: str) -> Caller:
-        client, prefix = self._trusted.client(request, peer), self._trusted.prefix(request, peer)
+        client, place = self._trusted.client(request, peer), self._trusted.place(request, peer)
         token = self._configuration.tokens.find(secret) if is_secret(secret) else None
         if token is None:
             hint = "the token is not known here; 'magictl token list' says which there are, and a reload reads new ones"
-            return Caller(client, Access.OPEN, prefix, hint, has_bad_token=True)
+            return Caller(client, Access.OPEN, place, hint, has_bad_token=True)
         name = f"token {token.name} from {client}"
         if token.has_ended(datetime.now(UTC)):
             assert token.until is not None  # noqa: S101  # nothing else ends
             hint = f"the token {token.name} ended at {written(token.until)}; make another with 'magictl token add'"
-            return Caller(name, Access.OPEN, prefix, hint, has_bad_token=True)
+            return Caller(name, Access.OPEN, place, hint, has_bad_token=True)
         hint = f"the token {token.name} has the scope {token.scope}"
-        return Caller(name, _SCOPES[token.scope], prefix, hint, token.name, whom=f"token {token.name}")
+        return Caller(name, _SCOPES[token.scope], place, hint, token.name, whom=f"token {token.name}")
 
     def _through_proxy(self, request: web.BaseRequest, peer: Peer) -> Caller:
-        client, prefix = self._trusted.client(request, peer), self._trusted.prefix(request, peer)
+        client, place = self._trusted.client(request, peer), self._trusted.place(request, peer)
         right = self._rights.of(peer)
         if right is None or right.scope is None:
             hint = f"what comes through a proxy ({peer.name}) has no rights of its own here; {_BEARER}, or have "
-            return Caller(client, Access.OPEN, prefix, f"{hint}api.proxy_access say what this proxy grants")
-        hosts = (request.headers.get("Host", ""), self._trusted.host(request, peer))
-        if self._is_cross_site(request, *hosts):
-            return Caller(client, Access.OPEN, prefix, _CROSS_SITE, is_foreign=True)
+            return Caller(client, Access.OPEN, place, f"{hint}api.proxy_access say what this proxy grants")
+        if self._is_cross_site(request, request.headers.get("Host", ""), place.host):
+            return Caller(client, Access.OPEN, place, _CROSS_SITE, is_foreign=True)
         whom = self._trusted.whom(request, peer)
-        return Caller(client, _SCOPES[right.scope], prefix, f"api.proxy_access has {right}; {_BEARER}", whom=whom)
+        return Caller(client, _SCOPES[right.scope], place, f"api.proxy_access has {right}; {_BEARER}", whom=whom)
 
     def _on_unix_socket(self, peer: Peer) -> Caller:
         if peer.uid in (0, self._own_uid) or self._group in peer.groups:

@@ -8,6 +8,7 @@ believed from trusted peers only, and what it passes on without a token may do w
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -40,6 +41,22 @@ def is_passed_on(request: web.BaseRequest) -> bool:
     return any(mark in headers for mark in _MARKS)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a client sees this API, as far as a proxy that is believed says so."""
+
+    prefix: str = ""
+    """The path below which it is, without a slash at its end; empty where it is the root."""
+    host: str | None = None
+    """The host that the client asked for, as it was said."""
+    is_secure: bool = False
+    """Whether the client speaks TLS."""
+
+
+DIRECT: Final = Place()
+"""Without a proxy, or with one that is not believed."""
+
+
 class TrustedProxies:
     """The peers whose ``X-Forwarded-*`` headers count."""
 
@@ -55,17 +72,13 @@ class TrustedProxies:
             return self._unix
         return peer.address is not None and any(peer.address in network for network in self._networks)
 
-    def prefix(self, request: web.BaseRequest, peer: Peer) -> str:
-        """The path below which the client sees this API, without a slash at its end; empty where it is the root."""
-        said = request.headers.get("X-Forwarded-Prefix")
-        if said is None or len(said) > _MAX_PREFIX or not _PREFIX.fullmatch(said) or not self.trusts(peer):
-            return ""
-        parts = said.strip("/").split("/")
-        return "" if any(part in (".", "..") for part in parts) else "/" + "/".join(parts)
-
-    def host(self, request: web.BaseRequest, peer: Peer) -> str | None:
-        """The host that the client asked for, where the proxy says so."""
-        return request.headers.get("X-Forwarded-Host") if self.trusts(peer) else None
+    def place(self, request: web.BaseRequest, peer: Peer) -> Place:
+        """Where the client sees this API."""
+        if not self.trusts(peer):
+            return DIRECT
+        headers = request.headers
+        is_secure = headers.get("X-Forwarded-Proto", "").lower() == "https"
+        return Place(_prefix(headers.get("X-Forwarded-Prefix", "")), headers.get("X-Forwarded-Host"), is_secure)
 
     def client(self, request: web.BaseRequest, peer: Peer) -> str:
         """For the log: the client behind a trusted proxy, and the proxy; else the peer."""
@@ -89,6 +102,13 @@ class TrustedProxies:
             return ipaddress.ip_address(said.rpartition(",")[2].strip())
         except ValueError:
             return None
+
+
+def _prefix(said: str) -> str:
+    if len(said) > _MAX_PREFIX or not _PREFIX.fullmatch(said):
+        return ""
+    parts = said.strip("/").split("/")
+    return "" if any(part in (".", "..") for part in parts) else "/" + "/".join(parts)
 
 
 class ProxyRights:

@@ -22,6 +22,7 @@ from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.history import History
 from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.preparation import StartPreparation
+from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.server_log import ServerLogs
 from magi_agent.servers.servers import Servers
 from magi_agent.servers.usage import ServersUsage
@@ -49,6 +50,7 @@ class Services:
     transfer: Transfer
     events: EventStream
     usage: ServersUsage
+    reports: SelfReports
     host: HostFacts
     metrics: Metrics
     problems: Problems

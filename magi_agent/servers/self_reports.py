@@ -2,7 +2,8 @@
 
 Each question takes its turn in llama-server's own queue, and one that is asked all the time does not look whether its
 clients are still there. So however many want to know, for whatever, all servers are asked together, every two seconds
-at most.
+at most. Who wants to know of one server alone has an answer of that time where there is one, else only that server is
+asked.
 
 Slots are asked for only where somebody wants them, and in the same moment as the metrics: the tokens of a request stand
 in its slot until it ends, and in the metrics from then on. While somebody goes on wanting them, they are asked for
@@ -91,6 +92,15 @@ class _Round:
     asked: dict[str, tuple[ReadyServer, asyncio.Task[SelfReport]]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A server that was asked by itself."""
+
+    server: ReadyServer
+    began: float
+    task: asyncio.Task[SelfReport]
+
+
 class SelfReports:
     """Asks, within bounds, and keeps the answers for a moment; one that is dead or slow holds up no other."""
 
@@ -100,6 +110,7 @@ class SelfReports:
         self._ready = ready
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._round: _Round | None = None
+        self._alone: dict[str, _Question] = {}
         self._slots_wanted = -math.inf
         self._tasks: set[asyncio.Task[SelfReport]] = set()
 
@@ -130,6 +141,40 @@ class SelfReports:
             return None
         return await self._ask(server.reach, False, asyncio.get_running_loop().time() + _PATIENCE_WITH_ALL)
 
+    async def metrics_of(self, model_id: str) -> Answer | None:
+        """What one server answers of its metrics, as of at most two seconds ago; ``None`` where it is not ready.
+
+        For who asks as often as they like. No other server is asked.
+        """
+        server = self._ready().get(model_id)
+        if server is None:
+            return None
+        task = self._under_way_or_fresh(model_id, server) or self._ask_alone(model_id, server)
+        return (await asyncio.shield(task)).metrics
+
+    def _under_way_or_fresh(self, model_id: str, server: ReadyServer) -> asyncio.Task[SelfReport] | None:
+        now = asyncio.get_running_loop().time()
+        questions = [self._alone.get(model_id)]
+        if self._round is not None and model_id in self._round.asked:
+            asked, task = self._round.asked[model_id]
+            questions.append(_Question(asked, self._round.began, task))
+        for each in questions:
+            if each and each.server == server and (not each.task.done() or now - each.began < _FRESH):
+                return each.task
+        return None
+
+    def _ask_alone(self, model_id: str, server: ReadyServer) -> asyncio.Task[SelfReport]:
+        loop = asyncio.get_running_loop()
+        task = self._begin(model_id, server, with_slots=False)
+        question = self._alone[model_id] = _Question(server, loop.time(), task)
+
+        def forget() -> None:
+            if self._alone.get(model_id) is question:
+                del self._alone[model_id]
+
+        task.add_done_callback(lambda _: loop.call_later(_FRESH, forget))
+        return task
+
     def _next_round(self, now: float) -> _Round:
         with_slots = now - self._slots_wanted < _SLOTS_WANTED
         before = self._round
@@ -152,12 +197,16 @@ class SelfReports:
         known = current.asked.get(model_id)
         if known is not None and known[0] == server:
             return known[1]
+        task = self._begin(model_id, server, current.with_slots)
+        current.asked[model_id] = (server, task)
+        return task
+
+    def _begin(self, model_id: str, server: ReadyServer, with_slots: bool) -> asyncio.Task[SelfReport]:
         deadline = asyncio.get_running_loop().time() + _PATIENCE_WITH_ALL
-        asking = self._ask(server.reach, current.with_slots, deadline)
+        asking = self._ask(server.reach, with_slots, deadline)
         task = asyncio.create_task(asking, name=f"what {model_id} says of itself")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        current.asked[model_id] = (server, task)
         return task
 
     async def _ask(self, reach: Reach, with_slots: bool, deadline: float) -> SelfReport:

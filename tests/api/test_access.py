@@ -279,7 +279,7 @@ class ProxyWithRights:
 
     def identify(self, request: web.BaseRequest) -> Caller:
         peer = self.peers.of(request.transport)
-        return Caller(self.proxies.client(request, peer), Access.ADMIN, self.proxies.prefix(request, peer))
+        return Caller(self.proxies.client(request, peer), Access.ADMIN, self.proxies.place(request, peer))
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ async def test_while_systemd_is_away_nobody_is_told_what_may_not_be_so(serve: Se
             ("GET", "/api/models/servers"),
             ("GET", "/api/models/servers/api-one"),
             ("GET", "/api/models/api-one"),
+            ("GET", "/metrics/targets"),
             ("POST", "/api/models/servers/api-one/start"),
             ("POST", "/api/models/servers/api-one/stop"),
             ("POST", "/api/models/servers/api-one/restart"),

@@ -37,3 +37,19 @@ def prometheus() -> Path:
     if found is None:
         pytest.skip("there is no prometheus: `make test` unpacks one where apt-get is")
     return Path(found)
+
+
+def with_the_models(configuration: str) -> str:
+    """The shipped configuration with what it has in comments for scraping each model by itself."""
+    for first in ("    # metric_relabel_configs:\n", "  # - job_name: magi-models\n"):
+        configuration = _uncommented(configuration, first)
+    return configuration
+
+
+def _uncommented(text: str, first: str) -> str:
+    """``text`` with the comments from the line ``first`` on, to the next line that is none, as a part of it."""
+    assert text.count(first) == 1, first
+    before, _, after = text.partition(first)
+    lines = f"{first}{after}".splitlines(keepends=True)
+    count = next((number for number, line in enumerate(lines) if not line.lstrip().startswith("#")), len(lines))
+    return before + "".join([*(line.replace("# ", "", 1) for line in lines[:count]), *lines[count:]])

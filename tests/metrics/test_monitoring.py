@@ -16,7 +16,7 @@ import yaml
 from prometheus_client.core import Metric
 
 from magi_agent.metrics.families import families
-from tests.metrics.monitoring import run_promtool
+from tests.metrics.monitoring import run_promtool, with_the_models
 from tests.metrics.pictures import snapshot
 
 PROMETHEUS = locations.CHECKOUT / "packaging" / "prometheus"
@@ -71,18 +71,34 @@ def test_prometheus_takes_the_rules() -> None:
     assert status == 0, said
 
 
-def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_models", [False, True])
+def test_prometheus_takes_the_configuration(tmp_path: Path, with_models: bool) -> None:
     for path in PROMETHEUS.iterdir():
         shutil.copy(path, tmp_path)
     configuration = tmp_path / "magi-agent.yml"
     token = tmp_path / "magi-agent.token"
     token.touch()
-    configuration.write_text(configuration.read_text().replace("/etc/prometheus/magi-agent.token", str(token)))
+    text = configuration.read_text()
+    if with_models:
+        text = with_the_models(text)
+    configuration.write_text(text.replace("/etc/prometheus/magi-agent.token", str(token)))
 
     status, said = run_promtool("check", "config", configuration)
 
     assert status == 0, said
     assert f"SUCCESS: {len(rules())} rules found" in said
+
+
+def test_the_documentation_shows_the_job_that_ships() -> None:
+    shipped = yaml.safe_load(with_the_models((PROMETHEUS / "magi-agent.yml").read_text()))["scrape_configs"]
+    [shown] = re.findall(
+        r"^```yaml\n(.*?)^```$", (locations.CHECKOUT / "docs" / "metrics.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+
+    assert yaml.safe_load(shown)["scrape_configs"] == [
+        {"job_name": "magi-agent", "metric_relabel_configs": shipped[0]["metric_relabel_configs"]},
+        shipped[-1],
+    ]
 
 
 def test_prometheus_understands_every_query_of_the_dashboard(tmp_path: Path) -> None:

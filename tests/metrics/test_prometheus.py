@@ -20,22 +20,24 @@ from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, ended, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
-from tests.metrics.monitoring import prometheus
+from tests.metrics.monitoring import prometheus, with_the_models
 from tests.metrics.test_monitoring import PROMETHEUS
 
-MODEL = "prom-toy"
+MODEL, OTHER = "prom-toy", "prom-other"
 TOKEN = new_secret()
+OF_EACH_SCRAPE = {"duration_seconds", "samples_scraped", "samples_post_metric_relabeling", "series_added"}
 
 
 @pytest.fixture
 def agent(
     systemd_user: SystemdUser, tmp_path: Path, toy_model: MakeToyModel, unused_ports: PortRanges, llama_server: Path
 ) -> Iterator[AgentProcess]:
-    toy_model(tmp_path / "models" / f"{MODEL}.gguf")
-    agent = AgentProcess(tmp_path, tmp_path / "models", unused_ports(), llama_server)
+    for model in (MODEL, OTHER):
+        toy_model(tmp_path / "models" / f"{model}.gguf")
+    agent = AgentProcess(tmp_path, tmp_path / "models", unused_ports(2), llama_server)
     agent.settings |= {"MAGI_TCP": f"127.0.0.1:{unused_ports()[0]}", "MAGI_TCP_ACCESS": "none"}
     (tmp_path / "tokens").write_text(f"{line_of(Token('prometheus', TokenScope.READ, digest_of(TOKEN)))}\n")
-    with ended(agent, f"magi-llama-{MODEL}.service"):
+    with ended(agent, "magi-llama-prom-*.service"):
         agent.start()
         wait_until(lambda: not agent.ask("GET", "/health/ready").body["scanning"], "the first scan")
         yield agent
@@ -62,14 +64,25 @@ class Prometheus:
         results = data["result"] if data else []
         return float(results[0]["value"][1]) if len(results) == 1 else None
 
+    def targets(self, job: str) -> dict[str, dict[str, Any]]:
+        """The targets of a job, by the model that each is for; the agent's own by nothing."""
+        data = self.ask("targets", state="active")
+        found = data["activeTargets"] if data else []
+        return {each["labels"].get("model", ""): each for each in found if each["labels"]["job"] == job}
+
     def last_error(self) -> str:
-        """Why the last scrape of its one target failed; empty where it did not."""
-        (target,) = self.ask("targets")["activeTargets"]
-        return str(target["lastError"])
+        """Why the last scrape of the agent failed; empty where it did not."""
+        return str(self.targets("magi-agent")[""]["lastError"])
 
 
 @pytest.fixture
-def scraping(agent: AgentProcess, tmp_path: Path, unused_ports: PortRanges) -> Iterator[Prometheus]:
+def with_models() -> bool:
+    """Whether models are scraped by themselves too."""
+    return False
+
+
+@pytest.fixture
+def scraping(agent: AgentProcess, tmp_path: Path, unused_ports: PortRanges, with_models: bool) -> Iterator[Prometheus]:
     folder = tmp_path / "prometheus"
     folder.mkdir()
     for path in PROMETHEUS.iterdir():
@@ -78,16 +91,19 @@ def scraping(agent: AgentProcess, tmp_path: Path, unused_ports: PortRanges) -> I
     token.write_text(TOKEN)
     configuration = folder / "magi-agent.yml"
     text = configuration.read_text()
+    if with_models:
+        text = with_the_models(text)
     for old, new in {
-        "127.0.0.1:8000": agent.settings["MAGI_TCP"],
-        "file: /etc/prometheus/magi-agent.token\n    static": f"file: {token}\n    static",
+        "- 127.0.0.1:8000": f"- {agent.settings['MAGI_TCP']}",
+        "http://127.0.0.1:8000/": f"http://{agent.settings['MAGI_TCP']}/",
         "scrape_interval: 15s": "scrape_interval: 1s",
         "scrape_timeout: 10s": "scrape_timeout: 1s",
         "evaluation_interval: 15s": "evaluation_interval: 1s",
+        "refresh_interval: 30s": "refresh_interval: 1s",
     }.items():
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    configuration.write_text(text)
+    configuration.write_text(text.replace("/etc/prometheus/magi-agent.token", str(token)))
     port = unused_ports()[0]
     with (tmp_path / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
@@ -132,3 +148,42 @@ def test_it_scrapes_with_a_token_and_knows_the_alerts(agent: AgentProcess, scrap
     scraping.token.write_text(new_secret())
     wait_until(lambda: "401" in scraping.last_error(), "the agent refuses it")
     assert scraping.value('up{job="magi-agent"}') == 0
+
+
+@pytest.mark.parametrize("with_models", [True])
+def test_it_finds_each_ready_model_and_scrapes_it_by_itself(agent: AgentProcess, scraping: Prometheus) -> None:
+    def up() -> set[str]:
+        return {model for model, target in scraping.targets("magi-models").items() if target["health"] == "up"}
+
+    for model in (MODEL, OTHER):
+        agent.must("POST", f"/api/models/servers/{model}/start?wait=60")
+
+    wait_until(lambda: up() == {MODEL, OTHER}, "both models are up to Prometheus", 60)
+
+    target = scraping.targets("magi-models")[MODEL]
+    where = agent.settings["MAGI_TCP"]
+    assert target["scrapeUrl"] == f"http://{where}/metrics/models/{MODEL}"
+    assert target["labels"] == {"job": "magi-models", "instance": where, "model": MODEL, "tier": "balanced"}
+    known = {"__meta_magi_family", "__meta_magi_quantization", "__meta_magi_start_policy", "__meta_magi_tier"}
+    assert known <= set(target["discoveredLabels"])
+    wait_until(lambda: scraping.value("magi_agent_ready") == 1, "the agent is scraped as well")
+    processing = f'llamacpp:requests_processing{{model="{MODEL}"}}'
+    wait_until(lambda: scraping.value(processing) == 0, "its server's own figures, once")
+    assert scraping.value(processing.replace("{", '{job="magi-agent", tier="balanced", ')) == 0
+    assert (scraping.value(f'count({{__name__=~"llamacpp:.+", model="{MODEL}"}})') or 0) > 10
+    # Kept away, none of them would be here: those are Prometheus's own of each target.
+    others = 'count by (__name__) ({__name__!~"llamacpp:.+", job="magi-models"})'
+    names = {each["metric"]["__name__"] for each in scraping.ask("query", query=others)["result"]}
+    assert names <= {"up", *(f"scrape_{word}" for word in OF_EACH_SCRAPE)}
+
+    agent.must("POST", f"/api/models/servers/{MODEL}/stop?wait=60")
+
+    wait_until(lambda: set(scraping.targets("magi-models")) == {OTHER}, "the stopped one is no target any more")
+    assert up() == {OTHER}
+
+    # While no agent answers, Prometheus keeps what it was told.
+    agent.stop()
+    wait_until(lambda: not up(), "a scrape without the agent fails")
+    assert set(scraping.targets("magi-models")) == {OTHER}
+    agent.start()
+    wait_until(lambda: up() == {OTHER}, "the model is up again", 60)

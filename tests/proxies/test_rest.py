@@ -11,7 +11,7 @@ import pytest
 from tests.agent_process import AgentProcess
 from tests.proxies.conftest import MODEL, Bearer
 from tests.proxies.proxy_process import Proxy, running
-from tests.proxies.shipped import Surroundings
+from tests.proxies.shipped import NAME, Surroundings
 
 
 def test_the_agent_says_where_things_are_as_the_client_sees_it(proxy: Proxy, bearer: Bearer) -> None:
@@ -28,6 +28,24 @@ def test_the_agent_says_where_things_are_as_the_client_sees_it(proxy: Proxy, bea
     assert (found.status, found.body["name"]) == (200, f"By {proxy.kind}")
     assert started.status == 200 or started.headers["location"].startswith("/magi/api/operations/")
     assert removed.status == 200
+
+
+def test_prometheus_is_told_to_scrape_models_where_it_found_the_list(
+    proxy: Proxy, agent: AgentProcess, bearer: Bearer
+) -> None:
+    agent.must("POST", f"/api/models/servers/{MODEL}/start?wait=60")
+    host = f"{NAME}:{proxy.here.port}"
+
+    listed = proxy.ask("GET", "/magi/metrics/targets", headers={"Host": host, **bearer("read")})
+    [group] = listed.body
+    told = proxy.ask("GET", group["labels"]["__metrics_path__"], headers={"Host": host, **bearer("read")})
+
+    assert group["targets"] == [host]
+    assert group["labels"]["__scheme__"] == "https"
+    assert group["labels"]["__metrics_path__"] == f"/magi/metrics/models/{MODEL}"
+    assert told.status == 200
+    assert told.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert b"\nllamacpp:requests_processing 0\n" in told.body
 
 
 def test_the_page_for_people_finds_its_document_and_fetches_nothing_elsewhere(proxy: Proxy, bearer: Bearer) -> None:

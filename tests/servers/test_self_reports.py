@@ -69,6 +69,12 @@ async def told(reports: SelfReports, *, with_slots: bool = False) -> tuple[bytes
     return report.metrics.body, report.slots.body if report.slots else None
 
 
+async def alone(reports: SelfReports) -> bytes | None:
+    answer = await reports.metrics_of("one")
+    assert answer is not None
+    return answer.body
+
+
 async def test_slots_are_asked_for_where_somebody_wants_them(reports: SelfReports, one: Asked) -> None:
     assert await told(reports) == (b"/metrics 1", None)
     assert one.counts == {"/metrics": 1}
@@ -167,6 +173,70 @@ async def test_a_question_that_is_not_answered_yet_is_not_asked_again(
     assert await told(reports) == (b"/metrics 2", None)
 
 
+async def test_one_that_is_wanted_by_itself_is_asked_and_no_other(
+    serve: Serve, ready: dict[str, ReadyServer], reports: SelfReports, one: Asked, soon_stale: None
+) -> None:
+    other = Asked()
+    ready["other"] = ReadyServer(await serve(other.answer), "first")
+
+    answers = await asyncio.gather(*(reports.metrics_of("one") for _ in range(20)))
+
+    assert {answer.body for answer in answers if answer} == {b"/metrics 1"}
+    assert (one.counts, other.counts) == ({"/metrics": 1}, {})
+    await asyncio.sleep(0.25)
+    assert await alone(reports) == b"/metrics 2"
+    assert await reports.metrics_of("nobody") is None
+
+
+async def test_who_asks_for_one_all_the_time_has_it_asked_no_more_often_than_is_good_for_it(
+    reports: SelfReports, one: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_FRESH", 0.5)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while loop.time() - began < 1.3:
+        await alone(reports)
+        await asyncio.sleep(0.01)
+    assert 2 <= one.counts["/metrics"] <= 3
+
+
+async def test_what_all_were_asked_for_is_told_of_one(reports: SelfReports, one: Asked) -> None:
+    await told(reports, with_slots=True)
+    assert await alone(reports) == b"/metrics 1"
+
+
+async def test_what_one_said_by_itself_is_not_told_among_all_who_are_of_one_moment(
+    reports: SelfReports, one: Asked
+) -> None:
+    assert await alone(reports) == b"/metrics 1"
+    assert await told(reports) == (b"/metrics 2", None)
+
+
+async def test_one_by_itself_that_is_still_asked_is_not_asked_again(
+    reports: SelfReports, one: Asked, soon_stale: None
+) -> None:
+    one.go.clear()
+    first = asyncio.create_task(alone(reports))
+    await asyncio.sleep(0.25)
+    second = asyncio.create_task(alone(reports))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    one.go.set()
+    assert await second == b"/metrics 1"
+    assert one.counts == {"/metrics": 1}
+
+
+async def test_one_by_itself_of_a_later_run_is_asked_at_once(
+    ready: dict[str, ReadyServer], reports: SelfReports, one: Asked
+) -> None:
+    await alone(reports)
+    ready["one"] = ReadyServer(ready["one"].reach, "second")
+    assert await alone(reports) == b"/metrics 2"
+    await told(reports)
+    ready["one"] = ReadyServer(ready["one"].reach, "third")
+    assert await alone(reports) == b"/metrics 4"
+
+
 async def test_one_that_is_silent_costs_the_others_nothing(
     serve: Serve, ready: dict[str, ReadyServer], reports: SelfReports, one: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,10 +273,13 @@ async def test_a_build_without_slots_tells_its_metrics(
 async def test_answers_are_kept_no_longer_than_they_are_told(
     reports: SelfReports, one: Asked, soon_stale: None
 ) -> None:
+    await reports.metrics_of("one")
     await reports.all()
     assert reports._round is not None
+    assert set(reports._alone) == {"one"}
     await asyncio.sleep(0.3)
     assert reports._round is None
+    assert reports._alone == {}
 
 
 async def test_nothing_is_under_way_once_it_is_closed(reports: SelfReports, one: Asked) -> None:
