@@ -32,6 +32,8 @@ _LEAST_SECONDS: Final = 0.1
 _TOO_MANY: Final = 429
 _CLIENTS_FAULT: Final = 400
 _SERVERS_FAULT: Final = 500
+_NOT_SUPPORTED: Final = 501
+"""What llama-server answers where it is not started for a path, such as embeddings: the client's mistake."""
 
 
 class Outcome(StrEnum):
@@ -40,7 +42,7 @@ class Outcome(StrEnum):
     ANSWERED = "answered"
     """The server's answer went through as a whole."""
     REFUSED = "refused"
-    """So did its error about the request (a status of 4xx)."""
+    """So did its error about the request (a status of 4xx, or 501: it is not started for what was asked)."""
     FAILED = "failed"
     """It said that it failed (5xx), or gave no answer at all."""
     BROKEN_OFF = "broken_off"
@@ -199,7 +201,7 @@ class Tally:
                 return Outcome.BROKEN_OFF
             if not self._is_whole:
                 return Outcome.ABANDONED
-            if status >= _SERVERS_FAULT:
+            if status >= _SERVERS_FAULT and status != _NOT_SUPPORTED:
                 return Outcome.FAILED
             return Outcome.REFUSED if status >= _CLIENTS_FAULT else Outcome.ANSWERED
         if isinstance(error, (asyncio.CancelledError, ConnectionError)):
