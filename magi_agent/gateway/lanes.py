@@ -148,6 +148,16 @@ class Lanes:
         finally:
             self._leave(model_id, lane)
 
+    def looked_at(self, model: Model) -> Reach:
+        """Where the model's server is, for who only looks at it: that starts nothing, and is no use of it.
+
+        Raises ``ServiceUnavailable`` where it is not ready, at once.
+        """
+        reach = self._servers.reach_if_ready(model.model_id)
+        if reach is None:
+            raise self._not_ready(model.model_id)
+        return reach
+
     def is_open(self, model_id: str) -> bool:
         """Whether a request for the model would be let through at once."""
         return self._open(model_id, self._lanes.get(model_id)) is not None

@@ -212,12 +212,19 @@ class GatewayRoutes:
     async def _asked(
         self, request: web.Request, model: Model, path: str, body: bytes | None, came_at: float
     ) -> ServerAnswer:
-        """The answer of a model's server, which is waited for; it is in use until that answer is left."""
+        """The answer of a model's server, which is waited for; it is in use until that answer is left.
+
+        A GET only looks: it waits for no model, and a monitor that comes again and again keeps none up.
+        """
+        only_looks = request.method == "GET"
         async with AsyncExitStack() as stack:
-            tally = self._tallies.of(model.model_id, came_at, counts=request.method == "POST")
+            tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
             stack.enter_context(tally)
-            with cancelled_when_lost(request):
-                reach = await stack.enter_async_context(self._lanes.entered(model))
+            if only_looks:
+                reach = self._lanes.looked_at(model)
+            else:
+                with cancelled_when_lost(request):
+                    reach = await stack.enter_async_context(self._lanes.entered(model))
             tally.let_in()
             answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
             answer.hold(stack.pop_all())
