@@ -249,9 +249,13 @@ class Lanes:
 
     def _not_ready(self, model_id: str) -> ServiceUnavailable:
         state = self._servers.state(model_id)
-        return ServiceUnavailable(
-            model_id, f"model {model_id} is {state}: magictl start {model_id} starts it", _RETRY_AFTER
-        )
+        if state in _COMING_UP:
+            advice = "ask again later"
+        elif state in _NOT_THERE:
+            advice = f"magictl show {model_id} says why"
+        else:
+            advice = f"magictl start {model_id} starts it"
+        return ServiceUnavailable(model_id, f"model {model_id} is {state}: {advice}", _RETRY_AFTER)
 
     def _let_through(self, model_id: str, lane: _Lane, reach: Reach) -> None:
         most = self._most(model_id)
@@ -351,7 +355,8 @@ class Lanes:
             else:
                 # Somebody else wants it, whose word this stays.
                 await self._until_settled(model_id)
-                problem = self._not_ready(model_id)
+                if self._servers.is_wanted(model_id):
+                    problem = self._not_ready(model_id)
         except MagiError as error:
             problem = error
         finally:
