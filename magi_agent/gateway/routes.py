@@ -26,6 +26,7 @@ from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.awaited import AwaitedAnswer
+from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
@@ -123,7 +124,7 @@ class GatewayRoutes:
         kind = self._services.tiers.kind_of(model)
         capabilities = {
             **{each.value: each is kind for each in Kind},
-            "vision": facts.has_vision,
+            "vision": self._services.tiers.sees(model),
             "thinking": model.effective_thinking,
         }
         return {
@@ -165,12 +166,14 @@ class GatewayRoutes:
         field = await self._field(request, body)
         tiers, kind = self._services.tiers, kind_for(request.path)
         tier = tiers.tier(field.name)
-        if self._automatic.is_meant(field.name):
-            choice = await self._automatic.choose(body, kind)
+        is_automatic = self._automatic.is_meant(field.name)
+        sees = (is_automatic or tier is not None) and await self._has_images(body)
+        if is_automatic:
+            choice = await self._automatic.choose(body, kind, sees=sees)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
         else:
-            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind)
+            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
@@ -188,7 +191,7 @@ class GatewayRoutes:
             try:
                 response = RelayedAnswer(await asked())
             except ServerUnreachable:
-                other = tiers.another(tier, kind, model) if tier is not None else None
+                other = tiers.another(tier, kind, model, sees=sees) if tier is not None else None
                 if other is None:
                     raise
                 model = other
@@ -253,6 +256,10 @@ class GatewayRoutes:
             boundary = parse_mimetype(request.headers["Content-Type"]).parameters.get("boundary", "")
             return ModelField(form_model(body, boundary), 0, 0, wants_stream=False)
         return await asyncio.to_thread(model_field, body) if len(body) > _LARGE else model_field(body)
+
+    @staticmethod
+    async def _has_images(body: bytes) -> bool:
+        return await asyncio.to_thread(has_images, body) if len(body) > _LARGE else has_images(body)
 
 
 def _check_plain(path: str) -> None:

@@ -38,7 +38,7 @@ class Gate:
 class Loading(Protocol):
     """Starts an agent whose model comes up, and does not get far before the gate is opened."""
 
-    async def __call__(self, **options: str) -> Api: ...
+    async def __call__(self, *, gateway_queue: str = "100") -> Api: ...
 
 
 @pytest.fixture(params=["manual", "alwaysOn"])
@@ -54,8 +54,8 @@ def gate(tmp_path: Path, llama_server: Path) -> Gate:
 
 @pytest.fixture
 def loading(serve: Serve, gate: Gate, policy: str) -> Loading:
-    async def start(**options: str) -> Api:
-        api = await serve(ONE, llama_server_path=str(gate.program), **options)
+    async def start(*, gateway_queue: str = "100") -> Api:
+        api = await serve(ONE, llama_server_path=str(gate.program), gateway_queue=gateway_queue)
         await api.ask("PUT", f"/api/models/{ONE}/settings", {"startPolicy": policy})
         await api.ask("PUT", f"/api/models/{ONE}/enabled", {"enabled": True})
         (await api.ask("POST", f"/api/models/servers/{ONE}/start")).success(202)
