@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final, cast
 
 from aiohttp import web
@@ -28,7 +29,7 @@ from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
-from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
+from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_field, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
 from magi_agent.gateway.openai_errors import NATIVE_PATHS
 from magi_agent.gateway.relay import (
@@ -252,10 +253,11 @@ class GatewayRoutes:
 
     @staticmethod
     async def _field(request: web.Request, body: bytes) -> ModelField:
+        read = model_field
         if request.content_type == _MULTIPART:
             boundary = parse_mimetype(request.headers["Content-Type"]).parameters.get("boundary", "")
-            return ModelField(form_model(body, boundary), 0, 0, wants_stream=False)
-        return await asyncio.to_thread(model_field, body) if len(body) > _LARGE else model_field(body)
+            read = partial(form_field, boundary=boundary)
+        return await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
 
     @staticmethod
     async def _has_images(body: bytes) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_projector import write_toy_projector
+from toy_projector import write_toy_eye
 
 from magi_agent.gateway.images import has_images
 from tests.api.client import Api, Reply
@@ -62,7 +62,7 @@ async def api(serve: Serve, models: Path, toy_model: MakeToyModel) -> Api:
     """A small model that sees nothing, and a large one that does: both are up."""
     for model_id in (BLIND, SEEING):
         toy_model(models / f"{model_id}.gguf")
-    write_toy_projector(models / f"mmproj-{SEEING}.gguf")
+    write_toy_eye(models / f"mmproj-{SEEING}.gguf")
     api = await serve()
     for model_id, tier in ((BLIND, "fast"), (SEEING, "powerful")):
         (await api.ask("PUT", f"/api/models/{model_id}/tier", {"tier": tier})).success()
