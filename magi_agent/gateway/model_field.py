@@ -72,7 +72,7 @@ def model_field(body: bytes) -> ModelField:
 
 
 def form_field(body: bytes, boundary: str) -> ModelField:
-    """What the fields of a form (multipart/form-data, RFC 7578) say of the model. Of several of a name the first counts.
+    """What the fields of a form (multipart/form-data, RFC 7578) say of the model; the first of each name counts.
 
     Raises ``UnreadableBody``.
     """
