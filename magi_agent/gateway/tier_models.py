@@ -124,7 +124,10 @@ class TierModels:
     def sees(self, model: Model) -> bool:
         """Whether a model's server can be shown images: it has a projector for them, found or set."""
         projector = self._effective.of(model).projector
-        return model.facts.has_vision if projector is None else projector != NO_PROJECTOR
+        if projector in (None, model.facts.projector_path):
+            return model.facts.has_vision
+        # Nobody has looked into one from elsewhere; most are for images.
+        return projector != NO_PROJECTOR
 
     def of(self, tier: Tier) -> list[Model]:
         """The models of a tier that can be asked for: those that are enabled, or run."""

@@ -82,6 +82,19 @@ async def test_a_form_that_asks_for_a_stream_is_told_that_it_comes_while_its_mod
 
 
 @ONE_LISTENER
+async def test_one_that_hears_does_not_see_also_where_its_projector_is_set(api: Api, models: Path) -> None:
+    for settings in ({}, {"projector": str(models / f"mmproj-{MODEL}.gguf")}):
+        (await api.ask("PUT", f"/api/models/{MODEL}/settings", settings)).success()
+        model = api.services.registry.models[MODEL]
+        assert not api.services.tiers.sees(model)
+    elsewhere = models / "elsewhere" / "mmproj.gguf"
+    elsewhere.parent.mkdir()
+    write_toy_ear(elsewhere)
+    (await api.ask("PUT", f"/api/models/{MODEL}/settings", {"projector": str(elsewhere)})).success()
+    assert api.services.tiers.sees(api.services.registry.models[MODEL])
+
+
+@ONE_LISTENER
 async def test_a_form_that_asks_for_none_waits(api: Api) -> None:
     await on_demand(api, MODEL)
 
