@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import shutil
@@ -130,7 +131,7 @@ async def test_use_of_its_own_port_is_use(serve: Serve) -> None:
 
 
 @ONE_LISTENER
-async def test_a_monitor_starts_nothing_and_keeps_nothing_up(serve: Serve) -> None:
+async def test_a_monitor_starts_nothing_and_keeps_nothing_up(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     api = await serve(MODEL)
     await on_demand(api, 1)
     looks = [f"/api/proxy/{MODEL}{path}" for path in ("/health", "/props", "/slots", "/metrics", "/v1/models")]
@@ -140,6 +141,7 @@ async def test_a_monitor_starts_nothing_and_keeps_nothing_up(serve: Serve) -> No
         assert openai_failure(reply, 503, "service_unavailable")["message"].startswith(f"model {MODEL} is stopped")
     assert await state(api) == "stopped"
     assert api.agent._desired[MODEL] is None
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "one a look"
 
     (await api.ask("POST", "/v1/completions", PROMPT)).success()
     answered, seen = time.monotonic(), 0
