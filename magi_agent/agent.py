@@ -253,7 +253,7 @@ class Agent:
             make_application(self.services), settings, environment, lambda: bool(self._configuration.tokens)
         )
         self._last_answers = LastAnswers(
-            self._listeners, self._lanes, self._manager, self._notifier, lambda: self.settings.gateway_drain
+            self._listeners, self._lanes, tallies, self._manager, self._notifier, lambda: self.settings.gateway_drain
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._boot: str | None = None

@@ -208,7 +208,7 @@ def _read_access(settings: Settings) -> _Access:
         found = read_tokens(path)
     except ConfigurationError as error:
         return _Access(path, Tokens(), True, user_ids, tuple(problems), error)
-    return _Access(path, found.tokens, found.is_there, user_ids, (*found.problems, *problems))
+    return _Access(path, found.tokens, found.is_there, user_ids, (*found.problems, *found.not_understood, *problems))
 
 
 def _keys(names: list[str]) -> tuple[str, ...]:

@@ -47,6 +47,8 @@ class MagiError(Exception):
 
     error: ClassVar[str] = "InternalServerError"
     status: ClassVar[int] = 500
+    is_trouble: ClassVar[bool] = True
+    """Whether an answer of 5xx that it makes is worth a line in the journal."""
 
     def __init__(self, message: str, details: Mapping[str, object] | None = None) -> None:
         super().__init__(message)

@@ -11,6 +11,7 @@ from typing import Final
 
 from magi_agent.api.listeners import Listeners
 from magi_agent.gateway.lanes import Lanes
+from magi_agent.gateway.tallies import Tallies
 from magi_agent.systemd.errors import BusError
 from magi_agent.systemd.manager import SystemdManager
 from magi_agent.systemd.notify import Notifier
@@ -34,6 +35,7 @@ class LastAnswers:
         self,
         listeners: Listeners,
         lanes: Lanes,
+        tallies: Tallies,
         manager: SystemdManager,
         notifier: Notifier,
         seconds: Callable[[], float],
@@ -41,6 +43,7 @@ class LastAnswers:
         """``seconds`` is for how long."""
         self._listeners = listeners
         self._lanes = lanes
+        self._tallies = tallies
         self._manager = manager
         self._notifier = notifier
         self._seconds = seconds
@@ -51,7 +54,7 @@ class LastAnswers:
     def hurry(self) -> None:
         """Wait no longer, for anybody: what is under way is cut off."""
         self._hurry.set()
-        self._listeners.cut_off()
+        self._cut_off()
 
     async def wait(self) -> None:
         """Take no new requests, and wait for the answers to those that there are. Those that are left are cut off."""
@@ -83,7 +86,12 @@ class LastAnswers:
             await asyncio.sleep(_LAST_WORD)
         if left := self._listeners.asking_models:
             _LOG.warning("requests to models that were not answered in time and are cut off: %d", left)
-            self._listeners.cut_off()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        # They are told as what they are: no client left.
+        self._tallies.cut_off()
+        self._listeners.cut_off()
 
     async def _host_goes_down(self) -> bool:
         try:

@@ -7,6 +7,7 @@ The file has one line for each token, with blanks between its fields::
     contractor  admin  sha256:<64 digits>  2027-01-31T00:00:00Z
     laptop      infer  sha256:<64 digits>                       rate=60
 
+A key that is not known is a newer agent's, and may limit the token: that one lets nobody in, and the others hold.
 Empty lines and those that begin with ``#`` say nothing. No sentence of this module holds any other word of a line than
 the name of a token: somebody may have put the token itself where its hash belongs.
 """
@@ -39,6 +40,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SECRET: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _HASH: Final = re.compile(r"sha256:([0-9a-fA-F]{64})")
 _RATE: Final = "rate="
+_KEY: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}=.+")
 _COUNT: Final = re.compile(r"[0-9]{1,7}")
 _LINE: Final = "wants a name, a scope, sha256: with 64 hexadecimal digits and, maybe, an end and a rate"
 _ADVICE: Final = "'magictl token add' writes such a line"
@@ -60,6 +62,8 @@ class Token:
     """When it ends, in UTC; ``None`` where it does not."""
     rate: int | None = None
     """How many requests to models its bearers may make in a minute; ``None`` for any number."""
+    unknown: tuple[str, ...] = ()
+    """Keys of a newer agent, as they stand there. They may limit the token, so nobody is let in by it."""
 
     def has_ended(self, now: datetime) -> bool:
         """Whether it is past its end."""
@@ -68,7 +72,8 @@ class Token:
     def __str__(self) -> str:
         end = f", until {written(self.until)}" if self.until else ""
         rate = f", {self.rate} requests in a minute" if self.rate else ""
-        return f"{self.name} ({self.scope}{end}{rate})"
+        unknown = ", with a key that is not known here" if self.unknown else ""
+        return f"{self.name} ({self.scope}{end}{rate}{unknown})"
 
 
 class Tokens:
@@ -110,6 +115,8 @@ class TokensFile:
     is_there: bool
     problems: tuple[str, ...] = ()
     """What is wrong with it and keeps nobody from using it, in sentences."""
+    not_understood: tuple[str, ...] = ()
+    """The tokens that let nobody in, since they have a key that is not known, in sentences."""
 
 
 def new_secret() -> str:
@@ -145,7 +152,7 @@ def line_of(token: Token) -> str:
         fields.append(written(token.until))
     if token.rate:
         fields.append(f"{_RATE}{token.rate}")
-    return " ".join(fields)
+    return " ".join((*fields, *token.unknown))
 
 
 def token_of(line: str) -> Token | None:
@@ -153,8 +160,11 @@ def token_of(line: str) -> Token | None:
     fields = line.split()
     if not fields or fields[0].startswith("#"):
         return None
-    rate = fields.pop() if len(fields) > 3 and fields[-1].startswith(_RATE) else None
-    if len(fields) not in (3, 4):
+    keys: list[str] = []
+    while len(fields) > 3 and (fields[-1].startswith(_RATE) or _KEY.fullmatch(fields[-1])):
+        keys.insert(0, fields.pop())
+    rates = [key for key in keys if key.startswith(_RATE)]
+    if len(fields) not in (3, 4) or len(rates) > 1:
         raise ValueError(f"{_LINE}; {_ADVICE}")
     name, scope, said = fields[:3]
     if not is_name(name):
@@ -165,8 +175,9 @@ def token_of(line: str) -> Token | None:
     if found is None:
         raise ValueError(f"the hash of {name} wants sha256: and 64 hexadecimal digits, never the token; {_ADVICE}")
     until = _moment(name, fields[3]) if len(fields) == 4 else None
-    held_to = _rate(name, rate.removeprefix(_RATE)) if rate is not None else None
-    return Token(name, TokenScope(scope), bytes.fromhex(found[1]), until, held_to)
+    held_to = _rate(name, rates[0].removeprefix(_RATE)) if rates else None
+    unknown = tuple(key for key in keys if key not in rates)
+    return Token(name, TokenScope(scope), bytes.fromhex(found[1]), until, held_to, unknown)
 
 
 def _rate(name: str, text: str) -> int:
@@ -261,4 +272,11 @@ def read_tokens(path: Path) -> TokensFile:
         if status.st_mode & stat.S_IROTH
         else ()
     )
-    return TokensFile(parse_tokens(text, path), is_there=True, problems=problems)
+    tokens = parse_tokens(text, path)
+    not_understood = tuple(
+        f"{path}: the token {token.name} has a key that this agent does not know; it may limit the token, so that one "
+        "lets nobody in"
+        for token in tokens
+        if token.unknown
+    )
+    return TokensFile(tokens, is_there=True, problems=problems, not_understood=not_understood)

@@ -8,16 +8,18 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from magi_agent import tokens
 from magi_agent.errors import ConfigurationError
+from magi_agent.token_file import TokenFile
 from magi_agent.tokens import (
     MAX_RATE,
     MAX_TOKENS,
@@ -45,8 +47,11 @@ ends = st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30
 )
 digests = st.binary(min_size=32, max_size=32)
 rates = st.none() | st.integers(1, MAX_RATE)
+newer_keys = st.lists(st.from_regex(r"(?!rate)[a-z][a-z0-9_-]{0,31}=[!-~]{1,20}", fullmatch=True), max_size=2).map(
+    tuple
+)
 any_token = st.builds(
-    Token, names, st.sampled_from(TokenScope), st.binary(min_size=32, max_size=32), st.none() | ends, rates
+    Token, names, st.sampled_from(TokenScope), st.binary(min_size=32, max_size=32), st.none() | ends, rates, newer_keys
 )
 many = st.lists(any_token, max_size=20, unique_by=(lambda token: token.name, lambda token: token.digest))
 blanks = st.text(" \t", min_size=1, max_size=3)
@@ -81,6 +86,8 @@ def test_a_field_that_is_no_good_is_refused_and_never_shown(place: int, word: st
     secret = new_secret()
     fields = ["front", "read", HASH, "2027-01-31T00:00:00Z"]
     fields[place] = f"{word}{secret}"
+    # That would be a newer agent's.
+    assume(place != 3 or "=" not in word)
     with pytest.raises(ConfigurationError) as refused:
         parse_tokens(" ".join(fields), HERE)
     assert secret not in refused.value.message
@@ -118,6 +125,33 @@ def test_a_bad_line_is_named_with_what_it_wants(line: str, said: str) -> None:
         parse_tokens(f"# tokens\n\n{line}\n", HERE)
 
     assert refused.value.message.startswith(f"{HERE}:3: {said}")
+
+
+def test_a_token_with_a_key_that_is_not_known_lets_nobody_in_and_the_others_hold(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    newer = f"newer infer {HASH} 2999-01-31T00:00:00Z hosts=10.0.0.0/8 rate=6 models=a,b"
+    path.write_text(f"{newer}\nfront read sha256:{'ab' * 32}\n")
+    path.chmod(0o640)
+
+    found = read_tokens(path)
+
+    token, front = found.tokens
+    assert (token.name, token.rate, token.unknown) == ("newer", 6, ("hosts=10.0.0.0/8", "models=a,b"))
+    assert front.unknown == ()
+    (said,) = found.not_understood
+    assert said.startswith(f"{path}: the token newer has a key that this agent does not know")
+    assert "10.0.0.0" not in f"{said} {token}"
+    # What is changed here keeps it.
+    TokenFile(path).limit("newer", 7)
+    TokenFile(path).remove("front")
+    assert token_of(path.read_text()) == replace(token, rate=7)
+    assert TokenFile(path).remove("newer").name == "newer"
+
+
+@pytest.mark.parametrize("word", ["hosts=", "Hosts=a", "=a", "hosts", f"{'h' * 33}=a", "rate=6 rate=7"])
+def test_what_is_no_key_is_a_mistake(word: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse_tokens(f"front read {HASH} 2999-01-31T00:00:00Z {word}", HERE)
 
 
 def test_an_end_in_another_zone_is_the_same_moment() -> None:

@@ -168,6 +168,9 @@ class Admission:
             assert token.until is not None  # noqa: S101  # nothing else ends
             hint = f"the token {token.name} ended at {written(token.until)}; make another with 'magictl token add'"
             return Caller(name, Access.OPEN, place, hint, has_bad_token=True)
+        if token.unknown:
+            hint = f"the token {token.name} has a key that this agent does not know, and that may limit it: use another"
+            return Caller(name, Access.OPEN, place, hint, has_bad_token=True)
         hint = f"the token {token.name} has the scope {token.scope}"
         return Caller(name, _SCOPES[token.scope], place, hint, token.name, whom=f"token {token.name}")
 

@@ -56,7 +56,7 @@ def answering(
             except MagiError as error:
                 refused = isinstance(error, AccessDenied)
                 response = error_answer(error)
-                if error.status >= _SERVER_ERROR:
+                if error.status >= _SERVER_ERROR and error.is_trouble:
                     _LOG.error("%s %s: %s", request.method, request.rel_url.raw_path, error, extra=_marked(request_id))
             except web.HTTPException as error:
                 response = http_error_answer(request, error)

@@ -171,7 +171,7 @@ def _tokens_of(settings: Settings) -> list[str]:
     state = "it is not there" if not found.is_there else f"it holds {len(found.tokens)}, of which {ended} have ended"
     lines = [f"tokens: {path}: {state}"]
     lines += [f"  {token}{', which is past' if token.has_ended(now) else ''}" for token in found.tokens]
-    return [*lines, *(f"  {problem}" for problem in found.problems)]
+    return [*lines, *(f"  {problem}" for problem in (*found.problems, *found.not_understood))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

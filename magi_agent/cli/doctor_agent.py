@@ -128,6 +128,8 @@ def _read(path: Path, patient: Patient) -> Iterator[Finding]:
     else:
         for problem in found.problems:
             yield warning(problem, closing)
+        for problem in found.not_understood:
+            yield warning(problem, _editing(path, patient))
 
 
 def service(patient: Patient) -> Iterator[Finding]:

@@ -223,12 +223,15 @@ def _described(token: Token) -> dict[str, object]:
         "until": written(token.until) if token.until else None,
         "rate": token.rate,
         "ended": token.has_ended(datetime.now(UTC)),
+        "understood": not token.unknown,
     }
 
 
 def _row(token: Token) -> tuple[Cell, ...]:
     ended = token.has_ended(datetime.now(UTC))
     end = written(token.until) if token.until else NOTHING
+    if token.unknown:
+        end += " (lets nobody in: it has a key that is not known here)"
     return (
         Cell(token.name, "bold"),
         Cell(token.scope.value),

@@ -1,7 +1,7 @@
 """The model ``auto``: the request's complexity picks a tier, by the active profile's ``tierConfig``.
 
 The first tier whose ``maxScore`` the score does not exceed is asked. Where no model of it can be had, the next larger
-ones are, and then the next smaller ones.
+ones are, and then the next smaller ones. A request with images is for those that see, of whatever tier.
 """
 
 import asyncio
@@ -59,8 +59,8 @@ class Automatic:
             return "modelIds" not in error.details
         return False
 
-    async def choose(self, body: bytes, kind: Kind) -> Choice:
-        """The model for a request. Raises ``EmptyTier``, ``NoneOfTier``."""
+    async def choose(self, body: bytes, kind: Kind, *, sees: bool = False) -> Choice:
+        """The model for a request, one that ``sees`` where it must. Raises ``EmptyTier``, ``NoneOfTier``."""
         found = await asyncio.to_thread(_complexity, body) if len(body) > _LARGE else _complexity(body)
         held = self._active_profile.held
         wanted = tier_for(found.score, held.tier_config if held else DEFAULT_TIERS)
@@ -68,13 +68,14 @@ class Automatic:
         first: MagiError | None = None
         for tier in (*_ORDER[place:], *reversed(_ORDER[:place])):
             try:
-                return Choice(await self._tiers.choose(tier, kind), tier, found.score)
+                return Choice(await self._tiers.choose(tier, kind, sees=sees), tier, found.score)
             except (EmptyTier, NoneOfTier) as error:
                 # That there is a model, but none is started, says more than that there is none.
                 if first is None or (isinstance(error, NoneOfTier) and isinstance(first, EmptyTier)):
                     first = error
-        assert first is not None  # noqa: S101  # there are tiers
-        raise first
+        if isinstance(first, NoneOfTier):
+            raise first
+        raise EmptyTier.without(kind, sees=sees, name=AUTO)
 
 
 def tier_for(score: float, configured: Sequence[TierConfig]) -> Tier:

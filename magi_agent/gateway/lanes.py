@@ -57,6 +57,12 @@ class QueueFull(MagiError):
         self.retry_after = _QUEUE_RETRY_AFTER
 
 
+class NotUp(ServiceUnavailable):
+    """Somebody looks at a server that is not ready. A monitor is told so again and again, and nothing is wrong."""
+
+    is_trouble = False
+
+
 @dataclass(slots=True)
 class _Lane:
     """The requests for one model."""
@@ -148,6 +154,16 @@ class Lanes:
         finally:
             self._leave(model_id, lane)
 
+    def looked_at(self, model: Model) -> Reach:
+        """Where the model's server is, for who only looks at it: that starts nothing, and is no use of it.
+
+        Raises ``NotUp`` where it is not ready, at once.
+        """
+        reach = self._servers.reach_if_ready(model.model_id)
+        if reach is None:
+            raise self._not_ready(model.model_id, NotUp)
+        return reach
+
     def is_open(self, model_id: str) -> bool:
         """Whether a request for the model would be let through at once."""
         return self._open(model_id, self._lanes.get(model_id)) is not None
@@ -237,11 +253,15 @@ class Lanes:
             self._servers.is_wanted(model.model_id) and self._servers.state(model.model_id) in _COMING_UP
         )
 
-    def _not_ready(self, model_id: str) -> ServiceUnavailable:
+    def _not_ready(self, model_id: str, error: type[ServiceUnavailable] = ServiceUnavailable) -> ServiceUnavailable:
         state = self._servers.state(model_id)
-        return ServiceUnavailable(
-            model_id, f"model {model_id} is {state}: magictl start {model_id} starts it", _RETRY_AFTER
-        )
+        if state in _COMING_UP:
+            advice = "ask again later"
+        elif state in _NOT_THERE:
+            advice = f"magictl show {model_id} says why"
+        else:
+            advice = f"magictl start {model_id} starts it"
+        return error(model_id, f"model {model_id} is {state}: {advice}", _RETRY_AFTER)
 
     def _let_through(self, model_id: str, lane: _Lane, reach: Reach) -> None:
         most = self._most(model_id)
@@ -341,7 +361,8 @@ class Lanes:
             else:
                 # Somebody else wants it, whose word this stays.
                 await self._until_settled(model_id)
-                problem = self._not_ready(model_id)
+                if self._servers.is_wanted(model_id):
+                    problem = self._not_ready(model_id)
         except MagiError as error:
             problem = error
         finally:

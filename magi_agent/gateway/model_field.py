@@ -23,9 +23,12 @@ _MOST_MARKS: Final = 2_000_000
 """Brackets and strings in one body; more than that is no question to a model."""
 _LONGEST_NAME: Final = 1000
 _LONGEST_HEAD: Final = 8192
-_MODEL_PART: Final = re.compile(
-    rb'^content-disposition: *form-data;(?:[^\r\n]*;)? *name="model"', re.IGNORECASE | re.MULTILINE
+_FIELDS: Final = (_MODEL, _STREAM)
+_FIELD_PART: Final = re.compile(
+    rb'^content-disposition: *form-data;(?:[^\r\n]*;)? *name="(model|stream)"', re.IGNORECASE | re.MULTILINE
 )
+_MOST_PARTS: Final = 1000
+"""Of one form."""
 
 
 class UnreadableBody(InvalidRequest):
@@ -59,7 +62,7 @@ def model_field(body: bytes) -> ModelField:
 
     Takes a time that grows with the body: some milliseconds for each megabyte. Raises ``UnreadableBody``.
     """
-    found = _members(body, (_MODEL, _STREAM))
+    found = _members(body, _FIELDS)
     start, end = found.get(_MODEL, (0, 0))
     value = _value(body[start:end]) if end - start <= _LONGEST_NAME else None
     if end and not (isinstance(value, str) and value):
@@ -68,20 +71,30 @@ def model_field(body: bytes) -> ModelField:
     return ModelField(value if end else None, start, end, body[stream_start:stream_end] == b"true")
 
 
-def form_model(body: bytes, boundary: str) -> str | None:
-    """What the field ``model`` of a form says (multipart/form-data, RFC 7578); ``None`` where it has none."""
-    delimiter = b"--" + boundary.encode()
-    position = body.find(delimiter)
-    while position >= 0:
+def form_field(body: bytes, boundary: str) -> ModelField:
+    """What the fields of a form (multipart/form-data, RFC 7578) say of the model; the first of each name counts.
+
+    Raises ``UnreadableBody``.
+    """
+    # As it came: aiohttp has no other way to show a header that is no text.
+    delimiter = b"--" + boundary.encode(errors="surrogateescape")
+    found: dict[str, str] = {}
+    position, parts = body.find(delimiter), 0
+    while position >= 0 and len(found) < len(_FIELDS):
+        parts += 1
+        if parts > _MOST_PARTS:
+            raise UnreadableBody("the form has more parts than any question to a model")
         start = position + len(delimiter)
         head_end = body.find(b"\r\n\r\n", start, start + _LONGEST_HEAD)
         end = body.find(b"\r\n" + delimiter, head_end) if head_end >= 0 else -1
         if end < 0:
-            return None
-        if _MODEL_PART.search(body, start, head_end) and end - head_end <= _LONGEST_NAME:
-            return body[head_end + 4 : end].decode(errors="replace").strip() or None
+            break
+        field = _FIELD_PART.search(body, start, head_end)
+        if field and end - head_end <= _LONGEST_NAME:
+            value = body[head_end + 4 : end].decode(errors="replace").strip()
+            found.setdefault(field[1].decode().lower(), value)
         position = end + 2
-    return None
+    return ModelField(found.get(_MODEL) or None, 0, 0, wants_stream=found.get(_STREAM) == "true")
 
 
 def _members(body: bytes, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final, cast
 
 from aiohttp import web
@@ -26,8 +27,9 @@ from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.awaited import AwaitedAnswer
+from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
-from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_model, model_field
+from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_field, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
 from magi_agent.gateway.openai_errors import NATIVE_PATHS
 from magi_agent.gateway.relay import (
@@ -123,7 +125,7 @@ class GatewayRoutes:
         kind = self._services.tiers.kind_of(model)
         capabilities = {
             **{each.value: each is kind for each in Kind},
-            "vision": facts.has_vision,
+            "vision": self._services.tiers.sees(model),
             "thinking": model.effective_thinking,
         }
         return {
@@ -165,12 +167,14 @@ class GatewayRoutes:
         field = await self._field(request, body)
         tiers, kind = self._services.tiers, kind_for(request.path)
         tier = tiers.tier(field.name)
-        if self._automatic.is_meant(field.name):
-            choice = await self._automatic.choose(body, kind)
+        is_automatic = self._automatic.is_meant(field.name)
+        sees = (is_automatic or tier is not None) and await self._has_images(body)
+        if is_automatic:
+            choice = await self._automatic.choose(body, kind, sees=sees)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
         else:
-            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind)
+            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
@@ -188,7 +192,7 @@ class GatewayRoutes:
             try:
                 response = RelayedAnswer(await asked())
             except ServerUnreachable:
-                other = tiers.another(tier, kind, model) if tier is not None else None
+                other = tiers.another(tier, kind, model, sees=sees) if tier is not None else None
                 if other is None:
                     raise
                 model = other
@@ -212,12 +216,19 @@ class GatewayRoutes:
     async def _asked(
         self, request: web.Request, model: Model, path: str, body: bytes | None, came_at: float
     ) -> ServerAnswer:
-        """The answer of a model's server, which is waited for; it is in use until that answer is left."""
+        """The answer of a model's server, which is waited for; it is in use until that answer is left.
+
+        A GET only looks: it waits for no model, and a monitor that comes again and again keeps none up.
+        """
+        only_looks = request.method == "GET"
         async with AsyncExitStack() as stack:
-            tally = self._tallies.of(model.model_id, came_at, counts=request.method == "POST")
+            tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
             stack.enter_context(tally)
-            with cancelled_when_lost(request):
-                reach = await stack.enter_async_context(self._lanes.entered(model))
+            if only_looks:
+                reach = self._lanes.looked_at(model)
+            else:
+                with cancelled_when_lost(request):
+                    reach = await stack.enter_async_context(self._lanes.entered(model))
             tally.let_in()
             answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
             answer.hold(stack.pop_all())
@@ -242,10 +253,15 @@ class GatewayRoutes:
 
     @staticmethod
     async def _field(request: web.Request, body: bytes) -> ModelField:
+        read = model_field
         if request.content_type == _MULTIPART:
             boundary = parse_mimetype(request.headers["Content-Type"]).parameters.get("boundary", "")
-            return ModelField(form_model(body, boundary), 0, 0, wants_stream=False)
-        return await asyncio.to_thread(model_field, body) if len(body) > _LARGE else model_field(body)
+            read = partial(form_field, boundary=boundary)
+        return await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
+
+    @staticmethod
+    async def _has_images(body: bytes) -> bool:
+        return await asyncio.to_thread(has_images, body) if len(body) > _LARGE else has_images(body)
 
 
 def _check_plain(path: str) -> None:

@@ -9,7 +9,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -32,6 +32,8 @@ _LEAST_SECONDS: Final = 0.1
 _TOO_MANY: Final = 429
 _CLIENTS_FAULT: Final = 400
 _SERVERS_FAULT: Final = 500
+_NOT_SUPPORTED: Final = 501
+"""What llama-server answers where it is not started for a path, such as embeddings: the client's mistake."""
 
 
 class Outcome(StrEnum):
@@ -40,20 +42,22 @@ class Outcome(StrEnum):
     ANSWERED = "answered"
     """The server's answer went through as a whole."""
     REFUSED = "refused"
-    """So did its error about the request (a status of 4xx)."""
+    """So did its error about the request (a status of 4xx, or 501: it is not started for what was asked)."""
     FAILED = "failed"
     """It said that it failed (5xx), or gave no answer at all."""
     BROKEN_OFF = "broken_off"
     """It broke off in the middle."""
     ABANDONED = "abandoned"
     """The client left before the end."""
+    CUT_OFF = "cut_off"
+    """The agent stopped, and had waited for it as long as it does (``gateway_drain``)."""
     QUEUE_FULL = "queue_full"
     """As many waited for the model as may."""
     NOT_READY = "not_ready"
     """The model was not up, and could not be had up."""
 
 
-_IS_TROUBLE: Final = frozenset({Outcome.FAILED, Outcome.BROKEN_OFF})
+_IS_TROUBLE: Final = frozenset({Outcome.FAILED, Outcome.BROKEN_OFF, Outcome.CUT_OFF})
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +147,14 @@ class Tally:
     """What becomes of one request. To be entered as it asks for its model, and left when nothing more comes of it."""
 
     __slots__ = (
-        "_account", "_asked_at", "_came_at", "_first_at", "_head", "_is_broken", "_is_stream", "_is_whole", "_last",
-        "_let_in_at", "_model_id", "_request_id", "_status",
+        "_account", "_asked_at", "_came_at", "_first_at", "_head", "_is_broken", "_is_cut_off", "_is_stream",
+        "_is_whole", "_last", "_let_in_at", "_model_id", "_request_id", "_status",
     )  # fmt: skip
 
-    def __init__(self, model_id: str, account: _Account, came_at: float) -> None:
+    def __init__(self, model_id: str, account: _Account, came_at: float, is_cut_off: Callable[[], bool]) -> None:
         self._model_id = model_id
         self._account = account
+        self._is_cut_off = is_cut_off
         self._request_id = REQUEST_ID.get()
         self._came_at = self._asked_at = came_at
         self._let_in_at: float | None = None
@@ -198,15 +203,18 @@ class Tally:
             if self._is_broken:
                 return Outcome.BROKEN_OFF
             if not self._is_whole:
-                return Outcome.ABANDONED
-            if status >= _SERVERS_FAULT:
+                return self._unfinished()
+            if status >= _SERVERS_FAULT and status != _NOT_SUPPORTED:
                 return Outcome.FAILED
             return Outcome.REFUSED if status >= _CLIENTS_FAULT else Outcome.ANSWERED
         if isinstance(error, (asyncio.CancelledError, ConnectionError)):
-            return Outcome.ABANDONED
+            return self._unfinished()
         if self._let_in_at is not None or not isinstance(error, MagiError):
             return Outcome.FAILED
         return Outcome.QUEUE_FULL if error.status == _TOO_MANY else Outcome.NOT_READY
+
+    def _unfinished(self) -> Outcome:
+        return Outcome.CUT_OFF if self._is_cut_off() else Outcome.ABANDONED
 
     def _end(self, outcome: Outcome) -> None:
         now, account = time.monotonic(), self._account
@@ -272,6 +280,11 @@ class Tallies:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._accounts: dict[str, _Account] = {}
+        self._are_cut_off = False
+
+    def cut_off(self) -> None:
+        """Take what does not come to its end from now on for cut off by the agent, which stops."""
+        self._are_cut_off = True
 
     def of(self, model_id: str, came_at: float, *, counts: bool = True) -> Tally:
         """One for a request that came at ``came_at`` (``time.monotonic``).
@@ -279,12 +292,12 @@ class Tallies:
         What does not ask a model for anything, such as looks at its health, does not ``count``.
         """
         if not counts:
-            return Tally(model_id, _Account(), came_at)
+            return Tally(model_id, _Account(), came_at, self._is_cut_off)
         account = self._accounts.get(model_id)
         if account is None:
             self._forget_gone()
             account = self._accounts[model_id] = _Account()
-        return Tally(model_id, account, came_at)
+        return Tally(model_id, account, came_at, self._is_cut_off)
 
     def refused(self, model_id: str, came_at: float, error: MagiError) -> None:
         """Count a request that was not even let wait."""
@@ -294,6 +307,9 @@ class Tallies:
         """Those of every model that was asked for and is still listed, by id."""
         self._forget_gone()
         return {model_id: account.taken() for model_id, account in sorted(self._accounts.items())}
+
+    def _is_cut_off(self) -> bool:
+        return self._are_cut_off
 
     def _forget_gone(self) -> None:
         for model_id in [each for each, account in self._accounts.items() if not account.open]:

@@ -18,6 +18,7 @@ from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profile import LoadBalancing, LoadBalancingStrategy
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
+from magi_agent.runtime_settings.settings import NO_PROJECTOR
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.servers import Servers
 from magi_agent.servers.usage import ServersUsage, ServerUsage
@@ -37,6 +38,15 @@ class EmptyTier(NotFound):
     """There is no such tier, or no model of it that the request could be for."""
 
     error = "ModelNotFound"
+
+    @classmethod
+    def without(cls, kind: Kind, *, sees: bool, name: str, of: str = "") -> "EmptyTier":
+        """No model ``of`` those that ``name`` means is of a kind, and ``sees`` images where the request has some."""
+        and_sees = ", and sees the images that the request has" if sees else ""
+        return cls(
+            f"no model{of} is enabled that is for {kind}{and_sees}: GET /v1/models lists what can be asked for",
+            {"model": name},
+        )
 
 
 class NoneOfTier(ServiceUnavailable):
@@ -111,6 +121,14 @@ class TierModels:
             return Kind.EMBEDDING
         return Kind.RERANKING if model.facts.is_reranker else Kind.COMPLETION
 
+    def sees(self, model: Model) -> bool:
+        """Whether a model's server can be shown images: it has a projector for them, found or set."""
+        projector = self._effective.of(model).projector
+        if projector in (None, model.facts.projector_path):
+            return model.facts.has_vision
+        # Nobody has looked into one from elsewhere; most are for images.
+        return projector != NO_PROJECTOR
+
     def of(self, tier: Tier) -> list[Model]:
         """The models of a tier that can be asked for: those that are enabled, or run."""
         return [
@@ -128,17 +146,14 @@ class TierModels:
         rest = sorted(candidates, key=lambda one: (not is_coming(one), one.model_id))
         return self._registry.models[[*ready, *to_start(candidates), *rest][0].model_id]
 
-    async def choose(self, tier: Tier, kind: Kind) -> Model:
-        """The model for a request. Raises ``EmptyTier``, ``NoneOfTier``."""
+    async def choose(self, tier: Tier, kind: Kind, *, sees: bool = False) -> Model:
+        """The model for a request, one that ``sees`` where it must. Raises ``EmptyTier``, ``NoneOfTier``."""
         balancing = self._balancing()
         if balancing.enabled and balancing.strategy is LoadBalancingStrategy.LEAST_LOADED:
             await self._refresh(balancing.health_check_interval)
-        models = self._of_kind(tier, kind)
+        models = self._of_kind(tier, kind, sees)
         if not models:
-            raise EmptyTier(
-                f"no model of tier {tier} is enabled that is for {kind}: GET /v1/models lists what can be asked for",
-                {"model": f"{PREFIX}{tier}"},
-            )
+            raise EmptyTier.without(kind, sees=sees, name=f"{PREFIX}{tier}", of=f" of tier {tier}")
         if (ready := self._next_ready(tier, kind, models)) is not None:
             return ready
         chosen = await self._to_start([self._candidate(model) for model in models.values()])
@@ -146,14 +161,18 @@ class TierModels:
             raise NoneOfTier(tier, {model_id: self._servers.state(model_id) for model_id in sorted(models)})
         return models[chosen.model_id]
 
-    def another(self, tier: Tier, kind: Kind, than: Model) -> Model | None:
+    def another(self, tier: Tier, kind: Kind, than: Model, *, sees: bool = False) -> Model | None:
         """One of a tier that is ready, in the place of one whose server has just died; ``None`` where there is none."""
-        models = self._of_kind(tier, kind)
+        models = self._of_kind(tier, kind, sees)
         models.pop(than.model_id, None)
         return self._next_ready(tier, kind, models)
 
-    def _of_kind(self, tier: Tier, kind: Kind) -> dict[str, Model]:
-        return {model.model_id: model for model in self.of(tier) if self.kind_of(model) is kind}
+    def _of_kind(self, tier: Tier, kind: Kind, sees: bool) -> dict[str, Model]:
+        return {
+            model.model_id: model
+            for model in self.of(tier)
+            if self.kind_of(model) is kind and (not sees or self.sees(model))
+        }
 
     def _next_ready(self, tier: Tier, kind: Kind, models: Mapping[str, Model]) -> Model | None:
         candidates = [self._candidate(model) for model in models.values()]

@@ -27,12 +27,14 @@ NOBODY = pwd.getpwnam("nobody").pw_uid
 PROXY = pwd.getpwnam("www-data").pw_uid
 MEMBERS = 64_999
 """The id that the group magi has in these tests."""
-SECRETS = {name: new_secret() for name in ("read", "infer", "admin", "ended", "unknown")}
+SECRETS = {name: new_secret() for name in ("read", "infer", "admin", "ended", "newer", "unknown")}
 TOKENS = (
     Token("read", TokenScope.READ, digest_of(SECRETS["read"]), datetime.now(UTC) + timedelta(hours=1)),
     Token("infer", TokenScope.INFER, digest_of(SECRETS["infer"])),
     Token("admin", TokenScope.ADMIN, digest_of(SECRETS["admin"])),
     Token("ended", TokenScope.ADMIN, digest_of(SECRETS["ended"]), datetime.now(UTC) - timedelta(seconds=1)),
+    # What it is held to, a newer agent knows.
+    Token("newer", TokenScope.ADMIN, digest_of(SECRETS["newer"]), unknown=("hosts=10.0.0.0/8",)),
 )
 
 REQUESTS = {
@@ -61,6 +63,7 @@ BY_TOKEN = {
     "infer": USING,
     "admin": EVERYTHING,
     "ended": NOTHING,
+    "newer": NOTHING,
     "unknown": NOTHING,
 }
 """Wherever a request comes from."""

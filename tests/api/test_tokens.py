@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -553,6 +553,18 @@ def test_who_else_may_read_the_file_is_said_and_who_may_write_it_is_refused(else
 
     elsewhere.tokens.chmod(0o640)
     assert elsewhere.reload() == []
+
+
+def test_a_token_that_a_newer_agent_limits_lets_nobody_in_and_the_start_succeeds(elsewhere: TokenAgent) -> None:
+    newer = line_of(replace(token("newer", TokenScope.ADMIN, OTHER), unknown=("hosts=10.0.0.0/8",)))
+    elsewhere.tokens.write_text(f"{elsewhere.tokens.read_text()}{newer}\n")
+    elsewhere.start()
+
+    assert [elsewhere.status(secret) for secret in (SECRET, OTHER)] == [200, 401]
+    message = elsewhere.over_tcp("GET", REGISTRY, OTHER).body["message"]
+    assert message.startswith("the token newer has a key that this agent does not know")
+    (problem,) = elsewhere.reload()
+    assert problem.startswith(f"{elsewhere.tokens}: the token newer has a key that this agent does not know")
 
 
 def test_an_address_that_others_reach_waits_for_a_restart_that_would_fail(elsewhere: TokenAgent) -> None:

@@ -587,6 +587,10 @@ def test_the_file_of_tokens_is_for_the_service_alone(open_folder: Path) -> None:
     path.write_text("one two\n")
     [(result, _, mend)] = findings(doctor_agent.tokens(patient))
     assert (result, mend) == (Result.FAILED, f"sudoedit {path}")
+    path.write_text(f"newer read sha256:{'0f' * 32} hosts=10.0.0.0/8\n")
+    [(result, said, mend)] = findings(doctor_agent.tokens(patient))
+    assert (result, mend) == (Result.WARNING, f"sudoedit {path}")
+    assert "the token newer has a key that this agent does not know" in said
     path.unlink()
     path.mkdir(mode=0o755)
     [(result, _, mend)] = findings(doctor_agent.tokens(patient))

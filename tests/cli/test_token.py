@@ -89,10 +89,10 @@ def test_as_json(magictl: Magictl, path: Path) -> None:
 
     assert made.err == ""
     end = "2999-02-01T00:00:00Z"
-    ops = {"name": "ops", "scope": "admin", "until": end, "rate": None, "ended": False}
+    ops = {"name": "ops", "scope": "admin", "until": end, "rate": None, "ended": False, "understood": True}
     assert made.json == {**ops, "token": made.json["token"], "path": str(path)}
     assert SECRET.fullmatch(made.json["token"] + "\n")
-    front = {"name": "front", "scope": "read", "until": None, "rate": None, "ended": False}
+    front = {"name": "front", "scope": "read", "until": None, "rate": None, "ended": False, "understood": True}
     assert magictl("token", "list", "--json").json == {"path": str(path), "tokens": [ops, front]}
     assert magictl("token", "revoke", "ops", "--json").json == {**ops, "path": str(path)}
     assert magictl("token", "list", "--json").json["tokens"] == [front]
@@ -114,6 +114,15 @@ def test_a_rate_is_given_changed_and_taken_away_and_the_token_stays(magictl: Mag
     assert magictl("token", "rate", "other", "7").err.startswith("magictl: no token is called other")
     for word in ("0", "1000001", "many", "-1", "٣"):
         assert magictl("token", "rate", "laptop", "--", word).status == 2
+
+
+def test_the_list_says_what_lets_nobody_in(magictl: Magictl, path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(f"newer infer sha256:{'0f' * 32} hosts=10.0.0.0/8\n")
+
+    assert "lets nobody in" in magictl("token", "list").out
+    assert [token["understood"] for token in magictl("token", "list", "--json").json["tokens"]] == [False]
+    assert magictl("token", "add", "newer", "--scope", "read").err.startswith("magictl: there is a token called newer")
 
 
 def test_the_list_says_what_has_ended(magictl: Magictl, path: Path) -> None:
@@ -481,6 +490,12 @@ def test_the_check_of_the_service_shows_the_tokens_and_no_secret(
     assert "sha256" not in shown.stdout
     path.chmod(0o644)
     assert "every user of this host may read it" in check().stdout
+    with path.open("a") as file:
+        file.write(f"newer read sha256:{'cd' * 32} hosts=10.0.0.0/8\n")
+    shown = check()
+    assert "\n  newer (read, with a key that is not known here)\n" in shown.stdout
+    assert "lets nobody in" in shown.stdout
+    assert "10.0.0.0" not in shown.stdout
     path.write_text("front read\n")
     refused = check()
     assert (refused.returncode, refused.stdout) == (78, "")

@@ -42,6 +42,10 @@ class Handed(AgentProcess):
     """An agent that systemd starts, with a socket that systemd made."""
 
     @property
+    def journal(self) -> str:
+        return os.environ["MAGI_JOURNAL_DIRECTORY"]
+
+    @property
     def socket(self) -> Path:
         return self.folder / "systemd.sock"
 
@@ -202,27 +206,40 @@ def test_an_answer_arrives_whole_and_who_comes_meanwhile_is_answered_by_the_next
     assert {name: unit_property(f"magi-llama-{name}.service", "MainPID") for name in servers} == servers
 
 
+def outcomes_since(agent: Handed, moment: float) -> list[str]:
+    """What the journal says became of the requests to the model that takes its time."""
+    since = [f"--directory={agent.journal}", f"--since=@{moment:.3f}", "--output=json", f"MAGI_MODEL={TALKER}"]
+    lines = subprocess.run(["journalctl", *since], check=True, capture_output=True, timeout=30).stdout.splitlines()
+    return [said["MAGI_OUTCOME"] for said in map(json.loads, lines) if "MAGI_OUTCOME" in said]
+
+
 def test_what_does_not_end_in_time_is_cut_off_and_looks_so(agent: Handed) -> None:
     agent.run(MAGI_GATEWAY_DRAIN="6")
     agent.have_ready(TALKER)
     server = unit_property(f"magi-llama-{TALKER}.service", "MainPID")
+    since = time.time()
 
-    with talking(agent, 6000) as talk:
+    with talking(agent, 6000) as talk, ThreadPoolExecutor(1) as pool:
+        body = {**SHORT, "model": TALKER, "max_tokens": 6000, "ignore_eos": True}
+        plain = pool.submit(agent.ask, "POST", "/v1/completions", body)
         began = time.monotonic()
         agent.restart()
         wait_until(lambda: talk.over, "it is cut off", 30)
         assert 5.5 < time.monotonic() - began < 12
+        assert isinstance(plain.exception(), http.client.RemoteDisconnected)
         assert agent.ask("GET", "/health/live").status == 200
 
     assert DONE not in talk.said
     assert isinstance(talk.broke, (OSError, http.client.IncompleteRead)), "nobody takes it for whole"
     assert agent.ended() == "success"
     assert unit_property(f"magi-llama-{TALKER}.service", "MainPID") == server
+    wait_until(lambda: outcomes_since(agent, since) == ["cut_off", "cut_off"], "the journal says so")
 
 
 def test_another_signal_ends_it_at_once(agent: Handed) -> None:
     agent.run()
     agent.have_ready(TALKER)
+    since = time.time()
     pid = agent.pid()
     events = Unix(agent.socket)
     events.request("GET", "/api/events", headers={"Accept": "text/event-stream"})
@@ -243,6 +260,7 @@ def test_another_signal_ends_it_at_once(agent: Handed) -> None:
         assert time.monotonic() - began < 4
 
     assert talk.broke is not None
+    wait_until(lambda: outcomes_since(agent, since) == ["cut_off"], "the journal says so")
 
 
 def test_requests_that_wait_for_their_model_have_it_started_and_are_answered(agent: Handed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from magi_agent.gateway.relay import Relay, ServerAnswer
 from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.conftest import SampleModels
+from tests.gateway.test_gateway import openai_failure
 
 MODEL = "api-idle"
 PROMPT = {"model": MODEL, "prompt": "a", "max_tokens": 2, "temperature": 0}
@@ -126,6 +128,43 @@ async def test_use_of_its_own_port_is_use(serve: Serve) -> None:
 
     assert await state(api) == "ready"
     await until(lambda: is_stopped(api), "it is stopped", 30)
+
+
+@ONE_LISTENER
+async def test_a_monitor_starts_nothing_and_keeps_nothing_up(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, 1)
+    looks = [f"/api/proxy/{MODEL}{path}" for path in ("/health", "/props", "/slots", "/metrics", "/v1/models")]
+
+    for look in looks:
+        reply = await asyncio.wait_for(api.ask("GET", look), 1)
+        assert openai_failure(reply, 503, "service_unavailable")["message"].startswith(f"model {MODEL} is stopped")
+    assert await state(api) == "stopped"
+    assert api.agent._desired[MODEL] is None
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "one a look"
+
+    (await api.ask("POST", "/v1/completions", PROMPT)).success()
+    answered, seen = time.monotonic(), 0
+    while await state(api) == "ready":
+        for look in looks:
+            seen += (await api.ask("GET", look)).status == 200
+        assert time.monotonic() - answered < 10, "it is kept up"
+        await asyncio.sleep(0.1)
+    assert seen >= len(looks)
+    await until(lambda: is_stopped(api), "it is stopped", 20)
+    assert (await api.ask("GET", looks[0])).status == 503
+    assert await state(api) == "stopped"
+
+
+@ONE_LISTENER
+async def test_a_look_waits_for_nobodys_turn(serve: Serve) -> None:
+    api = await serve(MODEL)
+    await on_demand(api, None)
+    await api.ask("PUT", f"/api/models/{MODEL}/settings", {"startPolicy": "onDemand", "maxConcurrent": 1})
+    (await api.ask("POST", "/v1/completions", PROMPT)).success()
+
+    async with api.services.lanes.entered(api.services.registry.models[MODEL]):
+        assert (await asyncio.wait_for(api.ask("GET", f"/api/proxy/{MODEL}/health"), 5)).status == 200
 
 
 @ONE_LISTENER

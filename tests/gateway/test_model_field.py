@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.gateway.model_field import UnreadableBody, form_model, model_field
+from magi_agent.gateway.model_field import UnreadableBody, form_field, model_field
 
 SCALARS = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text() | st.integers()
 JSON = st.recursive(
@@ -139,9 +139,33 @@ FORM = (
     ],
 )
 def test_a_form_names_its_model_in_a_field(part: bytes, name: str | None) -> None:
-    assert form_model(FORM % part, "xyz") == name
+    assert form_field(FORM % part, "xyz").name == name
 
 
 @pytest.mark.parametrize("body", [b"", b"--xyz", b"--xyz\r\nX: y", b"--xyz\r\nX: y\r\n\r\nno end", b"--xyz--"])
 def test_what_is_no_whole_form_names_none(body: bytes) -> None:
-    assert form_model(body, "xyz") is None
+    assert form_field(body, "xyz").name is None
+
+
+@pytest.mark.parametrize(
+    ("value", "wants"), [(b"true", True), (b" true\r\n", True), (b"false", False), (b"", False), (b"x" * 2000, False)]
+)
+def test_a_form_says_whether_it_wants_a_stream(value: bytes, wants: bool) -> None:
+    stream = b'--xyz\r\nContent-Disposition: form-data; name="stream"\r\n\r\n%s\r\n' % value
+    model = b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n'
+    for parts in (stream + model, model + stream):
+        field = form_field(FORM % parts, "xyz")
+        assert (field.name, field.wants_stream) == ("a", wants)
+        assert field.renamed(FORM % parts, "b") == FORM % parts
+
+
+def test_a_form_of_more_parts_than_anybody_needs_is_not_read_to_its_end() -> None:
+    began = time.thread_time()
+    with pytest.raises(UnreadableBody):
+        form_field(b"--x\r\n\r\n\r\n" * 6_000_000, "x")
+    assert time.thread_time() - began < 0.5
+
+
+def test_a_boundary_that_is_no_text_is_one_nevertheless() -> None:
+    said = (FORM % b'--xyz\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n').replace(b"xyz", b"x\xff")
+    assert form_field(said, "x\udcff").name == "a"

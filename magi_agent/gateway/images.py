@@ -1,0 +1,40 @@
+"""Whether a request shows its model images, which only a server with a projector for them can see.
+
+In the form of each API: ``image_url`` of OpenAI's chat, ``input_image`` of its responses, ``image`` of Anthropic's
+messages; also in what a tool gave back.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+_WORD: Final = b"image"
+"""What is in a body that has one; most have not, and are not taken apart for this."""
+_TYPES: Final = frozenset({"image_url", "input_image", "image"})
+_MESSAGES: Final = ("messages", "input")
+_PARTS: Final = ("content", "output")
+
+
+def has_images(body: bytes) -> bool:
+    """Whether a message of a JSON body holds an image. Takes a time that grows with the body."""
+    if _WORD not in body:
+        return False
+    try:
+        document: Any = from_json(body, cache_strings=False)
+    except ValueError:
+        # A form, or what the server will refuse.
+        return False
+    if not isinstance(document, Mapping):
+        return False
+    parts = [document.get(name) for name in _MESSAGES]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, Mapping):
+            kind = part.get("type")
+            if isinstance(kind, str) and kind in _TYPES:
+                return True
+            parts += (part.get(name) for name in _PARTS)
+    return False

@@ -1,0 +1,147 @@
+"""Requests with images go to models that see, whatever tier they would have gone to."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_projector import write_toy_eye
+
+from magi_agent.gateway.images import has_images
+from tests.api.client import Api, Reply
+from tests.api.conftest import Serve
+from tests.conftest import MakeToyModel
+from tests.gateway.test_gateway import openai_failure, started
+
+BLIND, SEEING = "api-blind", "api-seeing"
+ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+_PIXELS = zlib.compress((b"\0" + b"\xff\0\0" * 8) * 8)
+_HEAD = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+PNG = base64.b64encode(
+    b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", _HEAD) + _chunk(b"IDAT", _PIXELS) + _chunk(b"IEND", b"")
+).decode()
+"""Eight red pixels a side."""
+DATA = f"data:image/png;base64,{PNG}"
+ANTHROPIC = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG}}
+
+
+def said(*parts: object) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, *parts]}]
+
+
+CHAT = {"messages": said({"type": "image_url", "image_url": {"url": DATA}})}
+RESPONSE = {
+    "input": [
+        {
+            "role": "user",
+            "content": [{"type": "input_text", "text": "what is it?"}, {"type": "input_image", "image_url": DATA}],
+        }
+    ]
+}
+MESSAGES = {"messages": said(ANTHROPIC)}
+FORMS = pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", CHAT), ("/v1/responses", RESPONSE), ("/v1/messages", MESSAGES)],
+    ids=["chat", "responses", "messages"],
+)
+
+
+@pytest.fixture
+async def api(serve: Serve, models: Path, toy_model: MakeToyModel) -> Api:
+    """A small model that sees nothing, and a large one that does: both are up."""
+    for model_id in (BLIND, SEEING):
+        toy_model(models / f"{model_id}.gguf")
+    write_toy_eye(models / f"mmproj-{SEEING}.gguf")
+    api = await serve()
+    for model_id, tier in ((BLIND, "fast"), (SEEING, "powerful")):
+        (await api.ask("PUT", f"/api/models/{model_id}/tier", {"tier": tier})).success()
+        await started(api, model_id)
+    return api
+
+
+async def ask(api: Api, path: str, name: str, body: dict[str, Any]) -> Reply:
+    most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    return await api.ask("POST", path, {"model": name, most: 2, **body})
+
+
+@ONE_LISTENER
+@FORMS
+async def test_an_image_is_for_one_that_sees_of_whatever_tier(api: Api, path: str, body: dict[str, Any]) -> None:
+    plain = {name: "hi" if name == "input" else said() for name in body}
+
+    assert (await ask(api, path, "auto", plain)).headers["X-Magi-Model"] == BLIND
+    reply = await ask(api, path, "auto", body)
+
+    reply.success()
+    assert (reply.headers["X-Magi-Model"], reply.headers["X-Magi-Tier"]) == (SEEING, "powerful")
+
+
+@ONE_LISTENER
+async def test_one_that_sees_is_found_below_the_tier_too_and_within_a_tier(api: Api) -> None:
+    for model_id, tier in ((BLIND, "powerful"), (SEEING, "fast")):
+        (await api.ask("PUT", f"/api/models/{model_id}/tier", {"tier": tier})).success()
+    hard = {"messages": [*CHAT["messages"], {"role": "user", "content": "Prove it step by step, and compare?" * 200}]}
+    reply = await ask(api, "/v1/chat/completions", "auto", {**hard, "max_tokens": 1})
+    assert (reply.headers["X-Magi-Model"], reply.headers["X-Magi-Tier"]) == (SEEING, "fast")
+
+    # Both in one: whose turn it would be does not count.
+    (await api.ask("PUT", f"/api/models/{BLIND}/tier", {"tier": "fast"})).success()
+    asked = [await ask(api, "/v1/chat/completions", "tier:fast", CHAT) for _ in range(4)]
+    assert [reply.success()["model"] for reply in asked] == [SEEING] * 4
+
+
+@ONE_LISTENER
+async def test_where_none_sees_that_is_said_and_no_model_is_asked(api: Api) -> None:
+    nobody = await ask(api, "/v1/chat/completions", "tier:fast", CHAT)
+    assert "of tier fast" in openai_failure(nobody, 404, "model_not_found")["message"]
+
+    # A projector that is not used is none.
+    (await api.ask("PUT", f"/api/models/{SEEING}/settings", {"projector": "none"})).success()
+    nobody = await ask(api, "/v1/chat/completions", "auto", CHAT)
+    message = openai_failure(nobody, 404, "model_not_found")["message"]
+    assert message.startswith("no model is enabled that is for completion, and sees the images that the request has")
+    entries = {entry["id"]: entry["capabilities"] for entry in (await api.get("/v1/models"))["data"]}
+    assert "vision" not in [*entries[SEEING], *entries["auto"]]
+    # By its own name, each model says itself what it makes of that.
+    assert "image input is not supported" in (await ask(api, "/v1/chat/completions", BLIND, CHAT)).content.decode()
+
+
+def test_images_are_found_wherever_a_request_has_them() -> None:
+    back = {"type": "tool_result", "tool_use_id": "x", "content": [ANTHROPIC]}
+    output = {"type": "function_call_output", "call_id": "x", "output": [{"type": "input_image", "image_url": DATA}]}
+    earlier = {"messages": [*said(ANTHROPIC), *({"role": "user", "content": "and?"} for _ in range(5000))]}
+    for body in (CHAT, RESPONSE, MESSAGES, {"messages": said(back)}, {"input": [output]}, earlier):
+        assert has_images(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": 'draw {"type": "image"}'}]},
+        {"messages": said({"type": "text", "text": "image_url"}, {"type": ["image"]}, None, 3)},
+        {"messages": said(), "tools": [{"type": "image"}], "image": "x"},
+        {"input": "an image", "messages": None},
+        ["image"],
+        "image",
+    ],
+)
+def test_what_only_speaks_of_images_has_none(body: object) -> None:
+    assert not has_images(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize(
+    "body", [b"image", b'{"messages": "image', b"[" * 1_000_000 + b"image", b'--x\r\nname="image"\r\n\r\n\xff']
+)
+def test_what_is_no_json_has_none(body: bytes) -> None:
+    assert not has_images(body)
