@@ -68,6 +68,14 @@ def model_field(body: bytes) -> ModelField:
     return ModelField(value if end else None, start, end, body[stream_start:stream_end] == b"true")
 
 
+def place_of(body: bytes, name: str) -> tuple[int, int]:
+    """Where the value of a member of a JSON object begins and ends; nowhere, (0, 0), where there is none.
+
+    Raises ``UnreadableBody``.
+    """
+    return _members(body, (name,)).get(name, (0, 0))
+
+
 def form_model(body: bytes, boundary: str) -> str | None:
     """What the field ``model`` of a form says (multipart/form-data, RFC 7578); ``None`` where it has none."""
     delimiter = b"--" + boundary.encode()
