@@ -17,7 +17,7 @@ _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 """Possessive: to give back a part of a string of megabytes would take memory, and end nowhere else."""
 _OUTERMOST: Final = re.compile(rb'["{}\[\],:]')
 _WITHIN: Final = re.compile(rb'["{}\[\]]')
-_SCALAR: Final = re.compile(rb"[^\s,}\]]+")
+_SCALAR: Final = re.compile(rb"[^\s,{}\[\]]+")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 _MOST_MARKS: Final = 2_000_000
 """Brackets and strings in one body; more than that is no question to a model."""

@@ -118,8 +118,9 @@ class TwoStages:
         """The draft's stream, of which nothing is read yet; ``None`` where there is none."""
         with suppress(MagiError, TimeoutError):
             async with asyncio.timeout_at(self._deadline):
-                asked = await self._worked_out(partial(draft_body, self._body, self.drafter))
-                answer = await self._ask(self.drafter.model, asked)
+                model, most = self.drafter.model, self.drafter.max_tokens
+                asked = await self._worked_out(partial(draft_body, self._body, model.model_id, most))
+                answer = await self._ask(model, asked)
                 if answer.status == _OK and answer.is_stream:
                     return answer
                 async with answer:

@@ -65,14 +65,14 @@ def takes_draft(body: Mapping[str, Any]) -> bool:
     )
 
 
-def draft_body(body: bytes, drafter: Drafter) -> bytes:
+def draft_body(body: bytes, model_id: str, max_tokens: int) -> bytes:
     """What the first stage is asked: the same, in short, streamed, and without thinking where that can be had."""
     asked: dict[str, Any] = from_json(body, cache_strings=False)
     limits = [asked[name] for name in _LIMITS if _is_limit(asked.get(name))]
-    most = min([drafter.max_tokens, *limits])
+    most = min([max_tokens, *limits])
     of_template = asked.get("chat_template_kwargs")
     changed: dict[str, Any] = {
-        "model": drafter.model.model_id,
+        "model": model_id,
         "stream": True,
         "max_tokens": most,
         **{name: most for name in _LIMITS if name in asked},
