@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 
 from magi_agent.gateway import staged
+from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.relay import Relay
 from magi_agent.gateway.tallies import Tally
 from magi_agent.gateway.two_stage import INSTRUCTION
@@ -476,10 +478,30 @@ async def _has_begun(said: dict[str, bytes], model_id: str) -> bool:
 
 
 @ONE_LISTENER
+async def test_a_client_that_leaves_before_the_stream_begins_leaves_no_draft_behind(
+    pair: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await pair()
+
+    async def gone(*_: object) -> None:
+        raise ConnectionResetError("the client has just left")
+
+    monkeypatch.setattr(AwaitedAnswer, "prepare", gone)
+    with pytest.raises(aiohttp.ClientError):
+        await api.ask("POST", CHAT, {**ASKED, "stream": True})
+
+    assert ids(asked) == [FIRST]
+    await until(lambda: _is_idle(api, FIRST), "its place is free", 5)
+
+
+async def _is_idle(api: Api, model_id: str) -> bool:
+    return api.services.lanes.is_idle(model_id)
+
+
+@ONE_LISTENER
 @pytest.mark.timeout(300)
-@BOTH_FORMS
 async def test_memory_for_one_model_is_enough(
-    serve: Serve, models: Path, sample_models: SampleModels, is_stream: bool, said: dict[str, bytes]
+    serve: Serve, models: Path, sample_models: SampleModels, said: dict[str, bytes]
 ) -> None:
     for model_id in (FIRST, SECOND):
         shutil.copyfile(sample_models.smollm2, models / f"{model_id}.gguf")
@@ -488,13 +510,12 @@ async def test_memory_for_one_model_is_enough(
     api = await serve(memory_reserve=str(psutil.virtual_memory().available - ROOM))
     await configured(api, tiers={FIRST: "fast", SECOND: "powerful"}, ctxSize=CONTEXT, parallelSlots=4)
 
-    for _ in range(2):
-        reply = await asyncio.wait_for(api.ask("POST", CHAT, {**ASKED, "stream": is_stream}), 120)
-        assert answer_in(reply, is_stream)
-        assert told(said[FIRST], "content").strip()
-        assert sorted(api.services.servers.ready()) == [SECOND]
-        if is_stream:
-            assert reply.content.startswith(b": the answer of api-refine is not ready yet\n\n")
-            assert told(reply.content, "reasoning_content") == f"{told(said[FIRST], 'content')}\n\n"
-            assert reply.content.endswith(b"data: [DONE]\n\n")
-        said.clear()
+    reply = await asyncio.wait_for(api.ask("POST", CHAT, {**ASKED, "stream": True}), 120)
+
+    assert reply.content.startswith(b": the answer of api-refine is not ready yet\n\n")
+    draft = told(said[FIRST], "content")
+    assert draft.strip()
+    assert told(reply.content, "reasoning_content") == f"{draft}\n\n"
+    assert told(reply.content, "content").strip()
+    assert reply.content.endswith(b"data: [DONE]\n\n")
+    assert sorted(api.services.servers.ready()) == [SECOND]
