@@ -23,7 +23,7 @@ from magi_agent.gateway.two_stage import Drafter, DraftReader, draft_body, draft
 from magi_agent.registry.model import Model
 
 DRAFT_HEADER: Final = "X-Magi-Draft-Model"
-"""The id of the model that an answer's draft is by."""
+"""The id of the model that was asked for a draft."""
 _LONGEST: Final = 120.0
 """Seconds for a draft, from the moment it is asked for; what there is by then is used."""
 _MOST: Final = 256 * 1024
@@ -109,8 +109,8 @@ class TwoStages:
             if answer.status < _FIRST_REFUSAL:
                 return answer
             # The draft may be at fault: it makes the conversation longer than the model can take, for one.
-            with suppress(ServerFailed):
-                async with answer:
+            async with answer:
+                with suppress(ServerFailed), cancelled_when_lost(self._request):
                     await answer.read()
         return await self._ask(self.model, self._body)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import locations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,6 +85,12 @@ def test_what_the_first_tier_is_good_enough_for_goes_there_alone(
 )
 def test_a_request_that_a_draft_would_spoil_has_none(more: dict[str, Any], takes: bool) -> None:
     assert takes_draft({**ASKED, **more}) is takes
+
+
+def test_the_instruction_is_documented() -> None:
+    said = " ".join((locations.CHECKOUT / "docs" / "api.md").read_text(encoding="utf-8").replace("*", "").split())
+
+    assert f'"{INSTRUCTION}"' in said
 
 
 @pytest.mark.parametrize(
