@@ -27,8 +27,9 @@ from tests.conftest import MakeToyModel, SampleModels
 from tests.gateway.test_gateway import openai_failure, started
 from tests.gateway.test_gateway_metrics import of
 from tests.gateway.test_room import CONTEXT, ROOM
+from tests.gateway.test_tiers import killed
 
-FIRST, SECOND = "api-draft", "api-refine"
+FIRST, SECOND, OTHER = "api-draft", "api-refine", "api-another"
 HARD = "Prove step by step that the sum of two even numbers is even."
 """Worth the tier balanced."""
 CHAT = "/v1/chat/completions"
@@ -395,6 +396,44 @@ async def test_a_second_stage_that_fails_is_an_error(pair: Any, asked: Asked, is
         assert b"[DONE]" not in reply.content
     else:
         openai_failure(reply, 409, "draining")
+
+
+@ONE_LISTENER
+@BOTH_FORMS
+async def test_servers_that_have_just_died(
+    serve: Serve,
+    models: Path,
+    toy_model: MakeToyModel,
+    asked: Asked,
+    is_stream: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for model_id in (FIRST, SECOND, OTHER):
+        toy_model(models / f"{model_id}.gguf", chat_template=TEMPLATE, context_length=2048)
+    api = await serve(server_access="port")
+    await configured(api, tiers={FIRST: "fast", SECOND: "powerful", OTHER: "powerful"})
+    for model_id in (FIRST, SECOND, OTHER):
+        await started(api, model_id)
+    # The moment in which nobody has noticed yet, for as long as the test takes.
+    servers = api.services.servers
+    reaches = {model_id: servers.reach_if_ready(model_id) for model_id in (FIRST, SECOND, OTHER)}
+    monkeypatch.setattr(type(servers), "reach_if_ready", lambda _, model_id: reaches[model_id])
+    await killed(api, OTHER)
+
+    # In turn: every second request is for the one that is gone.
+    replies = [await api.ask("POST", CHAT, {**ASKED, "stream": is_stream}) for _ in range(2)]
+    if is_stream:
+        # Which model answers is said already.
+        codes = [event["error"]["code"] for reply in replies for event in events(reply.content) if "error" in event]
+        assert codes == ["server_failed"]
+    else:
+        assert [reply.success()["model"] for reply in replies] == [SECOND] * 2
+
+    await killed(api, FIRST)
+    asked.clear()
+    replies = [await api.ask("POST", CHAT, {**ASKED, "stream": is_stream}) for _ in range(2)]
+    assert [len(answer_in(reply, is_stream)) for reply in replies] == [12] * 2
+    assert not any(is_refined(body) or "X-Magi-Draft-Model" in reply.headers for _, body in asked for reply in replies)
 
 
 @ONE_LISTENER
