@@ -10,8 +10,9 @@ from magi_agent.configuration import Configuration
 _METHODS: Final = "GET, HEAD, POST, PUT, DELETE"
 _REQUEST_HEADERS: Final = "Authorization, Content-Type, If-None-Match, Last-Event-ID, X-Request-ID"
 _RESPONSE_HEADERS: Final = (
-    "ETag, Location, Retry-After, X-Magi-Model, X-Magi-Score, X-Magi-Tier, X-RateLimit-Limit-Requests, "
-    "X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-Request-ID, X-Response-Time"
+    "ETag, Location, Retry-After, X-Magi-Draft-Model, X-Magi-Model, X-Magi-Score, X-Magi-Tier, "
+    "X-RateLimit-Limit-Requests, X-RateLimit-Remaining-Requests, X-RateLimit-Reset-Requests, X-Request-ID, "
+    "X-Response-Time"
 )
 _PREFLIGHT_SECONDS: Final = "600"
 

@@ -290,12 +290,12 @@ class TierConfigBody(Request):
 
 
 class TwoStageBody(Request):
-    """A draft by one tier, refined by another."""
+    """A draft by one tier, refined by a larger one, for chats with ``auto`` that are worth more than the first."""
 
     enabled: bool = False
     stage1_tier: Tier = Tier.BALANCED
     stage2_tier: Tier = Tier.POWERFUL
-    stage1_max_tokens: int = Field(500, ge=1, le=1_000_000)
+    stage1_max_tokens: int = Field(500, ge=1, le=1_000_000, description="tokens of the draft")
 
 
 class LoadBalancingBody(Request):

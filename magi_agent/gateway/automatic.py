@@ -1,11 +1,13 @@
 """The model ``auto``: the request's complexity picks a tier, by the active profile's ``tierConfig``.
 
 The first tier whose ``maxScore`` the score does not exceed is asked. Where no model of it can be had, the next larger
-ones are, and then the next smaller ones. A request with images is for those that see, of whatever tier.
+ones are, and then the next smaller ones. A request with images is for those that see, of whatever tier. Where the
+profile's ``twoStage`` helps a request, its two tiers are asked.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,9 +17,10 @@ from magi_agent.errors import MagiError
 from magi_agent.gateway.complexity import Complexity, complexity, question_of
 from magi_agent.gateway.model_names import ModelNames, UnknownName
 from magi_agent.gateway.tier_models import EmptyTier, NoneOfTier, TierModels
-from magi_agent.gateway.tiers import Kind
+from magi_agent.gateway.tiers import BY_SIZE, Kind
+from magi_agent.gateway.two_stage import Drafter, takes_draft, takes_two_stages
 from magi_agent.profiles.active import ActiveProfile
-from magi_agent.profiles.profile import DEFAULT_TIERS, TierConfig
+from magi_agent.profiles.profile import DEFAULT_TIERS, TierConfig, TwoStage
 from magi_agent.registry.model import Model
 from magi_agent.vocabulary import Tier
 
@@ -25,7 +28,6 @@ AUTO: Final = "auto"
 """The name that means any model. One that is called so by its id, an alias or its file wins."""
 _LARGE: Final = 64 * 1024
 """Bytes of a body from which on it is read in a thread."""
-_ORDER: Final = (Tier.FAST, Tier.BALANCED, Tier.POWERFUL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Choice:
     model: Model
     tier: Tier
     score: float
+    drafter: Drafter | None = None
+    """Who is to make a draft for the model, where one is to be made."""
 
     def headers(self) -> Mapping[str, str]:
         """What its answer says of the choice."""
@@ -59,14 +63,22 @@ class Automatic:
             return "modelIds" not in error.details
         return False
 
-    async def choose(self, body: bytes, kind: Kind, *, sees: bool = False) -> Choice:
-        """The model for a request, one that ``sees`` where it must. Raises ``EmptyTier``, ``NoneOfTier``."""
-        found = await asyncio.to_thread(_complexity, body) if len(body) > _LARGE else _complexity(body)
+    async def choose(self, body: bytes, kind: Kind, *, is_chat: bool, sees: bool = False) -> Choice:
+        """The model for a request, or the two for a chat; they ``see`` images where they must.
+
+        Raises ``EmptyTier``, ``NoneOfTier``.
+        """
+        found, drafts = await asyncio.to_thread(_looked_at, body) if len(body) > _LARGE else _looked_at(body)
         held = self._active_profile.held
         wanted = tier_for(found.score, held.tier_config if held else DEFAULT_TIERS)
-        place = _ORDER.index(wanted)
+        if is_chat and drafts and held and takes_two_stages(held.two_stage, wanted):
+            with suppress(EmptyTier, NoneOfTier):
+                tier = held.two_stage.stage2_tier
+                model = await self._tiers.choose(tier, kind, sees=sees)
+                return Choice(model, tier, found.score, await self._drafter(held.two_stage, kind, sees))
+        place = BY_SIZE.index(wanted)
         first: MagiError | None = None
-        for tier in (*_ORDER[place:], *reversed(_ORDER[:place])):
+        for tier in (*BY_SIZE[place:], *reversed(BY_SIZE[:place])):
             try:
                 return Choice(await self._tiers.choose(tier, kind, sees=sees), tier, found.score)
             except (EmptyTier, NoneOfTier) as error:
@@ -77,6 +89,13 @@ class Automatic:
             raise first
         raise EmptyTier.without(kind, sees=sees, name=AUTO)
 
+    async def _drafter(self, two_stage: TwoStage, kind: Kind, sees: bool) -> Drafter | None:
+        """Who makes a draft; ``None`` where nobody can."""
+        with suppress(EmptyTier, NoneOfTier):
+            model = await self._tiers.choose(two_stage.stage1_tier, kind, sees=sees)
+            return Drafter(model, two_stage.stage1_max_tokens)
+        return None
+
 
 def tier_for(score: float, configured: Sequence[TierConfig]) -> Tier:
     """The first tier that takes requests of this score; the largest where none does. Other names are no tiers."""
@@ -84,10 +103,12 @@ def tier_for(score: float, configured: Sequence[TierConfig]) -> Tier:
     return next((Tier(each.name) for each in tiers if score <= each.max_score), Tier.POWERFUL)
 
 
-def _complexity(body: bytes) -> Complexity:
+def _looked_at(body: bytes) -> tuple[Complexity, bool]:
+    """How hard a request is, and whether a draft would spoil nothing that it asks for."""
     try:
         document: Any = from_json(body, cache_strings=False)
     except ValueError:
         # A form, or what the server will refuse.
         document = {}
-    return complexity(question_of(document if isinstance(document, dict) else {}))
+    asked = document if isinstance(document, dict) else {}
+    return complexity(question_of(asked)), takes_draft(asked)

@@ -23,12 +23,12 @@ _SIGN_OF_LIFE: Final = 5.0
 class AwaitedAnswer(web.StreamResponse):
     """A stream of server-sent events, of which the first comes when the model is ready."""
 
-    def __init__(self, model_id: str, asked: Callable[[], Awaitable[ServerAnswer]]) -> None:
-        """``asked`` waits for the model and asks it."""
+    def __init__(self, model_id: str, asked: Callable[[], Awaitable[ServerAnswer]], *, sign: str | None = None) -> None:
+        """``asked`` waits for the model and asks it; ``sign`` is what the comments say meanwhile, in one line."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         self.content_type = SSE
         self.charset = "utf-8"
-        self._model_id = model_id
+        self._sign = b": %b\n\n" % (sign or f"{model_id} is not ready yet").encode()
         self._asked = asked
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
@@ -40,7 +40,7 @@ class AwaitedAnswer(web.StreamResponse):
             asking = asyncio.ensure_future(self._asked())
             try:
                 while not asking.done():
-                    await self.write(f": {self._model_id} is not ready yet\n\n".encode())
+                    await self.write(self._sign)
                     await asyncio.wait({asking}, timeout=_SIGN_OF_LIFE)
                 await self._pass_on(await asking, request)
             except MagiError as error:

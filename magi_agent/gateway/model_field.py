@@ -17,7 +17,7 @@ _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 """Possessive: to give back a part of a string of megabytes would take memory, and end nowhere else."""
 _OUTERMOST: Final = re.compile(rb'["{}\[\],:]')
 _WITHIN: Final = re.compile(rb'["{}\[\]]')
-_SCALAR: Final = re.compile(rb"[^\s,}\]]+")
+_SCALAR: Final = re.compile(rb"[^\s,{}\[\]]+")
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 _MOST_MARKS: Final = 2_000_000
 """Brackets and strings in one body; more than that is no question to a model."""
@@ -69,6 +69,14 @@ def model_field(body: bytes) -> ModelField:
         raise UnreadableBody('"model" must be the name of a model: GET /v1/models lists them')
     stream_start, stream_end = found.get(_STREAM, (0, 0))
     return ModelField(value if end else None, start, end, body[stream_start:stream_end] == b"true")
+
+
+def place_of(body: bytes, name: str) -> tuple[int, int]:
+    """Where the value of a member of a JSON object begins and ends; nowhere, (0, 0), where there is none.
+
+    Raises ``UnreadableBody``.
+    """
+    return _members(body, (name,)).get(name, (0, 0))
 
 
 def form_field(body: bytes, boundary: str) -> ModelField:

@@ -121,6 +121,19 @@ class ServerAnswer:
             if request.transport is not None:
                 request.transport.close()
 
+    async def next_piece(self) -> bytes:
+        """What the server says next, as it came; empty where that was all. Raises ``ServerFailed``."""
+        try:
+            piece = await self._answer.content.readany()
+        except (aiohttp.ClientError, TimeoutError):
+            self._tally.broken()
+            raise ServerFailed(f"the server of {self._model_id} broke off", {"modelId": self._model_id}) from None
+        if piece:
+            self._tally.keep(piece)
+        else:
+            self._tally.whole()
+        return piece
+
     async def read(self) -> bytes:
         """The whole of a short answer. Raises ``ServerFailed``."""
         try:

@@ -25,7 +25,7 @@ from magi_agent.api.exchange import (
 from magi_agent.api.routes import Access, Handler, Route
 from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
-from magi_agent.gateway.automatic import AUTO, Automatic
+from magi_agent.gateway.automatic import AUTO, Automatic, Choice
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
@@ -41,6 +41,7 @@ from magi_agent.gateway.relay import (
     ServerUnreachable,
     cancelled_when_lost,
 )
+from magi_agent.gateway.staged import TwoStages
 from magi_agent.gateway.tiers import PREFIX, Kind, kind_for
 from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
 from magi_agent.registry.model import Model
@@ -50,6 +51,7 @@ from magi_agent.vocabulary import Tier
 MODEL_HEADER: Final = "X-Magi-Model"
 """The id of the model that a request went to."""
 _TAG: Final = "gateway"
+_CHAT: Final = "/v1/chat/completions"
 _LARGE: Final = 64 * 1024
 """Bytes of a body from which on it is read in a thread."""
 _BODY_SECONDS: Final = 300.0
@@ -170,9 +172,11 @@ class GatewayRoutes:
         is_automatic = self._automatic.is_meant(field.name)
         sees = (is_automatic or tier is not None) and await self._has_images(body)
         if is_automatic:
-            choice = await self._automatic.choose(body, kind, sees=sees)
+            choice = await self._automatic.choose(body, kind, is_chat=request.path == _CHAT, sees=sees)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
+            if (staged := await self._in_two_stages(request, body, field, choice)) is not None:
+                return staged
         else:
             model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
 
@@ -198,6 +202,29 @@ class GatewayRoutes:
                 model = other
                 response = RelayedAnswer(await asked())
         response.headers[MODEL_HEADER] = model.model_id
+        return response
+
+    async def _in_two_stages(
+        self, request: web.Request, body: bytes, field: ModelField, choice: Choice
+    ) -> web.StreamResponse | None:
+        """What two models make of a request; ``None`` where one is to answer it."""
+        if choice.drafter is None:
+            return None
+
+        async def ask(model: Model, sent: bytes) -> ServerAnswer:
+            return await self._asked(request, model, request.rel_url.raw_path_qs, sent, time.monotonic())
+
+        try:
+            # Where the second one is not to be had, a draft would be for nothing.
+            self._lanes.has_to_wait(choice.model)
+            has_to_wait = self._lanes.has_to_wait(choice.drafter.model)
+        except QueueFull:
+            return None
+        renamed = field.renamed(body, choice.model.model_id)
+        stages = TwoStages(request, renamed, choice.model, choice.drafter, ask)
+        response = await stages.response(wants_stream=field.wants_stream, has_to_wait=has_to_wait)
+        if response is not None:
+            response.headers[MODEL_HEADER] = choice.model.model_id
         return response
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:

@@ -20,6 +20,8 @@ from magi_agent.vocabulary import ServerState, Tier
 
 PREFIX: Final = "tier:"
 """Before a tier's name where a model's name stands; no id has a colon, and no alias may begin so."""
+BY_SIZE: Final = (Tier.FAST, Tier.BALANCED, Tier.POWERFUL)
+"""The tiers, from the smallest models to the largest."""
 _COMING: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
 _IN_TROUBLE: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN, ServerState.STUCK})
 _EMBEDDING_PATH: Final = re.compile(r"(?:/v1)?/embeddings?")

@@ -23,6 +23,7 @@ from tests.api.conftest import Serve
 from tests.api.test_tokens import keep, token
 from tests.conftest import MakeToyModel, SampleModels
 from tests.gateway.test_gateway import ONE, on_demand, started
+from tests.gateway.test_staged import BUDGET, FIRST, HARD, SECOND, configured
 from tests.servers.system import script
 
 KEY = new_secret()
@@ -92,6 +93,43 @@ async def test_its_tools_reach_the_model(serve: Serve, connect: Connect, models:
     assert without < with_tools
     assert await lengths(directly) == [without, with_tools]
     await directly.close()
+
+
+async def test_it_sees_a_draft_as_thinking_and_gets_one_answer(
+    serve: Serve, connect: Connect, models: Path, toy_model: MakeToyModel
+) -> None:
+    for number, model_id in enumerate((FIRST, SECOND)):
+        toy_model(models / f"{model_id}.gguf", chat_template=TEMPLATE, context_length=2048, seed=1 + number)
+    api = await serve()
+    await configured(api, tiers={FIRST: "fast", SECOND: "powerful"})
+    await started(api, FIRST)
+    await started(api, SECOND)
+    asked: dict[str, Any] = {
+        "model": "auto", "messages": [{"role": "user", "content": HARD}], "max_tokens": 12, "temperature": 0
+    }  # fmt: skip
+    client = connect(api)
+
+    whole = await client.chat.completions.create(**asked)
+    pieces = [piece async for piece in await client.chat.completions.create(**asked, stream=True)]
+    async with client.chat.completions.stream(**asked, stream_options={"include_usage": True}) as stream:
+        async for _ in stream:
+            # Toys never stop by themselves, and to ask for the whole is an error where an answer was cut.
+            final = stream.current_completion_snapshot
+
+    deltas = [choice.delta.to_dict() for piece in pieces for choice in piece.choices]
+    kinds = [name for delta in deltas for name in ("reasoning_content", "content") if delta.get(name)]
+    assert kinds == sorted(kinds, reverse=True), "the draft comes first"
+    draft = "".join(str(delta.get("reasoning_content") or "") for delta in deltas)
+    assert len(draft.strip()) == BUDGET
+    assert [choice.finish_reason for choice in pieces[-1].choices] == ["length"]
+    answer = "".join(str(delta.get("content") or "") for delta in deltas)
+    message = final.choices[0].message
+    assert len(answer) == 12
+    assert answer == whole.choices[0].message.content == message.content
+    assert (message.role, final.model) == ("assistant", SECOND)
+    assert final.usage is not None
+    assert final.usage.completion_tokens == 12
+    assert message.to_dict()["reasoning_content"] == draft
 
 
 async def test_it_embeds(serve: Serve, connect: Connect) -> None:

@@ -332,15 +332,15 @@ async def test_one_that_has_just_died_is_passed_over(serve: Serve, monkeypatch: 
     servers = api.services.servers
     reaches = {model_id: servers.reach_if_ready(model_id) for model_id in (A, B)}
     monkeypatch.setattr(type(servers), "reach_if_ready", lambda _, model_id: reaches[model_id])
-    await _kill(api, A)
+    await killed(api, A)
 
     assert [await chosen(api) for _ in range(3)] == [B] * 3
-    await _kill(api, B)
+    await killed(api, B)
     openai_failure(await ask(api), 502, "server_failed")
     openai_failure(await ask(api, B), 502, "server_failed")
 
 
-async def _kill(api: Api, model_id: str) -> None:
+async def killed(api: Api, model_id: str) -> None:
     unit = next(unit for name, unit in api.services.manager.units.items() if name.endswith(f"{model_id}.service"))
     assert unit.main_pid
     os.kill(unit.main_pid, signal.SIGKILL)
