@@ -146,6 +146,16 @@ class TierModels:
             raise NoneOfTier(tier, {model_id: self._servers.state(model_id) for model_id in sorted(models)})
         return models[chosen.model_id]
 
+    def is_available(self, tier: Tier, kind: Kind, *, on_demand: bool) -> bool:
+        """Whether ``choose`` would find a model that is ready, or, ``on_demand``, one that a request would start."""
+        if any(self._lanes.is_up(model.model_id) and self.kind_of(model) is kind for model in self.of(tier)):
+            return True
+        if not on_demand:
+            return False
+        models = self._of_kind(tier, kind)
+        order = to_start([self._candidate(model) for model in models.values()])
+        return bool(order) and self._lanes.can_start(models[order[0].model_id])
+
     def another(self, tier: Tier, kind: Kind, than: Model) -> Model | None:
         """One of a tier that is ready, in the place of one whose server has just died; ``None`` where there is none."""
         models = self._of_kind(tier, kind)
