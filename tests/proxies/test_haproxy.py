@@ -126,6 +126,11 @@ def soon(balancer: Proxy, *models: str, asked_for: str = "tier:fast") -> None:
     wait_until(so, f"requests go to {models}", SOON)
 
 
+def is_refused(balancer: Proxy) -> bool:
+    """Whether HAProxy itself refuses requests."""
+    return complete(balancer).headers.get("retry-after") == "5"
+
+
 def test_requests_go_where_a_model_is_ready(balancer: Proxy, hosts: dict[str, Host]) -> None:
     first, second = hosts.values()
     second.start_model()
@@ -139,11 +144,7 @@ def test_requests_go_where_a_model_is_ready(balancer: Proxy, hosts: dict[str, Ho
     assert answered_by(balancer, 20) == {first.model}
 
     first.stop_model()
-
-    def nobody() -> bool:
-        return complete(balancer).headers.get("retry-after") == "5"
-
-    wait_until(nobody, "HAProxy knows of no host", SOON)
+    wait_until(lambda: is_refused(balancer), "HAProxy knows of no host", SOON)
     away = complete(balancer)
     assert (away.status, away.body["error"]["code"]) == (503, "service_unavailable")
     assert list(away.body["error"]) == ["message", "type", "param", "code", "details"]
@@ -165,6 +166,7 @@ def test_each_tier_has_its_own(balancer: Proxy, hosts: dict[str, Host]) -> None:
 
 def test_where_none_is_ready_one_is_started(balancer: Proxy, hosts: dict[str, Host]) -> None:
     first, second = hosts.values()
+    wait_until(lambda: is_refused(balancer), "HAProxy knows of no host", SOON)
     second.configure(policy="onDemand", aliases=("house",))
     wait_until(lambda: complete(balancer).status == 200, "a host that starts one is found", SOON)
     assert second.must("GET", f"/api/models/{second.model}")["server"]["state"] == "ready"
@@ -303,6 +305,7 @@ def test_a_request_has_one_name_on_the_whole_way(balancer: Proxy, offered: str |
     headers = {} if offered is None else {"X-Request-ID": offered}
     told = balancer.ask("GET", "/health/live", headers=headers).headers["x-request-id"]
 
+    assert f" {{{told}}} " in balancer.log.read_text()
     if offered in ("order-66", "x" * 128):
         assert told == offered
     else:
