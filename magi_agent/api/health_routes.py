@@ -4,14 +4,14 @@ Open to everybody. What is said of a model or of a tier is for load balancers, w
 is known already, no server is asked, and no model counts as used.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
 
 from magi_agent import __version__
-from magi_agent.api.exchange import answer, flag_of, tier_named
+from magi_agent.api.exchange import answer, tier_named
 from magi_agent.api.representations import readable
 from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.schemas import AvailabilityAnswer, LiveAnswer, ReadyAnswer
@@ -28,6 +28,7 @@ _UNAVAILABLE: Final = 503
 _ON_DEMAND: Final = QueryParameter(
     "onDemand", "boolean", "whether an `onDemand` model that a request would have started counts as ready"
 )
+_FLAG: Final = ("true", "false")
 _KIND: Final = QueryParameter(
     "kind", "string", f"what the model has to be for: {', '.join(Kind)}; `{Kind.COMPLETION}` where nothing is said"
 )
@@ -65,7 +66,7 @@ class HealthRoutes:
             Route(
                 "GET",
                 "/health/models/{model}",
-                self.get_model,
+                self.get_model_health,
                 Access.OPEN,
                 "Whether a request for a model would be answered",
                 _TAG,
@@ -75,7 +76,7 @@ class HealthRoutes:
             Route(
                 "GET",
                 "/health/tiers/{tier}",
-                self.get_tier,
+                self.get_tier_health,
                 Access.OPEN,
                 "Whether a request for a tier would be answered",
                 _TAG,
@@ -118,9 +119,9 @@ class HealthRoutes:
             status=200 if found.is_ready else 503,
         )
 
-    async def get_model(self, request: web.Request) -> web.Response:
+    async def get_model_health(self, request: web.Request) -> web.Response:
         """GET /health/models/{model}; of what there is not, no more is said than of what is not ready."""
-        on_demand = flag_of(request, _ON_DEMAND.name)
+        on_demand = _chosen(request, _ON_DEMAND, _FLAG, "false") == "true"
         await self._opened(request)
         try:
             model = self._names.model(request.match_info["model"])
@@ -129,10 +130,11 @@ class HealthRoutes:
         lanes = self._services.lanes
         return _availability(is_available=lanes.is_up(model.model_id) or (on_demand and lanes.can_start(model)))
 
-    async def get_tier(self, request: web.Request) -> web.Response:
+    async def get_tier_health(self, request: web.Request) -> web.Response:
         """GET /health/tiers/{tier}."""
-        tier, kind = tier_named(request.match_info["tier"]), _kind_of(request)
-        on_demand = flag_of(request, _ON_DEMAND.name)
+        tier = tier_named(request.match_info["tier"])
+        kind = Kind(_chosen(request, _KIND, tuple(Kind), Kind.COMPLETION))
+        on_demand = _chosen(request, _ON_DEMAND, _FLAG, "false") == "true"
         await self._opened(request)
         try:
             return _availability(is_available=self._services.tiers.is_available(tier, kind, on_demand=on_demand))
@@ -160,11 +162,9 @@ def _availability(*, is_available: bool) -> web.Response:
     return answer(AvailabilityAnswer(status="not_ready"), status=_UNAVAILABLE)
 
 
-def _kind_of(request: web.Request) -> Kind:
-    text = request.query.get(_KIND.name, Kind.COMPLETION)
-    try:
-        return Kind(text)
-    except ValueError:
-        raise ValidationFailed(
-            [{"field": _KIND.name, "message": f"must be one of {', '.join(Kind)}, not {text!r}"}]
-        ) from None
+def _chosen(request: web.Request, key: QueryParameter, words: Sequence[str], default: str) -> str:
+    """What the query string says, which is one of some words. Raises ``ValidationFailed``."""
+    text = request.query.get(key.name, default)
+    if text not in words:
+        raise ValidationFailed([{"field": key.name, "message": f"must be {' or '.join(words)}, not {text!r}"}])
+    return text

@@ -154,6 +154,8 @@ async def test_nobody_needs_a_token(serve: Serve, tmp_path: Path) -> None:
     [
         (f"models/{A}?onDemand=perhaps", 422, "ValidationError", "onDemand"),
         ("models/none-such?onDemand=2", 422, "ValidationError", "onDemand"),
+        ("models/none-such?onDemand", 422, "ValidationError", "onDemand"),
+        ("tiers/fast?kind=", 422, "ValidationError", "kind"),
         ("tiers/fast?onDemand=yes", 422, "ValidationError", "onDemand"),
         ("tiers/fast?kind=chat", 422, "ValidationError", "kind"),
         ("tiers/huge", 400, "InvalidTier", None),
@@ -389,3 +391,12 @@ async def test_who_asks_an_agent_that_has_just_come_up_is_told_what_a_request_wo
     opening.set()
 
     assert await asyncio.gather(*asked) == [READY, READY]
+
+
+@ONE_LISTENER
+async def test_before_any_model_is_known_none_is_ready(serve: Serve) -> None:
+    api = await serve(loaded=False)
+    api.services.opening._open.set()
+
+    for query in ("", ON_DEMAND):
+        assert await of_model(api, query=query) == await of_tier(api, query=query) == NOT_READY
