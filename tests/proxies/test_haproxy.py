@@ -300,6 +300,14 @@ def test_clients_are_no_callers_of_this_host(balancer: Proxy, hosts: dict[str, H
     assert balancer.ask("GET", "/v1/models", headers={"Host": "evil.example"}).status == 421
 
 
+@pytest.mark.parametrize("path", ["/api/models/registry", "/api/drain", "/metrics"])
+def test_what_manages_a_host_is_asked_of_that_host(balancer: Proxy, path: str) -> None:
+    refused = balancer.ask("GET", path, headers={"Authorization": f"Bearer {SECRET}"})
+
+    assert (refused.status, refused.body["error"]["code"]) == (404, "not_found")
+    assert refused.body["error"]["message"] == "ask the host itself"
+
+
 @pytest.mark.parametrize("offered", ["order-66", "x" * 128, None, "not a token", "x" * 129])
 def test_a_request_has_one_name_on_the_whole_way(balancer: Proxy, offered: str | None) -> None:
     headers = {} if offered is None else {"X-Request-ID": offered}

@@ -21,9 +21,11 @@ def test_no_answer_takes_longer_than_the_proxies_wait() -> None:
 
 
 def test_haproxy_says_what_it_has_to_say_as_the_gateway_does() -> None:
-    said = re.findall(r"http-error status (\d+) .* string '(.*?)'", (SHIPPED / "haproxy.cfg").read_text())
+    said = re.findall(r"status (\d+) .* string '(.*?)'", (SHIPPED / "haproxy.cfg").read_text())
 
-    for (status, text), name in zip(said, ("ServiceUnavailable", "ServerSilent", "ServerFailed"), strict=True):
+    for (status, text), name in zip(
+        said, ("ServiceUnavailable", "ServerSilent", "ServerFailed", "NotFound"), strict=True
+    ):
         error = json.loads(text)
         assert error == openai_error(int(status), name, error["error"]["message"], {})
 
