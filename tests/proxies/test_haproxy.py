@@ -190,8 +190,13 @@ def test_nobody_notices_that_a_host_goes(balancer: Proxy, hosts: dict[str, Host]
     soon(balancer, first.model, second.model)
 
     first.kill()
+    slowest = 0.0
+    for _ in range(30):
+        began = time.monotonic()
+        assert answered_by(balancer, 1) == {second.model}
+        slowest = max(slowest, time.monotonic() - began)
+    assert slowest < 0.9, "another host is tried at once"
 
-    assert answered_by(balancer, 30) == {second.model}
     first.start()
     soon(balancer, first.model, second.model)
     # A model's server survives its agent, and an agent that is restarted is no reason to be refused either.

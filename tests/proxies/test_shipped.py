@@ -39,7 +39,7 @@ def test_haproxy_asks_the_same_of_every_host() -> None:
 
     assert len(backends) == text.count("\nbackend ")
     assert {
-        **{tier: f"/health/tiers/{tier}" for tier in Tier},
+        **{tier.value: f"/health/tiers/{tier}" for tier in Tier},
         **{f"{tier}-start": f"/health/tiers/{tier}?onDemand=true" for tier in Tier},
     }.items() < {name: path for name, path, _ in backends}.items()
     assert len({servers for *_, servers in backends}) == 1
