@@ -13,9 +13,10 @@ from magi_agent.api.access import Caller
 from magi_agent.api.field_paths import wire_path
 from magi_agent.api.large_body import SLICE, LargeBody
 from magi_agent.api.routes import MAX_WAIT
-from magi_agent.errors import InvalidRequest, ValidationFailed
+from magi_agent.errors import InvalidRequest, InvalidTier, ValidationFailed
 from magi_agent.runtime_settings.reading import ADAPTER, InvalidRuntimeSettings, checked, message_of
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings, wire_name
+from magi_agent.vocabulary import Tier
 
 JSON: Final = "application/json"
 CALLER: Final = web.RequestKey("caller", Caller)
@@ -195,6 +196,14 @@ def wait_of(request: web.Request) -> float:
             [{"field": "wait", "message": f"must be seconds from 0 to {MAX_WAIT:.0f}, not {text!r}"}]
         )
     return seconds
+
+
+def tier_named(word: str) -> Tier:
+    """The tier that a path or a body names. Raises ``InvalidTier``."""
+    try:
+        return Tier(word)
+    except ValueError:
+        raise InvalidTier(word, [str(tier) for tier in Tier]) from None
 
 
 def flag_of(request: web.Request, name: str) -> bool:

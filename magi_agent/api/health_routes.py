@@ -1,22 +1,37 @@
-"""Whether the agent lives, and whether each server that should be up is ready. Open to everybody."""
+"""Whether the agent lives, whether each server that should be up is ready, and which requests would be answered.
 
-from collections.abc import Collection, Mapping
+Open to everybody. What is said of a model or of a tier is for load balancers, which ask all the time: it comes of what
+is known already, no server is asked, and no model counts as used.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
 
 from magi_agent import __version__
-from magi_agent.api.exchange import answer
+from magi_agent.api.exchange import answer, tier_named
 from magi_agent.api.representations import readable
-from magi_agent.api.routes import Access, Route
-from magi_agent.api.schemas import LiveAnswer, ReadyAnswer
+from magi_agent.api.routes import Access, QueryParameter, Route
+from magi_agent.api.schemas import AvailabilityAnswer, LiveAnswer, ReadyAnswer
 from magi_agent.api.services import Services
-from magi_agent.errors import ServiceUnavailable
+from magi_agent.errors import InvalidTier, ServiceUnavailable, ValidationFailed
+from magi_agent.gateway.model_names import ModelNames, UnknownName
+from magi_agent.gateway.relay import cancelled_when_lost
+from magi_agent.gateway.tiers import Kind
 from magi_agent.registry.model import Model
 
 _TAG: Final = "health"
 _MOST_PROBLEMS: Final = 100
+_UNAVAILABLE: Final = 503
+_ON_DEMAND: Final = QueryParameter(
+    "onDemand", "boolean", "whether an `onDemand` model that a request would have started counts as ready"
+)
+_FLAG: Final = ("true", "false")
+_KIND: Final = QueryParameter(
+    "kind", "string", f"what the model has to be for: {', '.join(Kind)}; `{Kind.COMPLETION}` where nothing is said"
+)
 
 
 class HealthRoutes:
@@ -24,6 +39,7 @@ class HealthRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._names = ModelNames(services.registry, services.effective)
         self._alive = LiveAnswer().model_dump_json(by_alias=True).encode()
 
     def routes(self) -> tuple[Route, ...]:
@@ -46,6 +62,27 @@ class HealthRoutes:
                 "Whether each server that should be up is ready",
                 _TAG,
                 {200: ReadyAnswer, 503: ReadyAnswer},
+            ),
+            Route(
+                "GET",
+                "/health/models/{model}",
+                self.get_model_health,
+                Access.OPEN,
+                "Whether a request for a model would be answered",
+                _TAG,
+                {200: AvailabilityAnswer, 503: AvailabilityAnswer},
+                query=(_ON_DEMAND,),
+            ),
+            Route(
+                "GET",
+                "/health/tiers/{tier}",
+                self.get_tier_health,
+                Access.OPEN,
+                "Whether a request for a tier would be answered",
+                _TAG,
+                {200: AvailabilityAnswer, 503: AvailabilityAnswer},
+                query=(_ON_DEMAND, _KIND),
+                errors=(InvalidTier,),
             ),
         )
 
@@ -82,6 +119,34 @@ class HealthRoutes:
             status=200 if found.is_ready else 503,
         )
 
+    async def get_model_health(self, request: web.Request) -> web.Response:
+        """GET /health/models/{model}; of what there is not, no more is said than of what is not ready."""
+        on_demand = _chosen(request, _ON_DEMAND, _FLAG, "false") == "true"
+        await self._opened(request)
+        try:
+            model = self._names.model(request.match_info["model"])
+        except (UnknownName, ServiceUnavailable):
+            return _availability(is_available=False)
+        lanes = self._services.lanes
+        return _availability(is_available=lanes.is_up(model.model_id) or (on_demand and lanes.can_start(model)))
+
+    async def get_tier_health(self, request: web.Request) -> web.Response:
+        """GET /health/tiers/{tier}."""
+        tier = tier_named(request.match_info["tier"])
+        kind = Kind(_chosen(request, _KIND, tuple(Kind), Kind.COMPLETION))
+        on_demand = _chosen(request, _ON_DEMAND, _FLAG, "false") == "true"
+        await self._opened(request)
+        try:
+            return _availability(is_available=self._services.tiers.is_available(tier, kind, on_demand=on_demand))
+        except ServiceUnavailable:
+            return _availability(is_available=False)
+
+    async def _opened(self, request: web.Request) -> None:
+        """Wait as requests to models do where the agent has just come up: they would be answered, and this says so."""
+        if not self._services.opening.is_open:
+            with cancelled_when_lost(request):
+                await self._services.opening.wait()
+
     async def _problems(self) -> list[str]:
         """Everything that is known to be wrong, in sentences."""
         problems = await self._services.problems.known()
@@ -89,3 +154,17 @@ class HealthRoutes:
         if left_out > 0:
             problems = [*problems[:_MOST_PROBLEMS], f"and {left_out} more"]
         return [readable(problem) for problem in problems]
+
+
+def _availability(*, is_available: bool) -> web.Response:
+    if is_available:
+        return answer(AvailabilityAnswer(status="ready"))
+    return answer(AvailabilityAnswer(status="not_ready"), status=_UNAVAILABLE)
+
+
+def _chosen(request: web.Request, key: QueryParameter, words: Sequence[str], default: str) -> str:
+    """What the query string says, which is one of some words. Raises ``ValidationFailed``."""
+    text = request.query.get(key.name, default)
+    if text not in words:
+        raise ValidationFailed([{"field": key.name, "message": f"must be {' or '.join(words)}, not {text!r}"}])
+    return text

@@ -6,7 +6,7 @@ from typing import Final
 from aiohttp import web
 
 from magi_agent.api.etag import answer_unless_known
-from magi_agent.api.exchange import CALLER, answer, body_of, flag_of, location, wait_of
+from magi_agent.api.exchange import CALLER, answer, body_of, flag_of, location, tier_named, wait_of
 from magi_agent.api.model_documents import ModelDocuments
 from magi_agent.api.representations import server_answer
 from magi_agent.api.routes import APPLY, WAIT, Access, Route
@@ -156,7 +156,7 @@ class ModelRoutes:
 
     async def list_models_of_tier(self, request: web.Request) -> web.Response:
         """GET /api/models/tiers/{tier}."""
-        return answer_unless_known(request, await self._documents.tier(_tier(request.match_info["tier"])))
+        return answer_unless_known(request, await self._documents.tier(tier_named(request.match_info["tier"])))
 
     async def get_model(self, request: web.Request) -> web.Response:
         """GET /api/models/{modelId}."""
@@ -169,7 +169,7 @@ class ModelRoutes:
         """PUT /api/models/{modelId}/tier."""
         model = self._services.registry.model(request.match_info["modelId"])
         body = await body_of(request, TierRequest)
-        tier = None if body.tier is None else _tier(body.tier)
+        tier = None if body.tier is None else tier_named(body.tier)
         model = await self._services.registry.choose(
             model.model_id, lambda choices: replace(choices, tier_override=tier)
         )
@@ -241,10 +241,3 @@ class ModelRoutes:
             # In use, and up only when a request or a person asks for it: there is nothing to start now.
             return True
         return (await self._services.servers.start(model.model_id, by=by, wait=wait)).settled
-
-
-def _tier(word: str) -> Tier:
-    try:
-        return Tier(word)
-    except ValueError:
-        raise InvalidTier(word, [str(tier) for tier in Tier]) from None

@@ -39,13 +39,14 @@ _TAGS: Final = {
     "servers": "what runs",
     "profiles": "named sets of enabled models",
     "settings": "how a model's server is run",
-    "health": "whether the agent lives, and whether what should be up is",
+    "health": "whether the agent lives, whether what should be up is, and whether requests would be answered",
     "gateway": "the models, as programs use them: the paths of the OpenAI API, and what else llama-server serves",
     "host": "what this host has",
     "agent": "the agent itself",
 }
 _PARAMETERS: Final[Mapping[str, _Json]] = {
     "modelId": {"description": "a model's id", "schema": {"type": "string"}},
+    "model": {"description": "a model's id, an alias, or its file's name", "schema": {"type": "string"}},
     "name": {"description": "a profile's slug", "schema": {"type": "string"}},
     "path": {"description": "the rest of the path, as the server knows it", "schema": {"type": "string"}},
     "tier": {"description": "a tier", "schema": {"type": "string", "enum": [str(tier) for tier in Tier]}},

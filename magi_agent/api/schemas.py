@@ -369,6 +369,12 @@ class ReadyAnswer(Answer):
     unknown_units: list[str] = Field(description="units of ours that belong to no known model")
 
 
+class AvailabilityAnswer(Answer):
+    """Whether requests for a model, or for a tier, would be answered here."""
+
+    status: Literal["ready", "not_ready"]
+
+
 class SettingsAnswer(Answer):
     """How a model's server is run."""
 

@@ -41,6 +41,8 @@ _NOT_THERE: Final = frozenset({ServerState.FAILED, ServerState.COOLDOWN, ServerS
 _COMING_UP: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
 _RETRY_AFTER: Final = 2
 _QUEUE_RETRY_AFTER: Final = 10
+_FAILED_FOR: Final = 30.0
+"""Seconds in which a start for requests that failed says that the next one will too."""
 
 
 class QueueFull(MagiError):
@@ -82,6 +84,8 @@ class _Lane:
     """Set when it has left."""
     used_at: float = 0.0
     """When somebody asked last, on the event loop's clock."""
+    failed_at: float = -math.inf
+    """When a start for requests failed last, on that clock."""
 
 
 class Lanes:
@@ -172,6 +176,19 @@ class Lanes:
         """Whether the model is ready, and is not to leave."""
         lane = self._lanes.get(model_id)
         return not (lane and lane.yields) and self._servers.reach_if_ready(model_id) is not None
+
+    def can_start(self, model: Model) -> bool:
+        """Whether a request would have the model started and wait for it, as far as is known without trying."""
+        lane = self._lanes.get(model.model_id)
+        return (
+            self.is_on_demand(model)
+            and model.is_usable
+            and self._servers.drain is None
+            and self._servers.state(model.model_id) not in _NOT_THERE
+            and (lane is None or len(lane.waiting) < self._most_waiting())
+            # What else keeps it from starting, only a start finds out.
+            and (lane is None or asyncio.get_running_loop().time() - lane.failed_at >= _FAILED_FOR)
+        )
 
     def is_awaited(self, model_id: str) -> bool:
         """Whether requests wait for the model."""
@@ -358,6 +375,7 @@ class Lanes:
             model = self._registry.models.get(model_id)
             if model is None or self.is_on_demand(model):
                 await self._start(model_id)
+                lane.failed_at = -math.inf
             else:
                 # Somebody else wants it, whose word this stays.
                 await self._until_settled(model_id)
@@ -365,6 +383,7 @@ class Lanes:
                     problem = self._not_ready(model_id)
         except MagiError as error:
             problem = error
+            lane.failed_at = asyncio.get_running_loop().time()
         finally:
             lane.start = None
             if reach := self._open_for_all(model_id, lane):

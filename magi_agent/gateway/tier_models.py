@@ -114,7 +114,7 @@ class TierModels:
 
     def kind_of(self, model: Model) -> Kind:
         """What a model's server is for."""
-        mode = self._effective.of(model).mode
+        mode = self._effective.mode(model)
         if mode is not None:
             return _KINDS[mode]
         if model.facts.is_embedding:
@@ -161,6 +161,17 @@ class TierModels:
             raise NoneOfTier(tier, {model_id: self._servers.state(model_id) for model_id in sorted(models)})
         return models[chosen.model_id]
 
+    def is_available(self, tier: Tier, kind: Kind, *, on_demand: bool) -> bool:
+        """Whether ``choose`` would find a model that is ready, or, ``on_demand``, one that a request would start."""
+        models = {model.model_id: model for model in self.of(tier)}
+        if any(self._lanes.is_up(model_id) and self.kind_of(model) is kind for model_id, model in models.items()):
+            return True
+        if not on_demand:
+            return False
+        order = to_start([self._down(model) for model in models.values()])
+        first = next((model for one in order if self.kind_of(model := models[one.model_id]) is kind), None)
+        return first is not None and self._lanes.can_start(first)
+
     def another(self, tier: Tier, kind: Kind, than: Model, *, sees: bool = False) -> Model | None:
         """One of a tier that is ready, in the place of one whose server has just died; ``None`` where there is none."""
         models = self._of_kind(tier, kind, sees)
@@ -200,6 +211,19 @@ class TierModels:
             is_awaited=self._lanes.is_awaited(model_id),
             free_slots=(slots if most is None else min(slots, most)) - has - (outside.others if outside else 0),
             is_silent=outside is not None and outside.is_silent,
+            size_bytes=model.facts.size_bytes,
+        )
+
+    def _down(self, model: Model) -> Candidate:
+        """The same of one that does not answer; how busy it might be takes a while to work out."""
+        model_id = model.model_id
+        return Candidate(
+            model_id,
+            self._servers.state(model_id),
+            is_open=False,
+            is_ready=False,
+            starts=self._lanes.is_on_demand(model),
+            is_awaited=self._lanes.is_awaited(model_id),
             size_bytes=model.facts.size_bytes,
         )
 

@@ -8,6 +8,8 @@ from typing import Final
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import Tier
 
+NOTHING_SAID: Final = RuntimeSettings()
+"""One for all: requests ask what holds for every model, and each takes a while to make."""
 _NONE: Final[Mapping[Tier, RuntimeSettings]] = MappingProxyType({})
 
 
@@ -20,4 +22,4 @@ class RuntimeDefaults:
 
     def of_tier(self, tier: Tier) -> RuntimeSettings:
         """What a tier's models get beyond the host's."""
-        return self.tiers.get(tier, RuntimeSettings())
+        return self.tiers.get(tier, NOTHING_SAID)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from magi_agent.registry.model import Model
-from magi_agent.runtime_settings.defaults import RuntimeDefaults
+from magi_agent.runtime_settings.defaults import NOTHING_SAID, RuntimeDefaults
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import StartPolicy
 
@@ -70,6 +70,13 @@ class EffectiveSettings:
                 return settings.start_policy
         return StartPolicy.ALWAYS_ON
 
+    def mode(self, model: Model) -> str | None:
+        """What ``model``'s server is for, where somebody said so."""
+        for _, settings in self._layers(model):
+            if settings.mode is not None:
+                return settings.mode
+        return None
+
     def max_concurrent(self, model: Model) -> int | None:
         """Requests that ``model`` may be given at once; ``None`` for any number."""
         for _, settings in self._layers(model):
@@ -80,7 +87,7 @@ class EffectiveSettings:
     def _layers(self, model: Model) -> list[tuple[Source, RuntimeSettings]]:
         """The layers, the most particular first."""
         return [
-            (Source.PROFILE, self._profile.get(model.model_id, RuntimeSettings())),
+            (Source.PROFILE, self._profile.get(model.model_id, NOTHING_SAID)),
             (Source.MODEL, model.choices.runtime_settings),
             (Source.TIER, self._defaults.of_tier(model.effective_tier)),
             (Source.HOST, self._defaults.host),

@@ -50,6 +50,11 @@ parameters = { modelId = "conform-cut" }
 [[operations]]
 include-path-regex = "/profiles/\\\\{name\\\\}"
 parameters = { name = "conform" }
+
+# There, 503 is no failure.
+[[operations]]
+include-path-regex = "^/health/(models|tiers)/"
+checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 503]
 """
 
 

@@ -1,4 +1,4 @@
-"""A real nginx or Caddy with the shipped file, and a client that speaks TLS to it."""
+"""A real nginx, Caddy or HAProxy with the shipped file, and a client that speaks TLS to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import locations
 
 from tests.agent_process import Answer, wait_until
-from tests.proxies.shipped import NAME, Surroundings, caddy_site, nginx_site
+from tests.proxies.shipped import NAME, Surroundings, caddy_site, haproxy_file, nginx_site
 
 _PATIENCE = 30.0
 _UNPACKED = locations.CACHE / "proxies"
@@ -52,7 +52,7 @@ class Proxy:
     folder: Path
     here: Surroundings
     more: dict[str, int] = field(default_factory=dict)
-    """Further locations like the agent's own, by name, with the port each leads to."""
+    """Further locations like the agent's own, by name, with the port each leads to. Of HAProxy, the hosts."""
     user: str = "root"
     """Who nginx's workers, or Caddy, run as."""
     process: subprocess.Popen[bytes] | None = None
@@ -66,11 +66,12 @@ class Proxy:
         binary = program(self.kind)
         assert binary is not None
         self.folder.mkdir(exist_ok=True)
-        argv = self._nginx(binary) if self.kind == "nginx" else self._caddy(binary)
+        argv = {"nginx": self._nginx, "caddy": self._caddy, "haproxy": self._haproxy}[self.kind](binary)
         environment = {
             **os.environ,
             "XDG_DATA_HOME": str(self.folder / "data"),
             "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "LD_LIBRARY_PATH": ":".join(str(path) for path in _UNPACKED.glob("usr/lib/*-linux-*")),
         }
         # nginx takes its user from its file, and begins as root.
         user = None if self.kind == "nginx" or self.user == "root" else self.user
@@ -104,6 +105,14 @@ class Proxy:
             f"\tauto_https disable_redirects\n}}\n\n{caddy_site(self.here, self.more)}"
         )
         return [str(binary), "run", "--config", str(main), "--adapter", "caddyfile"]
+
+    def _haproxy(self, binary: Path) -> list[str]:
+        """Before the shipped file: of what Debian's own file has, the log."""
+        main = self.folder / "main.cfg"
+        main.write_text("global\n    log stdout format raw local0\n")
+        shipped = self.folder / "haproxy.cfg"
+        shipped.write_text(haproxy_file(self.here, self.more))
+        return [str(binary), "-db", "-f", str(main), "-f", str(shipped)]
 
     def _listens(self) -> bool:
         assert self.process is not None

@@ -85,6 +85,22 @@ def caddy_site(here: Surroundings, more: dict[str, int]) -> str:
     )
 
 
+def haproxy_file(here: Surroundings, hosts: dict[str, int]) -> str:
+    """The file for HAProxy; ``hosts`` are ports of this host by the names that the file has for its two hosts."""
+    text = (SHIPPED / "haproxy.cfg").read_text()
+    pem = here.certificate.with_name("haproxy.pem")
+    pem.write_text(here.certificate.read_text() + here.key.read_text())
+    servers = re.findall(r"^    server (\S+) (\S+:8000)$", text, re.MULTILINE)
+    assert {name for name, _ in servers} == hosts.keys()
+    assert len(set(servers)) == len(hosts)
+    for name, address in set(servers):
+        text = text.replace(f"server {name} {address}", f"server {name} 127.0.0.1:{hosts[name]}")
+    return _replaced(
+        text,
+        {"bind :443,[::]:443 v6only ssl": f"bind 127.0.0.1:{here.port} ssl", "/etc/ssl/private/magi.pem": str(pem)},
+    )
+
+
 def _one(pattern: str, text: str) -> str:
     [found] = re.findall(pattern, text, re.MULTILINE | re.DOTALL)
     return str(found)
