@@ -209,9 +209,9 @@ def tier_named(word: str) -> Tier:
 def flag_of(request: web.Request, name: str) -> bool:
     """Return a true-or-false key of the query string; absent is false. Raises ``ValidationFailed``."""
     text = request.query.get(name, "false").lower()
-    if text not in ("true", "false", "1", "0", ""):
+    if text not in ("true", "false", "1", "0"):
         raise ValidationFailed([{"field": name, "message": f"must be true or false, not {text!r}"}])
-    return text in ("true", "1", "")
+    return text in ("true", "1")
 
 
 def answer(content: BaseModel | bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -405,9 +405,9 @@ class Lanes:
                     _LOG.info("server of %s is stopped to make room for %s", other, model_id)
                     await self.send_away(other, f"{BY}, for {model_id}")
                 # From now on its memory is promised to it: the next one decides with that.
-                _ = await self._servers.start(model_id, by=BY)
+                _ = await self._servers.bring_up(model_id, by=BY)
             try:
-                _ = await self._servers.start(model_id, by=BY, wait=deadline - loop.time())
+                _ = await self._servers.bring_up(model_id, by=BY, wait=deadline - loop.time())
             except InsufficientMemory:
                 # Nobody else may have it started once something happens to leave: it is not its turn any more.
                 _ = await self._servers.stop(model_id, by=BY)

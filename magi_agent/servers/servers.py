@@ -174,14 +174,23 @@ class Servers:
         Raises ``ModelNotFound``, ``ModelNotUsable``, ``SettingsNotUsable``, ``InsufficientMemory``, ``NoFreePort``,
         ``Draining``, ``RegistrySaveFailed`` and, if the wait saw it fail, ``StartFailed``.
         """
+        model_id = self._registry.model(model_id).model_id
+        if self._is_up(model_id):
+            return await self._outcome(model_id, f"Model {model_id} is running already", changed=False, settled=True)
+        changed = not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
+        done = await self.bring_up(model_id, by=by, wait=wait, forced=forced)
+        message = f"Model {model_id} is ready" if done else f"Model {model_id} is starting"
+        return await self._outcome(model_id, message, changed=changed, settled=done)
+
+    async def bring_up(self, model_id: str, *, by: str, wait: float = 0.0, forced: bool = False) -> bool:
+        """Do as ``start`` does, and say only whether the server is up: at once, where the answer is waited for."""
         model = self._registry.model(model_id)
         model_id = model.model_id
-        if self._reconciler.state(model_id) in UP and self._reconciler.wants(model_id):
-            return await self._outcome(model_id, f"Model {model_id} is running already", changed=False, settled=True)
+        if self._is_up(model_id):
+            return True
         self.refuse_while_draining()
         await self._preparation.check(model)
-        changed = not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING)
-        if changed:
+        if not (self._reconciler.wants(model_id) and self._reconciler.state(model_id) in RUNNING):
             await self._check_memory(model_id, forced=forced)
         if model.choices.port is None:
             await self._preparation.give_port(model_id)
@@ -191,8 +200,10 @@ class Servers:
             done = await settled(lambda state: state in OUTCOMES or not self._reconciler.wants(model_id), wait)
         if done and self._reconciler.state(model_id) not in UP:
             raise self._start_failed(model_id)
-        message = f"Model {model_id} is ready" if done else f"Model {model_id} is starting"
-        return await self._outcome(model_id, message, changed=changed, settled=done)
+        return done
+
+    def _is_up(self, model_id: str) -> bool:
+        return self._reconciler.state(model_id) in UP and self._reconciler.wants(model_id)
 
     async def stop(self, model_id: str, *, by: str, wait: float = 0.0) -> Outcome:
         """Want a model's server stopped; wait up to ``wait`` seconds until it is.

@@ -154,6 +154,7 @@ async def test_nobody_needs_a_token(serve: Serve, tmp_path: Path) -> None:
     [
         (f"models/{A}?onDemand=perhaps", 422, "ValidationError", "onDemand"),
         ("models/none-such?onDemand=2", 422, "ValidationError", "onDemand"),
+        (f"models/{A}?onDemand=", 422, "ValidationError", "onDemand"),
         ("models/none-such?onDemand", 422, "ValidationError", "onDemand"),
         ("tiers/fast?kind=", 422, "ValidationError", "kind"),
         ("tiers/fast?onDemand=yes", 422, "ValidationError", "onDemand"),
