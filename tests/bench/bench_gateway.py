@@ -2,7 +2,8 @@
 
 One program (the llama-server of the workbench), one set of models, the same settings: the router is told the options
 that the agent's servers run with. "Directly" is the agent's own server at its port. All three are asked over TCP on
-loopback, in turns, so that whatever else the machine does meets them alike; nobody asks two of them at a time.
+loopback, in turns, so that whatever else the machine does meets them alike; nobody asks two of them at a time. Beside
+them stands a proxy of a few lines on the agent's own HTTP library (bare_proxy.py), the floor of the first two figures.
 
 * Time to the first event of a streamed chat, one at a time, of a toy model that answers at once: what is more than
   directly is the way's. Of each way p50 and p99, and those of the direct one taken off.
@@ -24,6 +25,8 @@ import asyncio
 import shutil
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from locations import LLAMA_SERVER, SMOLLM2
+from locations import CHECKOUT, LLAMA_SERVER, SMOLLM2
 from toy_model import write_toy_model
 
 from tests.agent_process import AgentProcess, ended, wait_until
@@ -41,7 +44,7 @@ from tests.bench.asking import Asker, Said, question
 from tests.bench.figures import at_least, at_most, print_rows, print_targets, shown, spread_of
 from tests.bench.launches import Launch, by_hand
 from tests.bench.load import WrongAnswer
-from tests.bench.ports import free_ports
+from tests.bench.ports import free_ports, is_free
 from tests.bench.process_figures import cpu_seconds, resident_megabytes
 from tests.bench.router import Router, has_router, running_router
 from tests.bench.same_answers import differing
@@ -62,6 +65,7 @@ _TRIES = 4
 """For one switch: other programs of the host may take or give back as much meanwhile."""
 _TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _WAIT = 60
+_STOP_SECONDS = 10.0
 _POINTS = ("p50", "p99")
 _TALK = {"messages": [{"role": "user", "content": "Name three colours."}], "stream": True, "temperature": 0}
 
@@ -137,8 +141,10 @@ def measure(
         # One after the other: the router has room for one model at a time, as it has to for the switches.
         toy = ways.to(_TOY)
         differ = asyncio.run(differing(toy, _TOY))
-        first = asyncio.run(_first_events(toy, first_bytes))
-        tokenized = asyncio.run(_tokenized(toy, pids, *tokenize))
+        (bare_port,) = free_ports(1)
+        with _bare_proxy(bare_port, toy["direct"]) as bare:
+            first = asyncio.run(_first_events({**toy, "bare": bare_port}, first_bytes))
+            tokenized = asyncio.run(_tokenized({**toy, "bare": bare_port}, {**pids, "bare": bare}, *tokenize))
         differ += asyncio.run(differing(toy, _TOY))
         streamed = ways.to(_STREAMED)
         differ += asyncio.run(differing(streamed, _STREAMED))
@@ -203,15 +209,16 @@ def print_table(figures: dict[str, Any]) -> None:
     if not figures["router"]:
         print("this llama-server cannot be a router (it has no --models-preset): skipped")
     sides = ["direct", "agent", *(["router"] if figures["router"] else [])]
+    floored = [*sides, "bare"]
     first, tokenized = figures["first"], figures["tokenize"]
     rows = [
-        *([f"to first event, ms, {point}", *(f"{first[side][point]:.2f}" for side in sides)] for point in _POINTS),
+        *([f"to first event, ms, {point}", *(f"{first[side][point]:.2f}" for side in floored)] for point in _POINTS),
         *(
-            [f"of that added, ms, {point}", "-", *(f"{first['added'][side][point]:.2f}" for side in sides[1:])]
+            [f"of that added, ms, {point}", "-", *(f"{first['added'][side][point]:.2f}" for side in floored[1:])]
             for point in _POINTS
         ),
-        [f"/tokenize a second, {_TOKENIZERS} clients", *(shown(tokenized["perSecond"][side], 0) for side in sides)],
-        ["processor time of one on the way, µs", "-", *(f"{tokenized['cpuMicroseconds'][s]:.0f}" for s in sides[1:])],
+        [f"/tokenize a second, {_TOKENIZERS} clients", *(shown(tokenized["perSecond"][side], 0) for side in floored)],
+        ["processor time of one on the way, µs", "-", *(f"{tokenized['cpuMicroseconds'][s]:.0f}" for s in floored[1:])],
     ]  # fmt: skip
     for clients, one in figures["streams"].items():
         rows += [
@@ -229,7 +236,8 @@ def print_table(figures: dict[str, Any]) -> None:
                                ("percent", f"% of a processor over {figures['seconds']:.0f} s"))
         ),
     ]  # fmt: skip
-    print_rows(["", *("direct (cold: by hand)" if side == "direct" else side for side in sides)], rows)
+    titles = {"direct": "direct (cold: by hand)", "bare": "bare aiohttp proxy"}
+    print_rows(["", *(titles.get(side, side) for side in floored)], rows)
     if figures["differing"]:
         print("not the same bytes as directly: " + ", ".join(figures["differing"]))
     print_targets(figures["targets"])
@@ -269,6 +277,23 @@ def _ways(folder: Path) -> Iterator[_Ways]:
             ways.router = stack.enter_context(running)
         yield ways
         agent.stop()
+
+
+@contextmanager
+def _bare_proxy(port: int, upstream: int) -> Iterator[int]:
+    """Have one before a server; gives its process id."""
+    command = [sys.executable, "-m", "tests.bench.bare_proxy", str(port), str(upstream)]
+    process = subprocess.Popen(command, cwd=CHECKOUT)
+    try:
+        wait_until(lambda: not is_free(port), "the bare proxy listens")
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 async def _first_events(ports: Mapping[str, int], rounds: int) -> dict[str, Any]:

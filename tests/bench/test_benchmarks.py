@@ -184,7 +184,7 @@ def test_the_gateway_is_measured_beside_its_peers(systemd_user, capsys):
     figures = bench_gateway.measure(first_bytes=20, tokenize=(1, 0.3), streams={2: (1, 4)}, starts=1, switches=1)
     assert figures["router"]
     assert figures["differing"] == []
-    assert set(figures["first"]) == {"direct", "agent", "router", "added", "runs"}
+    assert set(figures["first"]) == {"direct", "agent", "bare", "router", "added", "runs"}
     rates = figures["tokenize"]["perSecond"]
     assert rates["direct"]["median"] > rates["agent"]["median"] > 0
     assert figures["streams"]["2"]["share"]["agent"]["median"] > 0.1
