@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
-from magi_agent.api.access import Forbidden
+from magi_agent.api.access import SAFE_METHODS, Forbidden
 from magi_agent.api.connection import Connection
 from magi_agent.api.exchange import (
     ANSWER_HEADERS,
@@ -245,9 +245,9 @@ class GatewayRoutes:
     ) -> ServerAnswer:
         """The answer of a model's server, which is waited for; it is in use until that answer is left.
 
-        A GET only looks: it waits for no model, and a monitor that comes again and again keeps none up.
+        A GET or a HEAD only looks: it waits for no model, and a monitor that comes again and again keeps none up.
         """
-        only_looks = request.method == "GET"
+        only_looks = request.method in SAFE_METHODS
         async with AsyncExitStack() as stack:
             tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
             stack.enter_context(tally)
