@@ -14,7 +14,7 @@ from magi_agent.cli.phrasing import moment
 def drain(session: Session, off: bool) -> None:
     """Start nothing more on this host; what runs goes on.
 
-    Load balancers see it in /health/ready. With --json: the answer of PUT /api/drain.
+    /health/ready says so ("draining"), and its status stays as it was. With --json: the answer of PUT /api/drain.
     """
     answer = session.client.request("PUT", "/api/drain", {"draining": not off}).body
     screen = session.screen

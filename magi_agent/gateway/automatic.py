@@ -9,12 +9,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
-
-from pydantic_core import from_json
+from typing import Final
 
 from magi_agent.errors import MagiError
 from magi_agent.gateway.complexity import Complexity, complexity, question_of
+from magi_agent.gateway.model_field import taken_apart
 from magi_agent.gateway.model_names import ModelNames, UnknownName
 from magi_agent.gateway.tier_models import EmptyTier, NoneOfTier, TierModels
 from magi_agent.gateway.tiers import BY_SIZE, Kind
@@ -66,7 +65,7 @@ class Automatic:
     async def choose(self, body: bytes, kind: Kind, *, is_chat: bool, sees: bool = False) -> Choice:
         """The model for a request, or the two for a chat; they ``see`` images where they must.
 
-        Raises ``EmptyTier``, ``NoneOfTier``.
+        Raises ``EmptyTier``, ``NoneOfTier``, ``UnreadableBody``.
         """
         found, drafts = await asyncio.to_thread(_looked_at, body) if len(body) > _LARGE else _looked_at(body)
         held = self._active_profile.held
@@ -105,10 +104,5 @@ def tier_for(score: float, configured: Sequence[TierConfig]) -> Tier:
 
 def _looked_at(body: bytes) -> tuple[Complexity, bool]:
     """How hard a request is, and whether a draft would spoil nothing that it asks for."""
-    try:
-        document: Any = from_json(body, cache_strings=False)
-    except ValueError:
-        # A form, or what the server will refuse.
-        document = {}
-    asked = document if isinstance(document, dict) else {}
+    asked = taken_apart(body)
     return complexity(question_of(asked)), takes_draft(asked)

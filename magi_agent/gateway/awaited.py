@@ -18,6 +18,8 @@ from magi_agent.gateway.relay import SSE, ServerAnswer, cancelled_when_lost
 
 _SIGN_OF_LIFE: Final = 5.0
 """Seconds between two comments."""
+_IN_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
+"""Between the parts of a JSON text these are what a blank is, and within its strings they do not stand."""
 
 
 class AwaitedAnswer(web.StreamResponse):
@@ -55,10 +57,20 @@ class AwaitedAnswer(web.StreamResponse):
         return writer
 
     async def _pass_on(self, answer: ServerAnswer, request: web.BaseRequest) -> None:
-        if answer.is_stream:
-            with cancelled_when_lost(request):
+        with cancelled_when_lost(request):
+            if answer.is_stream:
                 await answer.pour_into(self, request)
-        else:
-            # An error, most likely: it has the form that an event has.
-            said = await answer.read()
-            await self.write(b"data: %b\n\n" % b" ".join(said.split(b"\n")))
+            else:
+                # An error, most likely: it has the form that an event has.
+                await self._pass_on_as_event(answer)
+
+    async def _pass_on_as_event(self, answer: ServerAnswer) -> None:
+        await self.write(b"data: ")
+        try:
+            while piece := await answer.next_piece():
+                await self.write(piece.translate(_IN_ONE_LINE))
+        except MagiError:
+            # What is told of that is an event of its own.
+            await self.write(b"\n\n")
+            raise
+        await self.write(b"\n\n")

@@ -5,9 +5,9 @@ messages; also in what a tool gave back.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from pydantic_core import from_json
+from magi_agent.gateway.model_field import taken_apart
 
 _WORD: Final = b"image"
 """What is in a body that has one; most have not, and are not taken apart for this."""
@@ -17,16 +17,13 @@ _PARTS: Final = ("content", "output")
 
 
 def has_images(body: bytes) -> bool:
-    """Whether a message of a JSON body holds an image. Takes a time that grows with the body."""
+    """Whether a message of a JSON body holds an image. Takes a time that grows with the body.
+
+    Raises ``UnreadableBody``.
+    """
     if _WORD not in body:
         return False
-    try:
-        document: Any = from_json(body, cache_strings=False)
-    except ValueError:
-        # A form, or what the server will refuse.
-        return False
-    if not isinstance(document, Mapping):
-        return False
+    document = taken_apart(body)
     parts = [document.get(name) for name in _MESSAGES]
     while parts:
         part = parts.pop()

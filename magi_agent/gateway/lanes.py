@@ -110,11 +110,13 @@ class Lanes:
         self._patience = patience
         self._lanes: dict[str, _Lane] = {}
         self._room = asyncio.Lock()
+        self._turns_away = False
 
     def turn_away(self) -> None:
-        """Tell those that wait to ask the next agent; the starts that they wait for go on."""
+        """Tell those that wait, or would from now on, to ask the next agent; the starts that they wait for go on."""
+        self._turns_away = True
         for model_id, lane in self._lanes.items():
-            self._refuse(lane, ServiceUnavailable(model_id, "the agent is stopping; ask again", _RETRY_AFTER))
+            self._refuse(lane, _stopping(model_id))
 
     async def close(self) -> None:
         """Let go of those that wait."""
@@ -295,6 +297,9 @@ class Lanes:
             raise QueueFull(model_id, len(lane.waiting))
 
     async def _waited(self, model_id: str, lane: _Lane) -> Reach:
+        if self._turns_away:
+            # One whose draft was turned away, for one: its second stage would have a model started for nobody.
+            raise _stopping(model_id)
         self._check_room_to_wait(model_id, lane)
         turn: asyncio.Future[Reach] = asyncio.get_running_loop().create_future()
         lane.waiting.append(turn)
@@ -461,3 +466,7 @@ class Lanes:
             and not self._effective.of(model).pinned
         ]
         return [model.model_id for model in sorted(may_leave, key=cost)]
+
+
+def _stopping(model_id: str) -> ServiceUnavailable:
+    return ServiceUnavailable(model_id, "the agent is stopping; ask again", _RETRY_AFTER)

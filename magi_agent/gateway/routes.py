@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
-from magi_agent.api.access import Forbidden
+from magi_agent.api.access import SAFE_METHODS, Forbidden
 from magi_agent.api.connection import Connection
 from magi_agent.api.exchange import (
     ANSWER_HEADERS,
@@ -101,6 +101,16 @@ class GatewayRoutes:
                 _TAG,
                 {200: None},
             ),
+            Route(
+                "GET",
+                "/v1/models/{model}",
+                self.get_offered_model,
+                Access.KNOWN,
+                "One of the models that can be asked for, by any of its names",
+                _TAG,
+                {200: None},
+                errors=(UnknownName, ServiceUnavailable),
+            ),
             *(self._route("POST", f"/v1/{path}", self._by_body, summary) for path, summary in _V1.items()),
             self._route("POST", "/v1/{path}", self._by_body, "Whatever else the model's llama-server serves below /v1"),
             *(self._route("POST", path, self._by_body, f"llama-server's own {path}") for path in NATIVE_PATHS),
@@ -114,9 +124,19 @@ class GatewayRoutes:
 
     async def list_models(self, _: web.Request) -> web.Response:
         """GET /v1/models."""
+        return answer(to_json({"object": "list", "data": self._entries()}))
+
+    async def get_offered_model(self, request: web.Request) -> web.Response:
+        """GET /v1/models/{model}."""
+        name, entries = request.match_info["model"], {str(entry["id"]): entry for entry in self._entries()}
+        entry = entries.get(name) or entries.get(self._names.model(name).model_id)
+        if entry is None:
+            raise UnknownName(f"{name} is not enabled: GET /v1/models lists what can be asked for", {"model": name})
+        return answer(to_json(entry))
+
+    def _entries(self) -> list[dict[str, object]]:
         tiers = [self._tier_entry(tier, models) for tier in Tier if (models := self._services.tiers.of(tier))]
-        entries = [self._entry(model) for model in self._offered()]
-        return answer(to_json({"object": "list", "data": [*entries, *tiers, *self._auto_entry()]}))
+        return [*(self._entry(model) for model in self._offered()), *tiers, *self._auto_entry()]
 
     def _offered(self) -> list[Model]:
         models = self._services.registry.models.values()
@@ -245,9 +265,9 @@ class GatewayRoutes:
     ) -> ServerAnswer:
         """The answer of a model's server, which is waited for; it is in use until that answer is left.
 
-        A GET only looks: it waits for no model, and a monitor that comes again and again keeps none up.
+        A GET or a HEAD only looks: it waits for no model, and a monitor that comes again and again keeps none up.
         """
-        only_looks = request.method == "GET"
+        only_looks = request.method in SAFE_METHODS
         async with AsyncExitStack() as stack:
             tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
             stack.enter_context(tally)

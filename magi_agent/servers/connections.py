@@ -22,6 +22,8 @@ _KEPT_OPEN_SECONDS: Final = 3.0
 _KEYS_KEPT: Final = 1024
 _CLOSED: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 """What comes of a connection that the other end has closed, by how far a request got on it."""
+_SEEN_CLOSED_SECONDS: Final = 1.0
+"""In which it comes; later it is the end of a server that was at work on the request."""
 _ANY_HOST: Final = "http://localhost"
 """Before a path in a request over a unix socket; nobody looks it up."""
 
@@ -68,7 +70,8 @@ class ServerConnections:
 
         ``with_key`` sends the server's key along, if it asks for one: only to be true where it is known who listens.
         ``kept_open`` has the connection used again, and as many of them as there are requests. Where one turns out to
-        be closed, nothing was answered on it, and the server is asked on a new one.
+        be closed, at once, nothing was answered on it, and the server is asked on a new one. Who was at work on a
+        request and ended is not asked again: it may be that what was asked is why.
 
         Raises ``aiohttp.ClientError``, ``TimeoutError``, and ``OSError`` where the key cannot be read.
         """
@@ -84,10 +87,13 @@ class ServerConnections:
                     session.request(method, url, headers=sent, data=data, timeout=timeout, allow_redirects=False)
                 )
 
+            loop = asyncio.get_running_loop()
+            asked_at = loop.time()
             try:
                 response = await asked(kept_open)
             except _CLOSED as error:
-                if not kept_open or isinstance(error, aiohttp.ClientConnectorError):
+                was_at_work = loop.time() - asked_at > _SEEN_CLOSED_SECONDS
+                if not kept_open or was_at_work or isinstance(error, aiohttp.ClientConnectorError):
                     raise
                 # A connection that the server was about to close, or whose server has ended since.
                 response = await asked(kept_open=False)

@@ -222,6 +222,18 @@ async def test_a_stream_that_began_tells_what_went_wrong_in_it(serve: Serve) -> 
     assert json.loads(event[6:])["error"]["code"] == "draining"
 
 
+async def test_what_is_no_stream_is_whole_in_one_that_began(serve: Serve) -> None:
+    api = await serve(ONE)
+    await on_demand(api)
+    long = {"model": ONE, "stream": True, "content": "a" * 60_000}
+
+    said = (await api.ask("POST", "/tokenize", long)).content
+
+    (event,) = [line for line in said.split(b"\n") if line.startswith(b"data: ")]
+    assert json.loads(event[6:]) == (await api.ask("POST", "/tokenize", long)).success()
+    assert said.endswith(b"]}\n\n")
+
+
 async def test_no_more_requests_wait_for_a_model_than_may(serve: Serve, tmp_path: Path) -> None:
     silent = script(tmp_path / "silent", "sleep 1000")
     api = await serve(ONE, gateway_queue="2", llama_server_path=str(silent))

@@ -139,6 +139,7 @@ async def test_a_monitor_starts_nothing_and_keeps_nothing_up(serve: Serve, caplo
     for look in looks:
         reply = await asyncio.wait_for(api.ask("GET", look), 1)
         assert openai_failure(reply, 503, "service_unavailable")["message"].startswith(f"model {MODEL} is stopped")
+        assert (await asyncio.wait_for(api.ask("HEAD", look), 1)).status == 503
     assert await state(api) == "stopped"
     assert api.agent._desired[MODEL] is None
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "one a look"
@@ -148,6 +149,8 @@ async def test_a_monitor_starts_nothing_and_keeps_nothing_up(serve: Serve, caplo
     while await state(api) == "ready":
         for look in looks:
             seen += (await api.ask("GET", look)).status == 200
+            reply = await api.ask("HEAD", look)
+            assert (reply.status in {200, 503}, reply.content) == (True, b"")
         assert time.monotonic() - answered < 10, "it is kept up"
         await asyncio.sleep(0.1)
     assert seen >= len(looks)

@@ -102,6 +102,20 @@ async def test_one_that_sees_is_found_below_the_tier_too_and_within_a_tier(api: 
 
 
 @ONE_LISTENER
+async def test_who_sees_nothing_is_asked_for_no_draft_of_an_image(api: Api) -> None:
+    profile = {"name": "staged", "enabledModels": [BLIND, SEEING], "twoStage": {"enabled": True, "stage1Tier": "fast"}}
+    assert (await api.ask("POST", "/api/models/profiles", profile)).status == 201
+    (await api.ask("POST", "/api/models/profiles/staged/activate")).success()
+    hard = {"type": "text", "text": "Prove step by step that it is one."}
+    image = {"type": "image_url", "image_url": {"url": DATA}}
+
+    for parts, drafts in (([hard], 1), ([hard, image], 1), ([hard], 2)):
+        reply = await ask(api, "/v1/chat/completions", "auto", {"messages": [{"role": "user", "content": parts}]})
+        assert reply.success()["model"] == SEEING
+        assert sum(api.services.tallies.taken()[BLIND].outcomes.values()) == drafts
+
+
+@ONE_LISTENER
 async def test_where_none_sees_that_is_said_and_no_model_is_asked(api: Api) -> None:
     nobody = await ask(api, "/v1/chat/completions", "tier:fast", CHAT)
     assert "of tier fast" in openai_failure(nobody, 404, "model_not_found")["message"]

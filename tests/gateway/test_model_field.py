@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.gateway.model_field import UnreadableBody, form_field, model_field
+from magi_agent.gateway.images import has_images
+from magi_agent.gateway.model_field import UnreadableBody, form_field, model_field, taken_apart
 
 SCALARS = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text() | st.integers()
 JSON = st.recursive(
@@ -125,6 +126,17 @@ FORM = (
     b'name="model"\r\n\r\nno\r\n--xy\r\n'
     b'%s--xyz\r\ncontent-disposition:form-data; name="other"\r\n\r\nmodel\r\n--xyz--\r\n'
 )
+
+
+def test_what_has_more_parts_than_the_loop_may_stand_still_for_is_not_taken_apart() -> None:
+    few, many = (b'{"model":"auto","image":[%b0]}' % (b"1," * number) for number in (1_000, 2_100_000))
+    assert len(taken_apart(few)["image"]) == 1_001
+    assert not has_images(few)
+    for look in (taken_apart, has_images):
+        with pytest.raises(UnreadableBody, match="name one"):
+            look(many)
+    # Whoever names a model is not kept from sending a text with as many.
+    assert model_field(b'{"model":"a","content":"%b"}' % (b"1," * 2_100_000)).name == "a"
 
 
 @pytest.mark.parametrize(

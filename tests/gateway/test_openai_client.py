@@ -22,7 +22,7 @@ from tests.api.client import Api, until
 from tests.api.conftest import Serve
 from tests.api.test_tokens import keep, token
 from tests.conftest import MakeToyModel, SampleModels
-from tests.gateway.test_gateway import ONE, on_demand, started
+from tests.gateway.test_gateway import ONE, OTHER, on_demand, started
 from tests.gateway.test_staged import BUDGET, FIRST, HARD, SECOND, configured
 from tests.servers.system import script
 
@@ -51,6 +51,24 @@ async def connect(options: dict[str, str], listener: str, tmp_path: Path) -> Asy
     yield client
     for each in made:
         await each.close()
+
+
+async def test_it_finds_out_about_a_model(serve: Serve, connect: Connect) -> None:
+    api = await serve(ONE, OTHER)
+    await on_demand(api)
+    (await api.ask("PUT", f"/api/models/{ONE}/settings", {"startPolicy": "onDemand", "aliases": ["a/nick"]})).success()
+    client = connect(api)
+    listed = {model.id: model async for model in client.models.list()}
+    assert listed.keys() >= {ONE, "auto"}
+
+    for name, model in listed.items():
+        assert await client.models.retrieve(name) == model
+    assert await client.models.retrieve("a/nick") == listed[ONE]
+    for name in (OTHER, "nobody", "tier:nobody"):
+        with pytest.raises(openai.NotFoundError) as error:
+            await client.models.retrieve(name)
+        assert error.value.code == "model_not_found"
+    assert await api.state(ONE) == "stopped"
 
 
 async def test_it_talks(serve: Serve, connect: Connect, models: Path, sample_models: SampleModels) -> None:

@@ -558,3 +558,32 @@ async def test_memory_for_one_model_is_enough(
     assert told(reply.content, "content").strip()
     assert reply.content.endswith(b"data: [DONE]\n\n")
     assert sorted(api.services.servers.ready()) == [SECOND]
+
+
+@ONE_LISTENER
+@BOTH_FORMS
+async def test_who_waits_for_a_draft_as_the_agent_stops_is_told_so(
+    serve: Serve, models: Path, toy_model: MakeToyModel, asked: Asked, is_stream: bool
+) -> None:
+    for model_id in (FIRST, SECOND):
+        toy_model(models / f"{model_id}.gguf", chat_template=TEMPLATE, context_length=2048)
+    api = await serve()
+    await configured(api, tiers={FIRST: "fast", SECOND: "powerful"}, maxConcurrent=1)
+    await started(api, FIRST)
+    lanes = api.services.lanes
+
+    async def waits() -> bool:
+        return lanes.is_awaited(FIRST)
+
+    async with lanes.entered(api.services.registry.models[FIRST]):
+        asking = asyncio.create_task(api.ask("POST", CHAT, {**ASKED, "stream": is_stream}))
+        await until(waits, "it waits for its draft")
+        lanes.turn_away()
+        reply = await asyncio.wait_for(asking, 10)
+
+    if is_stream:
+        assert "the agent is stopping" in events(reply.content)[-1]["error"]["message"]
+    else:
+        assert "the agent is stopping" in openai_failure(reply, 503, "service_unavailable")["message"]
+    assert asked == []
+    assert await api.state(SECOND) == "stopped"

@@ -305,7 +305,9 @@ def test_clients_are_no_callers_of_this_host(balancer: Proxy, hosts: dict[str, H
     assert balancer.ask("GET", "/v1/models", headers={"Host": "evil.example"}).status == 421
 
 
-@pytest.mark.parametrize("path", ["/api/models/registry", "/api/drain", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/api/models/registry", "/api/drain", "/%61pi/drain", "/metrics", "/%6Detrics/targets"]
+)
 def test_what_manages_a_host_is_asked_of_that_host(balancer: Proxy, path: str) -> None:
     refused = balancer.ask("GET", path, headers={"Authorization": f"Bearer {SECRET}"})
 

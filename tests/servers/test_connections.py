@@ -213,3 +213,29 @@ async def test_what_a_closed_connection_meets_is_told_where_a_new_one_meets_it_t
                 pass
         server.close()
         await server.wait_closed()
+
+
+async def test_a_server_that_ends_at_work_on_a_request_is_not_asked_again(
+    connections: ServerConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SEEN_CLOSED_SECONDS", 0.2)
+    asked = 0
+
+    async def work_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.readuntil(b"body")
+        asked += 1
+        await asyncio.sleep(0.3)
+        writer.close()
+
+    server = await asyncio.start_server(work_and_end, "127.0.0.1", 0)
+    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
+    try:
+        with pytest.raises(aiohttp.ServerDisconnectedError):
+            async with connections.request(reach, "POST", "/v1/x", timeout=SECONDS, data=b"body", kept_open=True):
+                pass
+    finally:
+        server.close()
+        await server.wait_closed()
+
+    assert asked == 1
