@@ -86,7 +86,8 @@ def _entry(name: str, models: Sequence[Mapping[str, object]], api_base: str) -> 
     if lengths:
         info["max_input_tokens"] = min(lengths)
     if mode == "chat":
-        info["supports_vision"] = all("vision" in _abilities(one) for one in meant)
+        # Of a tier, one that sees is given the images.
+        info["supports_vision"] = any("vision" in _abilities(one) for one in meant)
         info["supports_reasoning"] = all("thinking" in _abilities(one) for one in meant)
     return {
         "model_name": name,

@@ -27,6 +27,7 @@ from magi_agent.api.services import Services
 from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.automatic import AUTO, Automatic, Choice
 from magi_agent.gateway.awaited import AwaitedAnswer
+from magi_agent.gateway.context_length import context_length
 from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_field, model_field
@@ -158,7 +159,7 @@ class GatewayRoutes:
             "aliases": self._names.names_of(model),
             "state": self._services.servers.state(model.model_id),
             "tier": model.effective_tier,
-            "context_length": facts.context_length,
+            "context_length": context_length(facts, self._services.effective.of(model)),
             "capabilities": [name for name, has_it in capabilities.items() if has_it],
         }
 
@@ -170,7 +171,7 @@ class GatewayRoutes:
 
     def _tier_entry(self, tier: Tier, models: list[Model]) -> dict[str, object]:
         entries = [self._entry(model) for model in models]
-        lengths = [model.facts.context_length for model in models if model.facts.context_length is not None]
+        lengths = [length for entry in entries if isinstance(length := entry["context_length"], int)]
         capabilities = dict.fromkeys(name for entry in entries for name in cast("list[str]", entry["capabilities"]))
         return {
             **self._entry(self._services.tiers.best(models)),

@@ -66,7 +66,7 @@ def test_enabled_models_and_tiers_are_entries(gateway: StandIn, magictl: Magictl
     assert magictl("export", "litellm", "--api-base", "https://gpu-1.example:8443/magi", "--json").json == document
 
 
-def test_a_tier_can_what_all_of_its_models_can(gateway: StandIn, magictl: Magictl) -> None:
+def test_a_tier_can_what_all_of_its_models_can_and_sees_where_one_does(gateway: StandIn, magictl: Magictl) -> None:
     document = magictl("export", "litellm", "--json").json
 
     tiers = {one["model_name"]: one for one in document["model_list"] if one["model_name"].startswith("tier:")}
@@ -74,7 +74,7 @@ def test_a_tier_can_what_all_of_its_models_can(gateway: StandIn, magictl: Magict
     assert tiers["tier:fast"]["model_info"] == {
         "mode": "chat",
         "max_input_tokens": 2048,
-        "supports_vision": False,
+        "supports_vision": True,
         "supports_reasoning": False,
     }
     assert tiers["tier:balanced"]["litellm_params"]["model"] == "hosted_vllm/tier:balanced"
