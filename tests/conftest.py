@@ -203,6 +203,14 @@ def _is_free(port: int) -> bool:
         return True
 
 
+@pytest.fixture
+def memory_to_itself() -> Iterator[None]:
+    """For a test that counts on what memory is free: no other such test of this machine goes on beside it."""
+    with Path(tempfile.gettempdir(), "magi-test-memory").open("w") as claim:
+        fcntl.flock(claim, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _ports() -> Iterator[Iterator[int]]:
     """Ports of blocks that this run has claimed for itself, among all runs on this machine."""

@@ -76,7 +76,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
 def _router_path(path: str) -> str:
     """``path`` for aiohttp's router, which must not take a reserved word for a model's id."""
     # What is below a path of the gateway's may have slashes in it, and so may an alias.
-    path = path.replace("{path}", "{path:.+}").replace("{model}", "{model:.+}")
+    path = path.replace("{path}", "{path:.+}").replace("{model}", "{model:(?s:.+)}")
     if not path.startswith(_ONE_MODEL):
         return path
     reserved = "|".join(sorted(RESERVED_IDS))

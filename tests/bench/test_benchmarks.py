@@ -179,8 +179,8 @@ def test_arriving_files_are_measured(systemd_user, capsys):
     assert "copy of 1 GB" in capsys.readouterr().out
 
 
-@pytest.mark.timeout(300)
-def test_the_gateway_is_measured_beside_its_peers(systemd_user, capsys):
+@pytest.mark.timeout(600)
+def test_the_gateway_is_measured_beside_its_peers(memory_to_itself, systemd_user, capsys):
     figures = bench_gateway.measure(first_bytes=20, tokenize=(1, 0.3), streams={2: (1, 4)}, starts=1, switches=1)
     assert figures["router"]
     assert figures["differing"] == []

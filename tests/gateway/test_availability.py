@@ -81,6 +81,7 @@ async def test_what_there_is_not_is_told_like_what_is_not_ready(serve: Serve) ->
     names = [
         *MODELS,
         "none-such",
+        "%0Anone%0A",
         "tier:fast",
         "auto",
         "%00",
@@ -220,8 +221,9 @@ async def test_one_that_failed_would_not_be_started(serve: Serve) -> None:
 
 
 @ONE_LISTENER
+@pytest.mark.timeout(600)
 async def test_a_start_that_was_refused_is_remembered_for_a_while(
-    serve: Serve, models: Path, sample_models: SampleModels, monkeypatch: pytest.MonkeyPatch
+    memory_to_itself: None, serve: Serve, models: Path, sample_models: SampleModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What does not fit into memory is down as before, and the next request would fare no better."""
     shutil.copyfile(sample_models.smollm2, models / f"{A}.gguf")

@@ -18,11 +18,12 @@ CONTEXT = 300_000
 """Tokens: some 7 GB of cache for SmolLM2, of which next to nothing is ever touched."""
 ROOM = 10 << 30
 """Bytes: for one, and not for two, also where other programs come and go meanwhile."""
+pytestmark = pytest.mark.timeout(600)
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
 
 
 @pytest.fixture
-async def api(serve: Serve, models: Path, sample_models: SampleModels) -> Api:
+async def api(memory_to_itself: None, serve: Serve, models: Path, sample_models: SampleModels) -> Api:
     """Three models, and memory for one of them."""
     for model_id in MODELS:
         shutil.copyfile(sample_models.smollm2, models / f"{model_id}.gguf")
@@ -60,7 +61,6 @@ async def test_one_that_is_idle_leaves_for_one_that_is_asked(api: Api) -> None:
 
 
 @ONE_LISTENER
-@pytest.mark.timeout(300)
 async def test_all_of_two_hundred_requests_to_three_models_are_answered(api: Api) -> None:
     asked = [MODELS[number % 3] for number in range(200)]
     answered = await asyncio.wait_for(asyncio.gather(*(ask(api, each, n) for n, each in enumerate(asked))), 240)

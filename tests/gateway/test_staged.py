@@ -538,9 +538,9 @@ async def _is_idle(api: Api, model_id: str) -> bool:
 
 
 @ONE_LISTENER
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_memory_for_one_model_is_enough(
-    serve: Serve, models: Path, sample_models: SampleModels, said: dict[str, bytes]
+    memory_to_itself: None, serve: Serve, models: Path, sample_models: SampleModels, said: dict[str, bytes]
 ) -> None:
     for model_id in (FIRST, SECOND):
         shutil.copyfile(sample_models.smollm2, models / f"{model_id}.gguf")

@@ -265,8 +265,9 @@ async def test_one_is_started_where_none_is_ready(serve: Serve) -> None:
 
 
 @ONE_LISTENER
+@pytest.mark.timeout(600)
 async def test_one_that_fits_is_started_before_a_smaller_one_that_does_not(
-    serve: Serve, models: Path, sample_models: SampleModels
+    memory_to_itself: None, serve: Serve, models: Path, sample_models: SampleModels
 ) -> None:
     for model_id, more in ((A, b"a"), (B, b"as large as it is, and a little more")):
         shutil.copyfile(sample_models.smollm2, models / f"{model_id}.gguf")

@@ -320,7 +320,7 @@ def test_a_request_has_one_name_on_the_whole_way(balancer: Proxy, offered: str |
     headers = {} if offered is None else {"X-Request-ID": offered}
     told = balancer.ask("GET", "/health/live", headers=headers).headers["x-request-id"]
 
-    assert f" {{{told}}} " in balancer.log.read_text()
+    wait_until(lambda: f" {{{told}}} " in balancer.log.read_text(), "it is in the log")
     if offered in ("order-66", "x" * 128):
         assert told == offered
     else:
