@@ -30,9 +30,15 @@ test-vm: setup ## See the limits of memory hold in an emulated machine with a ke
 	@packaging/roots/prepare-vm
 	@$(python) -m pytest -o python_files='scenario_*.py' --timeout=900 -o faulthandler_timeout=890 tests/vm $(ARGS)
 
-fuzz: setup ## Read 100,000 damaged headers from a new seed; another number by FUZZ_CASES=, the same again by FUZZ_SEED=
-	@FUZZ_CASES=$${FUZZ_CASES:-100000} FUZZ_SEED=$${FUZZ_SEED:-$$(date +%s)} $(python) -m pytest -s --timeout=3600 \
+fuzz: export FUZZ_CASES ?= 100000
+fuzz: export FUZZ_SEED := $(or $(FUZZ_SEED),$(shell date +%s))
+fuzz: setup ## Read 100,000 damaged headers from a new seed, and make up other input; again as before by FUZZ_SEED=
+	@$(python) -m pytest -s --timeout=3600 \
 		-o faulthandler_timeout=0 -k "many_damaged or folder_of_damaged" tests/gguf tests/discovery $(ARGS)
+	@$(beside_systemd) $(python) -m pytest --timeout=3600 -o faulthandler_timeout=0 --hypothesis-seed=$(FUZZ_SEED) \
+		-m hypothesis tests $(ARGS)
+	@MAGI_TEST_EXAMPLES=$${MAGI_TEST_EXAMPLES:-100} $(beside_systemd) $(python) -m pytest --timeout=3600 \
+		-o faulthandler_timeout=0 tests/api/test_schema_conformance.py $(ARGS)
 
 soak: setup ## Flood and upturn model folders for SOAK_MINUTES=3, 500 starts and stops, ten minutes of faults, 1,000 idle stops
 	@MAGI_TEST_CYCLES=$${MAGI_TEST_CYCLES:-500} MAGI_TEST_FAULT_SECONDS=$${MAGI_TEST_FAULT_SECONDS:-600} \

@@ -24,8 +24,9 @@ from toy_model import MetadataValue, write_toy_model
 
 # Begun in a script's background, everything here would have Ctrl-C ignored for good, and what it starts as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# How long one example takes says more of the machine than of the code.
-hypothesis.settings.register_profile("magi", deadline=None)
+# How long one example takes says more of the machine than of the code. What is new is sought by `make fuzz`, which has
+# seeds of its own: whoever changes something is to see what that did.
+hypothesis.settings.register_profile("magi", deadline=None, derandomize="FUZZ_SEED" not in os.environ)
 hypothesis.settings.load_profile("magi")
 
 _FIRST_TEST_PORT = 21000

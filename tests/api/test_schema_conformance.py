@@ -1,7 +1,8 @@
 """The API against its own OpenAPI document: thousands of requests that it allows, and thousands that it forbids.
 
 No answer may be a server error, have a status or a header that is not in the document, or a body of another shape; and
-what breaks the schema must be refused. ``MAGI_TEST_EXAMPLES`` asks more of each operation than the usual few.
+what breaks the schema must be refused. ``MAGI_TEST_EXAMPLES`` asks more of each operation than the usual few, and
+``FUZZ_SEED`` something else.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ CHECKS = (
     "negative_data_rejection",
 )
 EXAMPLES = os.environ.get("MAGI_TEST_EXAMPLES", "20")
+SEED = os.environ.get("FUZZ_SEED") or "20"
 CONFIGURATION = """
 request-timeout = 90.0
 
@@ -100,6 +102,7 @@ def test_every_answer_is_in_the_document(
                 # What answers there is a llama-server.
                 "--exclude-path-regex", "^/(?!api/|health/|metrics).|^/api/proxy/|^/metrics/models/",
                 "--max-examples", EXAMPLES,
+                "--seed", SEED,
                 "--phases", "examples,coverage,fuzzing",
                 "--warnings", "off",
             ],
