@@ -203,7 +203,12 @@ async def test_the_models_on_a_gpu_are_told_by_the_processes_that_its_driver_nam
         }[question]
 
     host = api.agent._host
+
+    async def is_measured() -> bool:
+        return bool((await api.get("/api/models/api-on-gpu/memory"))["need"]["basis"] == "measured")
+
     # What a server needs is looked up once more when it is ready, and whoever asks meanwhile is told the same.
+    await until(is_measured, "what it uses is measured", 60)
     await asyncio.gather(*host._listing.values())
     host._tree = made_up_driver(tmp_path, "535.183.01")
     monkeypatch.setattr(api.agent._launcher, "answer_of", answer_of)
