@@ -21,6 +21,7 @@ from typing import Any
 from locations import CHECKOUT, LLAMA_SERVER
 
 from tests.agent_process import AgentProcess, ended
+from tests.bench.ending import end
 from tests.bench.figures import at_most, print_rows, print_targets, shown, spread_of
 from tests.bench.many_models import write_models
 from tests.bench.ports import free_ports
@@ -35,7 +36,6 @@ IDLE_ROUNDS = 3
 _VOCABULARY = 1000
 _SETTLE_SECONDS = 120.0
 _REST = 0.1  # of the time it is left alone, before that
-_STOP_SECONDS = 30.0
 _LISTS = 20
 _PATH = "/api/models/registry"
 
@@ -128,12 +128,7 @@ def _bare_service(ready: ReadySocket) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 def _left_alone(agent: AgentProcess, ready: ReadySocket, seconds: float, rounds: int) -> dict[str, Any]:

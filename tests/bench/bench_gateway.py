@@ -41,6 +41,7 @@ from toy_model import write_toy_model
 
 from tests.agent_process import AgentProcess, ended, wait_until
 from tests.bench.asking import Asker, Said, question
+from tests.bench.ending import end
 from tests.bench.figures import at_least, at_most, print_rows, print_targets, shown, spread_of
 from tests.bench.launches import Launch, by_hand
 from tests.bench.load import WrongAnswer
@@ -65,7 +66,6 @@ _TRIES = 4
 """For one switch: other programs of the host may take or give back as much meanwhile."""
 _TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _WAIT = 60
-_STOP_SECONDS = 10.0
 _POINTS = ("p50", "p99")
 _TALK = {"messages": [{"role": "user", "content": "Name three colours."}], "stream": True, "temperature": 0}
 
@@ -288,12 +288,7 @@ def _bare_proxy(port: int, upstream: int) -> Iterator[int]:
         wait_until(lambda: not is_free(port), "the bare proxy listens")
         yield process.pid
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 async def _first_events(ports: Mapping[str, int], rounds: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from locations import LLAMA_SERVER, SMOLLM2
 
 from tests.agent_process import AgentProcess, ended, unit_property, wait_until
+from tests.bench.ending import end
 from tests.bench.figures import at_most, print_rows, print_targets, shown, spread_of
 from tests.bench.ports import free_ports, is_free
 
@@ -134,17 +135,7 @@ def _start_by_hand(arguments: list[str], environment: dict[str, str], port: int)
             time.sleep(_POLL_SECONDS)
         return (time.perf_counter() - began) * 1e3
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        # llama-server forgets a SIGTERM that comes between its first healthy answer and its main loop.
-        process.kill()
-        process.wait()
+        end(process, _END_SECONDS)
 
 
 def _is_healthy(port: int) -> bool:

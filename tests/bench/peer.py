@@ -12,9 +12,8 @@ from pathlib import Path
 from locations import CHECKOUT
 
 from tests.agent_process import wait_until
+from tests.bench.ending import end
 from tests.bench.unix_http import fetch
-
-_STOP_SECONDS = 30.0
 
 
 @contextmanager
@@ -35,9 +34,4 @@ def running_peer(module: str, arguments: Sequence[str], listening: Path) -> Iter
         wait_until(answers, f"{module} answers")
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent_process import wait_until
+from tests.bench.ending import end
 from tests.bench.launches import Launch, is_healthy
 
 _HELP_SECONDS = 30.0
-_STOP_SECONDS = 30.0
 _ASK_SECONDS = 60.0
 
 
@@ -74,12 +74,7 @@ def running_router(
             wait_until(lambda: _answers(router, process), "the router answers")
             yield router
         finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
 
 
 def presets(models: Mapping[str, Mapping[str, str]]) -> str:
