@@ -321,7 +321,7 @@ class Agent:
         await self._tiers.close()
         await self._reports.close()
         await self._problems.close()
-        await self._connections.close()
+        self._connections.close()
         await self._host.close()
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:

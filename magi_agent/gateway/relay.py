@@ -13,22 +13,20 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, Self, cast
 
-import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from multidict import CIMultiDictProxy
+from multidict import CIMultiDict
 
 from magi_agent.api.connection import Connection
-from magi_agent.api.large_body import SLICE, LargeBody
 from magi_agent.errors import MagiError
 from magi_agent.gateway.openai_errors import error_event
 from magi_agent.gateway.tallies import Tally
 from magi_agent.request_id import REQUEST_ID
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.http_exchange import Exchange, ExchangeError, NotConnected
 from magi_agent.servers.reach import Reach
 
 _LOG: Final = logging.getLogger(__name__)
-_CONNECT_SECONDS: Final = 5.0
 SSE: Final = "text/event-stream"
 _SHORT: Final = 64 * 1024
 # RFC 9110, 7.6.1: what is between two neighbours only. Of the rest, the caller's rights are the agent's business, and
@@ -66,14 +64,14 @@ class ServerSilent(MagiError):
 class ServerAnswer:
     """A server's answer, of which the headers are there. It is to be entered, and left, once."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, held: AsyncExitStack, model_id: str, tally: Tally) -> None:
+    def __init__(self, answer: Exchange, model_id: str, tally: Tally) -> None:
         self.headers = answer.headers
         self.status = answer.status
         self.reason = answer.reason
-        self.length = answer.content_length
+        self.length = answer.length
         self.is_stream = answer.content_type == SSE
         self._answer = answer
-        self._held = held
+        self._held: AsyncExitStack | None = None
         self._model_id = model_id
         self._tally = tally
         tally.answered(answer.status, is_stream=self.is_stream)
@@ -82,19 +80,17 @@ class ServerAnswer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._held.aclose()
+        self._answer.close()
+        if self._held is not None:
+            await self._held.aclose()
 
     def hold(self, stack: AsyncExitStack) -> None:
         """Have something else end with the answer."""
-        self._held.push_async_callback(stack.aclose)
+        self._held = stack
 
     def first_said(self) -> bytes:
         """What of the answer is there already, without waiting for it. It is not poured any more."""
-        try:
-            return self._answer.content.read_nowait()
-        except (aiohttp.ClientError, TimeoutError):
-            # It broke off: told where it is poured.
-            return b""
+        return self._answer.piece_there()
 
     async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest, first: bytes = b"") -> None:
         """Pass on ``first``, and all that the server says. Where it breaks off, so does the client's connection."""
@@ -102,13 +98,13 @@ class ServerAnswer:
             if first:
                 self._tally.keep(first)
                 await sink.write(first)
-            content = self._answer.content
-            while piece := await content.readany():
+            answer = self._answer
+            while piece := await answer.next_piece():
                 self._tally.keep(piece)
                 # The last piece and the mark of the end go out together, where the end is known by then.
-                await (sink.write_eof(piece) if content.at_eof() else sink.write(piece))
+                await (sink.write_eof(piece) if answer.is_through else sink.write(piece))
             self._tally.whole()
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except (ExchangeError, TimeoutError) as error:
             if request.transport is not None and not request.transport.is_closing():
                 self._tally.broken()
             reason = "said nothing any more" if isinstance(error, TimeoutError) else "broke off"
@@ -124,8 +120,8 @@ class ServerAnswer:
     async def next_piece(self) -> bytes:
         """What the server says next, as it came; empty where that was all. Raises ``ServerFailed``."""
         try:
-            piece = await self._answer.content.readany()
-        except (aiohttp.ClientError, TimeoutError):
+            piece = await self._answer.next_piece()
+        except (ExchangeError, TimeoutError):
             self._tally.broken()
             raise ServerFailed(f"the server of {self._model_id} broke off", {"modelId": self._model_id}) from None
         if piece:
@@ -135,10 +131,10 @@ class ServerAnswer:
         return piece
 
     async def read(self) -> bytes:
-        """The whole of a short answer. Raises ``ServerFailed``."""
+        """The whole of a short answer; of one that is longer, nothing. Raises ``ServerFailed``."""
         try:
-            said = await self._answer.content.read(_SHORT)
-        except (aiohttp.ClientError, TimeoutError):
+            said = await self._answer.read(_SHORT) or b""
+        except (ExchangeError, TimeoutError):
             self._tally.broken()
             raise ServerFailed(f"the server of {self._model_id} broke off", {"modelId": self._model_id}) from None
         self._tally.keep(said)
@@ -162,32 +158,29 @@ class Relay:
         Raises ``ServerFailed``, ``ServerSilent``.
         """
         silence = self._longest_silence()
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
-        asked = self._connections.request(
-            reach,
-            request.method,
-            path,
-            timeout=timeout,
-            headers=_asked_headers(request),
-            data=LargeBody(body) if body is not None and len(body) > SLICE else body,
-            kept_open=True,
-        )
         with cancelled_when_lost(request):
-            held = AsyncExitStack()
             try:
-                answer = await held.enter_async_context(asked)
+                answer = await self._connections.ask(
+                    reach,
+                    request.method,
+                    path,
+                    silence=silence,
+                    headers=_asked_headers(request),
+                    body=body,
+                    kept_open=True,
+                )
             except TimeoutError:
                 raise ServerSilent(
                     f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
                 ) from None
-            except (aiohttp.ClientError, OSError) as error:
-                failed = ServerUnreachable if isinstance(error, aiohttp.ClientConnectorError) else ServerFailed
+            except (ExchangeError, OSError) as error:
+                failed = ServerUnreachable if isinstance(error, NotConnected) else ServerFailed
                 raise failed(
-                    f"the server of {model_id} gave no answer ({str(error) or type(error).__name__}): magictl show "
-                    f"{model_id} says what is wrong with it",
+                    f"the server of {model_id} gave no answer ({error}): magictl show {model_id} says what is wrong "
+                    "with it",
                     {"modelId": model_id},
                 ) from None
-        return ServerAnswer(answer, held, model_id, tally)
+        return ServerAnswer(answer, model_id, tally)
 
 
 class RelayedAnswer(web.StreamResponse):
@@ -235,7 +228,7 @@ def _asked_headers(request: web.Request) -> dict[str, str]:
     return passed | {"X-Request-ID": REQUEST_ID.get() or ""}
 
 
-def _answered_headers(headers: CIMultiDictProxy[str]) -> Mapping[str, str]:
+def _answered_headers(headers: CIMultiDict[str]) -> Mapping[str, str]:
     return {
         name: value
         for name, value in headers.items()

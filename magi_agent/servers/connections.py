@@ -1,103 +1,80 @@
 """The one place that opens connections to servers, however each of them is reached."""
 
 import asyncio
-import contextlib
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+import math
+import socket
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import aiohttp
-from aiohttp.payload import Payload
-
-from magi_agent.servers.reach import AtPort, AtSocket, Reach
+from magi_agent.servers.http_exchange import Exchange, NotConnected, NothingSaid, connected, question
+from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.server_keys import read_key
 
-_AT_ONCE: Final = 64
-"""Connections to all servers at ports, and to each server at a socket."""
-_SOCKETS_KEPT: Final = 128
 _KEPT_OPEN_SECONDS: Final = 3.0
 """How long a connection waits for the next request; a server closes it after five."""
+_MOST_KEPT: Final = 256
+"""Connections that wait, to all servers."""
 _KEYS_KEPT: Final = 1024
-_CLOSED: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
-"""What comes of a connection that the other end has closed, by how far a request got on it."""
 _SEEN_CLOSED_SECONDS: Final = 1.0
-"""In which it comes; later it is the end of a server that was at work on the request."""
-_ANY_HOST: Final = "http://localhost"
-"""Before a path in a request over a unix socket; nobody looks it up."""
-
-
-@dataclass(slots=True)
-class _Channel:
-    """A session for the server at one socket."""
-
-    session: aiohttp.ClientSession
-    users: int = 0
+"""In which a kept connection turns out to be closed; later it is the end of a server that was at work."""
 
 
 class ServerConnections:
     """Opens connections to servers. Made without a loop, used within one, closed at its end."""
 
     def __init__(self) -> None:
-        self._ports: dict[bool, aiohttp.ClientSession] = {}
-        self._sockets: OrderedDict[tuple[Path, bool], _Channel] = OrderedDict()
+        self._kept: dict[Reach, list[tuple[socket.socket, float]]] = {}
+        """Connections that wait for the next request, each with when it has waited long enough; the newest is last."""
+        self._count = 0
+        self._sweep: asyncio.TimerHandle | None = None
         self._keys: dict[Path, str] = {}
 
-    async def close(self) -> None:
-        """Cut what is open."""
-        channels = [channel.session for channel in self._sockets.values()]
-        self._sockets.clear()
-        ports = list(self._ports.values())
-        self._ports.clear()
-        for session in (*channels, *ports):
-            await session.close()
+    def close(self) -> None:
+        """Cut what waits. What is being answered ends with whoever asked."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        self._close_kept(math.inf)
 
-    @contextlib.asynccontextmanager
-    async def request(
+    async def ask(
         self,
         reach: Reach,
         method: str,
-        path: str,
+        target: str,
         *,
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  # aiohttp's own kind
+        silence: float,
         headers: Mapping[str, str] | None = None,
-        data: bytes | Payload | None = None,
+        body: bytes | None = None,
         with_key: bool = True,
         kept_open: bool = False,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Ask a server, and give the answer as it arrives; a redirect is not followed.
+    ) -> Exchange:
+        """Ask a server for ``target``, a path with its query, and give its answer once the head is there.
 
-        ``with_key`` sends the server's key along, if it asks for one: only to be true where it is known who listens.
-        ``kept_open`` has the connection used again, and as many of them as there are requests. Where one turns out to
-        be closed, at once, nothing was answered on it, and the server is asked on a new one. Who was at work on a
-        request and ended is not asked again: it may be that what was asked is why.
+        ``silence``: seconds for which the server may say nothing. ``with_key`` sends the server's key along, if it
+        asks for one: only to be true where it is known who listens. ``kept_open`` has connections used again. Where
+        one turns out to be closed, at once, nothing was answered on it, and the server is asked on a new one. Who was
+        at work on a request and ended is not asked again: it may be that what was asked is why.
 
-        Raises ``aiohttp.ClientError``, ``TimeoutError``, and ``OSError`` where the key cannot be read.
+        Raises ``ExchangeError``, ``TimeoutError``, ``ValueError`` for what cannot be asked, and ``OSError`` where the
+        key cannot be read.
         """
-        sent = dict(headers or {})
         if with_key and isinstance(reach, AtPort) and reach.key_file is not None:
-            sent["Authorization"] = f"Bearer {await self.key(reach.key_file)}"
-        url = f"{reach.url if isinstance(reach, AtPort) else _ANY_HOST}{path}"
-        async with contextlib.AsyncExitStack() as held:
-
-            async def asked(kept_open: bool) -> aiohttp.ClientResponse:
-                session = await held.enter_async_context(self._session(reach, kept_open))
-                return await held.enter_async_context(
-                    session.request(method, url, headers=sent, data=data, timeout=timeout, allow_redirects=False)
-                )
-
+            headers = {**(headers or {}), "Authorization": f"Bearer {await self.key(reach.key_file)}"}
+        length = len(body) if body is not None else 0 if method == "POST" else None
+        head = question(reach, method, target, headers or {}, length, is_last=not kept_open)
+        is_head = method == "HEAD"
+        if kept_open and (kept := self._take(reach)) is not None:
             loop = asyncio.get_running_loop()
             asked_at = loop.time()
             try:
-                response = await asked(kept_open)
-            except _CLOSED as error:
-                was_at_work = loop.time() - asked_at > _SEEN_CLOSED_SECONDS
-                if not kept_open or was_at_work or isinstance(error, aiohttp.ClientConnectorError):
+                return await self._asked(Exchange(kept, silence, partial(self._keep, reach)), head, body, is_head)
+            except (NothingSaid, NotConnected):
+                if loop.time() - asked_at > _SEEN_CLOSED_SECONDS:
                     raise
-                # A connection that the server was about to close, or whose server has ended since.
-                response = await asked(kept_open=False)
-            yield response
+        give_back = partial(self._keep, reach) if kept_open else None
+        return await self._asked(Exchange(await connected(reach), silence, give_back), head, body, is_head)
 
     async def key(self, path: Path) -> str:
         """The key in a server's key file, which no other key ever takes the place of. Raises ``OSError``."""
@@ -108,39 +85,54 @@ class ServerConnections:
             self._keys[path] = key
         return self._keys[path]
 
-    @contextlib.asynccontextmanager
-    async def _session(self, reach: Reach, kept_open: bool) -> AsyncIterator[aiohttp.ClientSession]:
-        match reach:
-            case AtPort():
-                if kept_open not in self._ports:
-                    self._ports[kept_open] = _session_over(aiohttp.TCPConnector(**_habits(kept_open)))
-                yield self._ports[kept_open]
-            case AtSocket(path=path):
-                channel = self._sockets.get((path, kept_open))
-                if channel is None:
-                    connector = aiohttp.UnixConnector(path=str(path), **_habits(kept_open))
-                    channel = self._sockets[path, kept_open] = _Channel(_session_over(connector))
-                self._sockets.move_to_end((path, kept_open))
-                channel.users += 1
-                try:
-                    yield channel.session
-                finally:
-                    channel.users -= 1
-                    await self._close_unused()
+    @staticmethod
+    async def _asked(exchange: Exchange, head: bytes, body: bytes | None, is_head: bool) -> Exchange:
+        try:
+            await exchange.ask(head, body, has_no_body=is_head)
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
 
-    async def _close_unused(self) -> None:
-        """Keep no more sessions than so many: those of servers that are gone were used longest ago."""
-        beyond = len(self._sockets) - _SOCKETS_KEPT
-        unused = [key for key, channel in self._sockets.items() if not channel.users][: max(0, beyond)]
-        for channel in [self._sockets.pop(key) for key in unused]:
-            await channel.session.close()
+    def _take(self, reach: Reach) -> socket.socket | None:
+        """A connection that can be used again, as far as can be told: it is still there, and nothing has come on it."""
+        waiting = self._kept.get(reach)
+        while waiting:
+            connection, _ = waiting.pop()
+            self._count -= 1
+            try:
+                connection.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return connection
+            except OSError:
+                pass
+            connection.close()
+        return None
 
+    def _keep(self, reach: Reach, connection: socket.socket) -> None:
+        if self._count >= _MOST_KEPT:
+            connection.close()
+            return
+        loop = asyncio.get_running_loop()
+        self._kept.setdefault(reach, []).append((connection, loop.time() + _KEPT_OPEN_SECONDS))
+        self._count += 1
+        if self._sweep is None:
+            self._sweep = loop.call_later(_KEPT_OPEN_SECONDS, self._sweep_kept)
 
-def _habits(kept_open: bool) -> dict[str, Any]:
-    if kept_open:
-        return {"limit": 0, "keepalive_timeout": _KEPT_OPEN_SECONDS}
-    return {"limit": _AT_ONCE, "force_close": True}
+    def _sweep_kept(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweep = None
+        self._close_kept(loop.time())
+        if self._kept:
+            self._sweep = loop.call_later(_KEPT_OPEN_SECONDS / 2, self._sweep_kept)
 
-
-def _session_over(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+    def _close_kept(self, now: float) -> None:
+        """Close those that have waited long enough by then."""
+        for reach, waiting in tuple(self._kept.items()):
+            for connection, until in waiting:
+                if until <= now:
+                    connection.close()
+            waiting[:] = [(connection, until) for connection, until in waiting if until > now]
+            if not waiting:
+                del self._kept[reach]
+        self._count = sum(map(len, self._kept.values()))

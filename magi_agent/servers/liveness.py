@@ -11,9 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
-
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.http_exchange import ExchangeError
 from magi_agent.servers.reach import Reach
 
 
@@ -78,8 +77,8 @@ async def _moment_before(seconds: float, rhythm: Rhythm) -> None:
 async def _answers(connections: ServerConnections, reach: Reach, seconds: float) -> bool:
     """Whether a server says anything at all in that time."""
     try:
-        timeout = aiohttp.ClientTimeout(total=seconds)
-        async with connections.request(reach, "GET", "/health", timeout=timeout, with_key=False):
-            return True
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        async with asyncio.timeout(seconds):
+            with await connections.ask(reach, "GET", "/health", silence=seconds, with_key=False):
+                return True
+    except (ExchangeError, TimeoutError):
         return False

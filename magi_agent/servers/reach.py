@@ -32,10 +32,15 @@ class AtPort:
     """Where the key is that it asks for."""
 
     @property
-    def url(self) -> str:
-        """Where it is, for people and for requests."""
+    def authority(self) -> str:
+        """Host and port, as a request names them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        return f"http://{self.authority}"
 
     @property
     def words(self) -> str:

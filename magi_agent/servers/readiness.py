@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 from typing import Final
 
-import aiohttp
-
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.http_exchange import ExchangeError, NotConnected
 from magi_agent.servers.reach import Reach
 
 _FIRST_PAUSE: Final = 0.01
@@ -111,11 +110,11 @@ async def wait_until_ready(
 
 
 async def _health(connections: ServerConnections, reach: Reach) -> _Health:
-    timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT)
     try:
-        async with connections.request(reach, "GET", "/health", timeout=timeout, with_key=False) as response:
-            return _Health.GOOD if response.status == 200 else _Health.NOT_YET
-    except aiohttp.ClientConnectorError as error:
-        return _Health.FORBIDDEN if isinstance(error.os_error, PermissionError) else _Health.NOT_YET
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        async with asyncio.timeout(_REQUEST_TIMEOUT):
+            with await connections.ask(reach, "GET", "/health", silence=_REQUEST_TIMEOUT, with_key=False) as answer:
+                return _Health.GOOD if answer.status == 200 else _Health.NOT_YET
+    except NotConnected as error:
+        return _Health.FORBIDDEN if error.is_forbidden else _Health.NOT_YET
+    except (ExchangeError, TimeoutError):
         return _Health.NOT_YET

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-import aiohttp
-
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.http_exchange import ExchangeError
 from magi_agent.servers.reach import Reach
 
 _METRICS: Final = "/metrics"
@@ -231,25 +230,21 @@ class SelfReports:
             return Answer(loop.time() - began, problem=problem, is_late=True)
         except _TooLarge:
             return Answer(loop.time() - began, problem=f"its answer is larger than {_MOST_BYTES} bytes")
-        except (aiohttp.ClientError, OSError) as error:
+        except (ExchangeError, OSError) as error:
             return Answer(loop.time() - began, problem=f"it cannot be asked: {error}")
         return Answer(loop.time() - began, body, status)
 
     async def _fetch(self, reach: Reach, path: str) -> tuple[int, bytes | None]:
         """The status of a server's answer, and its body where it is what was asked for.
 
-        Raises ``_TooLarge`` and what ``ServerConnections.request`` does.
+        Raises ``_TooLarge`` and what ``ServerConnections.ask`` does.
         """
-        timeout = aiohttp.ClientTimeout(total=_PATIENCE)
-        async with self._connections.request(reach, "GET", path, timeout=timeout) as response:
-            if response.status != 200 or "Content-Encoding" in response.headers:
-                return response.status, None
-            body = bytearray()
-            async for piece in response.content.iter_chunked(_PIECE):
-                body += piece
-                if len(body) > _MOST_BYTES:
-                    raise _TooLarge
-            return response.status, bytes(body)
+        with await self._connections.ask(reach, "GET", path, silence=_PATIENCE) as answer:
+            if answer.status != 200 or "Content-Encoding" in answer.headers:
+                return answer.status, None
+            if (body := await answer.read(_MOST_BYTES)) is None:
+                raise _TooLarge
+            return answer.status, body
 
 
 class _TooLarge(Exception):

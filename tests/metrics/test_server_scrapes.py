@@ -29,7 +29,7 @@ async def serve() -> AsyncIterator[Serve]:
 async def connections() -> AsyncIterator[ServerConnections]:
     opened = ServerConnections()
     yield opened
-    await opened.close()
+    opened.close()
 
 
 def scrapes_of(connections: ServerConnections, servers: dict[str, Reach]) -> ServerScrapes:

@@ -198,7 +198,7 @@ class ServingAgent:
     async def __aexit__(self, *_: object) -> None:
         await self.servers.close()
         await self.reconciler.stop()
-        await self.connections.close()
+        self.connections.close()
         await self.host.close()
         await self.memory.close()
         await self.manager.close()

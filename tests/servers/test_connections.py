@@ -10,15 +10,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 
 from magi_agent.servers import connections as module
 from magi_agent.servers.connections import ServerConnections
+from magi_agent.servers.http_exchange import NotConnected, NothingSaid
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 
-SECONDS = aiohttp.ClientTimeout(total=20)
+SECONDS = 20.0
 
 
 @dataclass(slots=True)
@@ -68,13 +68,13 @@ async def serve() -> AsyncIterator[MakeServer]:
 async def connections() -> AsyncIterator[ServerConnections]:
     connections = ServerConnections()
     yield connections
-    await connections.close()
+    connections.close()
 
 
 async def ask(connections: ServerConnections, reach: Reach, path: str, *, with_key: bool = True) -> int:
-    async with connections.request(reach, "GET", path, timeout=SECONDS, with_key=with_key) as response:
-        await response.read()
-        return response.status
+    with await connections.ask(reach, "GET", path, silence=SECONDS, with_key=with_key) as answer:
+        assert await answer.read(1000) is not None
+        return answer.status
 
 
 @pytest.mark.parametrize("at_socket", [True, False])
@@ -83,10 +83,10 @@ async def test_a_request_and_its_answer(
 ) -> None:
     echo = Echo()
     reach = await serve(echo, tmp_path / "x.sock" if at_socket else None)
-    async with connections.request(
-        reach, "POST", "/v1/x?y=1", timeout=SECONDS, headers={"Authorization": "mine"}, data=b"body"
-    ) as response:
-        assert await response.json() == {"path": "/v1/x"}
+    with await connections.ask(
+        reach, "POST", "/v1/x?y=1", silence=SECONDS, headers={"Authorization": "mine"}, body=b"body"
+    ) as answer:
+        assert await answer.read(1000) == b'{"path": "/v1/x"}'
 
     assert await ask(connections, reach, "/away") == 302
     assert echo.asked == [("POST", "/v1/x?y=1", "mine", b"body"), ("GET", "/away", None, b"")]
@@ -122,31 +122,43 @@ async def test_a_key_that_cannot_be_read_is_no_question_without_it(
     assert echo.asked == []
 
 
-async def test_sessions_of_servers_that_are_gone_are_closed_and_none_that_is_used(
-    connections: ServerConnections, serve: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_kept_open_is_used_again_and_closed_in_time(
+    connections: ServerConnections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SOCKETS_KEPT", 2)
-    closed: list[str] = []
-    close = aiohttp.ClientSession.close
+    monkeypatch.setattr(module, "_KEPT_OPEN_SECONDS", 0.2)
+    monkeypatch.setattr(module, "_MOST_KEPT", 3)
+    opened = ended = 0
+    two_ended, all_ended = asyncio.Event(), asyncio.Event()
 
-    async def closing(session: aiohttp.ClientSession) -> None:
-        assert isinstance(session.connector, aiohttp.UnixConnector)
-        closed.append(Path(session.connector.path).name)
-        await close(session)
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened, ended
+        opened += 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"body"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        ended += 1
+        if ended == 2:
+            two_ended.set()
+        if ended == opened:
+            all_ended.set()
 
-    monkeypatch.setattr(aiohttp.ClientSession, "close", closing)
-    busy = Echo(hold=asyncio.Event())
-    asking = asyncio.create_task(ask(connections, await serve(busy, tmp_path / "busy.sock"), "/"))
-    await busy.was_asked.wait()
-    for name in ("a", "b", "c", "a"):
-        reach = AtSocket(tmp_path / f"{name}.sock")
-        if not reach.path.exists():
-            await serve(Echo(), reach.path)
-        assert await ask(connections, reach, "/") == 200
-    assert closed == ["a.sock", "b.sock", "c.sock"]
-    assert busy.hold is not None
-    busy.hold.set()
-    assert await asking == 200
+    async def once() -> None:
+        with await connections.ask(reach, "POST", "/", silence=SECONDS, body=b"body", kept_open=True) as said:
+            assert await said.read(10) == b"{}"
+            # Until all have one of their own.
+            await asyncio.sleep(0.02)
+
+    async with speaking(answer) as (reach, _):
+        for _ in range(3):
+            await once()
+        assert opened == 1
+        await asyncio.gather(*(once() for _ in range(5)))
+        assert opened == 5
+        # There is room for three.
+        await asyncio.wait_for(two_ended.wait(), 2)
+        await asyncio.gather(*(once() for _ in range(3)))
+        assert opened == 5
+        await asyncio.wait_for(all_ended.wait(), 2)
 
 
 async def test_it_can_be_used_again_after_it_was_closed(
@@ -154,8 +166,37 @@ async def test_it_can_be_used_again_after_it_was_closed(
 ) -> None:
     for reach in (await serve(Echo(), None), await serve(Echo(), tmp_path / "x.sock")):
         assert await ask(connections, reach, "/") == 200
-        await connections.close()
+        connections.close()
         assert await ask(connections, reach, "/") == 200
+
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def speaking(handle: Handle) -> AsyncIterator[tuple[AtPort, asyncio.Server]]:
+    """A server that does what ``handle`` does with each connection, and then ends it."""
+    at_work: set[asyncio.Task[None]] = set()
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        at_work.add(task)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            await handle(reader, writer)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    try:
+        yield AtPort("127.0.0.1", server.sockets[0].getsockname()[1]), server
+    finally:
+        server.close()
+        await server.wait_closed()
+        for task in at_work:
+            task.cancel()
+        await asyncio.gather(*at_work, return_exceptions=True)
 
 
 class Fickle:
@@ -171,12 +212,10 @@ class Fickle:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         await writer.drain()
         if self.end != "at once":
-            with contextlib.suppress(asyncio.IncompleteReadError):
-                await reader.readuntil(b"body")
+            await reader.readuntil(b"body")
         if self.end == "reset":
             channel = writer.get_extra_info("socket")
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.close()
 
 
 @pytest.mark.parametrize("end", ["at once", "closed", "reset"])
@@ -184,35 +223,30 @@ async def test_who_finds_a_kept_connection_closed_is_answered_on_a_new_one(
     connections: ServerConnections, end: str
 ) -> None:
     fickle = Fickle(end)
-    server = await asyncio.start_server(fickle.handle, "127.0.0.1", 0)
-    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-    try:
+    async with speaking(fickle.handle) as (reach, _):
         for _ in range(20):
-            async with connections.request(
-                reach, "POST", "/v1/x", timeout=SECONDS, data=b"body", kept_open=True
-            ) as response:
-                assert await response.read() == b"{}"
-    finally:
-        server.close()
-        await server.wait_closed()
+            with await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True) as answer:
+                assert await answer.read(10) == b"{}"
 
     assert fickle.answered == 20
 
 
-async def test_what_a_closed_connection_meets_is_told_where_a_new_one_meets_it_too(
-    connections: ServerConnections,
-) -> None:
-    async def end(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
+async def test_who_hears_nothing_on_a_new_connection_is_told_so(connections: ServerConnections) -> None:
+    asked = 0
 
-    server = await asyncio.start_server(end, "127.0.0.1", 0)
-    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-    for raised in (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectorError):
-        with pytest.raises(raised):
-            async with connections.request(reach, "POST", "/v1/x", timeout=SECONDS, data=b"body", kept_open=True):
-                pass
+    async def end(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.readuntil(b"body")
+        asked += 1
+
+    async with speaking(end) as (reach, server):
+        with pytest.raises(NothingSaid):
+            await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True)
         server.close()
-        await server.wait_closed()
+        with pytest.raises(NotConnected):
+            await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True)
+
+    assert asked == 1
 
 
 async def test_a_server_that_ends_at_work_on_a_request_is_not_asked_again(
@@ -224,18 +258,15 @@ async def test_a_server_that_ends_at_work_on_a_request_is_not_asked_again(
     async def work_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal asked
         await reader.readuntil(b"body")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await reader.readuntil(b"body")
         asked += 1
         await asyncio.sleep(0.3)
-        writer.close()
 
-    server = await asyncio.start_server(work_and_end, "127.0.0.1", 0)
-    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-    try:
-        with pytest.raises(aiohttp.ServerDisconnectedError):
-            async with connections.request(reach, "POST", "/v1/x", timeout=SECONDS, data=b"body", kept_open=True):
-                pass
-    finally:
-        server.close()
-        await server.wait_closed()
+    async with speaking(work_and_end) as (reach, _):
+        with await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True) as answer:
+            assert await answer.read(10) == b"{}"
+        with pytest.raises(NothingSaid):
+            await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True)
 
     assert asked == 1

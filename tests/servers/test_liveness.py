@@ -114,7 +114,7 @@ async def test_what_one_does_is_looked_at_only_where_it_does_not_answer() -> Non
         answers = False
         assert await asyncio.wait_for(hanging, 5) >= 3 * QUICK.answer + 2 * QUICK.again
         assert looks == QUICK.misses
-    await connections.close()
+    connections.close()
 
 
 @pytest.mark.parametrize(("work", "hangs"), [("time.sleep(1)", True), ("sum(range(100000))", False)])

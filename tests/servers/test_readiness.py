@@ -52,7 +52,7 @@ MakeHealth = Callable[[Callable[[int], Awaitable[web.StreamResponse]]], Awaitabl
 async def connections() -> AsyncIterator[ServerConnections]:
     connections = ServerConnections()
     yield connections
-    await connections.close()
+    connections.close()
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ async def main():
     reach = AtSocket(Path(sys.argv[1]))
     patience = Patience(float(sys.argv[2]), 0.05)
     print(await wait_until_ready(connections, reach, is_its_own=answer, progress=answer, patience=patience))
-    await connections.close()
+    connections.close()
 
 asyncio.run(main())
 """

@@ -48,7 +48,7 @@ async def reports(ready: dict[str, ReadyServer]) -> AsyncIterator[SelfReports]:
     asking = SelfReports(connections, lambda: ready)
     yield asking
     await asking.close()
-    await connections.close()
+    connections.close()
 
 
 @pytest.fixture

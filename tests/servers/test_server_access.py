@@ -33,7 +33,7 @@ from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS, ServingAgent
 from tests.servers.system import is_free, properties, script, systemctl
 
-SECONDS = aiohttp.ClientTimeout(total=30)
+SECONDS = 30.0
 NOBODY = 65534
 
 LISTENS = """
@@ -106,8 +106,8 @@ def key_file(agent: ServingAgent, model_id: str) -> Path:
 
 
 async def ask(agent: ServingAgent, where: Reach, path: str = "/props", *, with_key: bool = True) -> tuple[int, Any]:
-    async with agent.connections.request(where, "GET", path, timeout=SECONDS, with_key=with_key) as response:
-        return response.status, await response.json()
+    with await agent.connections.ask(where, "GET", path, silence=SECONDS, with_key=with_key) as answer:
+        return answer.status, json.loads(await answer.read(1 << 20) or b"")
 
 
 async def check_answers(agent: ServingAgent, model_id: str) -> None:
