@@ -197,7 +197,7 @@ async def test_a_reset_is_no_end_of_an_answer_that_ends_with_the_connection() ->
     ("pieces", "is_given_back"),
     [
         ([OK + b"Content-Length: 4\r\n\r\nwhat"], True),
-        ([OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nwhat\r\n0\r\n\r\n"], True),
+        ([OK + b"Transfer-Encoding: chunked\r\n\r\n4\r\nwhat\r\n0\r\n\r\n"], False),
         ([OK + b"Content-Length: 4\r\nConnection: close\r\n\r\nwhat"], False),
         ([b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nwhat"], False),
         ([OK + b"\r\nwhat", END], False),
