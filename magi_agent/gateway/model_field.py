@@ -1,8 +1,9 @@
 """Finding which model a body asks for, and putting another name there, without taking the body apart.
 
-A body may hold images, tens of megabytes of them, and has to reach the server as it came. So the text is passed over
-once, and only the members of the outermost object are looked at. What is no JSON may pass: the server says so itself.
-Only where the agent is to choose a model by what a body holds, it is taken apart, within bounds.
+A body may hold images, tens of megabytes of them, and has to reach the server as it came. So the text of a large one is
+passed over once, and only the members of the outermost object are looked at; a small one is taken apart, which is
+faster. What is no JSON may pass: the server says so itself. Only where the agent is to choose a model by what a body
+holds, a large one is taken apart as well, within bounds.
 """
 
 import json
@@ -29,6 +30,8 @@ _MOST_COMMAS: Final = 2_000_000
 """In a body that is taken apart: so many are read in a tenth of a second, in which nothing else is done."""
 _LONGEST_NAME: Final = 1000
 _LONGEST_HEAD: Final = 8192
+_SMALL: Final = 16 * 1024
+"""Bytes that are taken apart in less time than they are passed over in."""
 _FIELDS: Final = (_MODEL, _STREAM)
 _FIELD_PART: Final = re.compile(
     rb'^content-disposition: *form-data;(?:[^\r\n]*;)? *name="(model|stream)"', re.IGNORECASE | re.MULTILINE
@@ -49,18 +52,20 @@ class ModelField:
 
     name: str | None
     """As it was asked for; ``None`` where no model is named."""
-    start: int
-    """Where the name begins in the body, with its quote."""
-    end: int
-    """Where it ends; 0 where it is in no JSON."""
     wants_stream: bool
     """Whether the answer is to come piece by piece."""
+    place: tuple[int, int] | None
+    """Where the name begins in the body, with its quote, and ends; (0, 0) for nowhere, ``None`` where it is small, and
+    was not looked for."""
 
     def renamed(self, body: bytes, name: str) -> bytes:
         """The body with another name in the place of this one; as it is where that is the same, or it has no place."""
-        if self.name in (None, name) or not self.end:
+        if self.name in (None, name):
             return body
-        return b"".join((body[: self.start], json.dumps(name).encode(), body[self.end :]))
+        start, end = self.place or place_of(body, _MODEL)
+        if not end:
+            return body
+        return b"".join((body[:start], json.dumps(name).encode(), body[end:]))
 
 
 def model_field(body: bytes) -> ModelField:
@@ -68,13 +73,28 @@ def model_field(body: bytes) -> ModelField:
 
     Takes a time that grows with the body: some milliseconds for each megabyte. Raises ``UnreadableBody``.
     """
+    if len(body) <= _SMALL and (field := _field_of_small(body)) is not None:
+        return field
     found = _members(body, _FIELDS)
     start, end = found.get(_MODEL, (0, 0))
     value = _value(body[start:end]) if end - start <= _LONGEST_NAME else None
     if end and not (isinstance(value, str) and value):
         raise UnreadableBody('"model" must be the name of a model: GET /v1/models lists them')
     stream_start, stream_end = found.get(_STREAM, (0, 0))
-    return ModelField(value if end else None, start, end, body[stream_start:stream_end] == b"true")
+    return ModelField(value if end else None, body[stream_start:stream_end] == b"true", (start, end))
+
+
+def _field_of_small(body: bytes) -> ModelField | None:
+    """The same, of what is JSON and names a model as one would; ``None`` for all else."""
+    try:
+        document: Any = from_json(body, cache_strings=False)
+    except ValueError:
+        return None
+    name = document.get(_MODEL) if isinstance(document, dict) else None
+    # A letter may take twelve bytes of the text.
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME // 12:
+        return None
+    return ModelField(name, document.get(_STREAM) is True, None)
 
 
 def place_of(body: bytes, name: str) -> tuple[int, int]:
@@ -123,7 +143,7 @@ def form_field(body: bytes, boundary: str) -> ModelField:
             value = body[head_end + 4 : end].decode(errors="replace").strip()
             found.setdefault(field[1].decode().lower(), value)
         position = end + 2
-    return ModelField(found.get(_MODEL) or None, 0, 0, wants_stream=found.get(_STREAM) == "true")
+    return ModelField(found.get(_MODEL) or None, found.get(_STREAM) == "true", (0, 0))
 
 
 def _members(body: bytes, names: tuple[str, ...]) -> dict[str, tuple[int, int]]:

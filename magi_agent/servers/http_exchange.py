@@ -285,7 +285,7 @@ class Exchange:
         if heard is not None:
             # The two hold each other.
             del heard.parser
-        # After an answer whose length it did not know beforehand, llama-server ends the connection, and does not say so.
+        # After an answer whose length it could not tell beforehand, llama-server ends the connection, and says no word.
         can_go_on = heard is not None and heard.can_go_on and "Content-Length" in heard.headers
         if can_go_on and self._give_back is not None:
             self._give_back(self._connection)

@@ -41,6 +41,8 @@ JSON = st.recursive(
 )
 def test_the_name_is_found(body: bytes, name: str | None) -> None:
     assert model_field(body).name == name
+    # A large body is looked at in another way.
+    assert model_field(b" " * 20_000 + body.removeprefix(b"\xef\xbb\xbf")).name == name
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,10 @@ def test_the_name_is_found(body: bytes, name: str | None) -> None:
 )
 def test_whether_the_answer_comes_piece_by_piece(body: bytes, wants_stream: bool) -> None:
     assert model_field(body).wants_stream is wants_stream
+    assert model_field(b" " * 20_000 + body).wants_stream is wants_stream
+    # Who names a model is answered without looking at all of it.
+    named = body[:-1] + b',"model":"a"}'
+    assert model_field(named).wants_stream is wants_stream
 
 
 @pytest.mark.parametrize(
@@ -83,8 +89,9 @@ def test_whether_the_answer_comes_piece_by_piece(body: bytes, wants_stream: bool
     ],
 )
 def test_a_body_that_says_it_in_no_way_is_refused(body: bytes) -> None:
-    with pytest.raises(UnreadableBody):
-        model_field(body)
+    for sent in (body, b" " * 20_000 + body):
+        with pytest.raises(UnreadableBody):
+            model_field(sent)
 
 
 def test_another_name_takes_its_place_and_nothing_else_changes() -> None:
@@ -103,9 +110,10 @@ def test_it_is_what_a_parser_finds(document: dict[str, object], name: str, is_fi
     for indent in (None, 1):
         for ascii_only in (True, False):
             body = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
-            found = model_field(body)
-            assert found.name == name
-            assert json.loads(found.renamed(body, "other")) == {**document, "model": "other"}
+            for sent in (body, body[:-1] + b" " * 20_000 + b"}"):
+                found = model_field(sent)
+                assert found.name == name
+                assert json.loads(found.renamed(sent, "other")) == {**document, "model": "other"}
 
 
 def test_a_large_body_takes_little_time_and_no_memory() -> None:
