@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from magi_agent.servers import http_exchange as module
 from magi_agent.servers.http_exchange import (
@@ -359,3 +361,61 @@ async def test_who_leaves_is_gone_at_once() -> None:
             await asking
         assert not asyncio.get_running_loop().remove_reader(descriptor)
         await asyncio.wait_for(is_gone.wait(), 1)
+
+
+ANSWERS = [
+    (OK + b"Content-Length: 12\r\n\r\nwhat is said", b"what is said"),
+    (OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nwhat \r\n7;a=b\r\nis said\r\n0\r\n\r\n", b"what is said"),
+    (b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"X: y\r\n\r\nwhat is said", b"what is said"),
+]
+
+
+async def heard(pieces: list[bytes]) -> bytes:
+    """What is made of these pieces, of which each is there before the next one comes."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+
+    async def say() -> None:
+        with theirs:
+            await asyncio.get_running_loop().sock_recv(theirs, 1000)
+            for piece in pieces:
+                theirs.sendall(piece)
+                await asyncio.sleep(0)
+
+    with Exchange(ours, SECONDS) as exchange:
+        saying = asyncio.create_task(say())
+        try:
+            await exchange.ask(head(), None)
+            return await everything(exchange)
+        finally:
+            await saying
+
+
+def cut(text: bytes, places: list[int]) -> list[bytes]:
+    ends = sorted(place % len(text) for place in places)
+    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+
+
+@given(st.sampled_from(ANSWERS), st.lists(st.integers(0, 200), max_size=8))
+def test_an_answer_may_come_in_any_pieces(answer: tuple[bytes, bytes], places: list[int]) -> None:
+    text, body = answer
+
+    assert asyncio.run(heard(cut(text, places))) == body
+
+
+@given(
+    st.sampled_from(ANSWERS),
+    st.lists(st.integers(0, 200), max_size=4),
+    st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=3)), min_size=1, max_size=3),
+)
+def test_whatever_a_server_says_is_an_answer_or_none(
+    answer: tuple[bytes, bytes], places: list[int], changes: list[tuple[int, bytes]]
+) -> None:
+    text, _ = answer
+    for place, put in changes:
+        at = place % len(text)
+        text = text[:at] + put + text[at + 1 :]
+    if text:
+        with contextlib.suppress(ExchangeError):
+            asyncio.run(heard(cut(text, places)))
