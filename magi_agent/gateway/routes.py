@@ -196,7 +196,7 @@ class GatewayRoutes:
             choice = await self._automatic.choose(body, kind, is_chat=request.path == _CHAT, sees=sees)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
-            if (staged := await self._in_two_stages(request, body, field, choice)) is not None:
+            if (staged := await self._in_two_stages(request, body, field, choice, sees)) is not None:
                 return staged
         else:
             model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
@@ -226,7 +226,7 @@ class GatewayRoutes:
         return response
 
     async def _in_two_stages(
-        self, request: web.Request, body: bytes, field: ModelField, choice: Choice
+        self, request: web.Request, body: bytes, field: ModelField, choice: Choice, sees: bool
     ) -> web.StreamResponse | None:
         """What two models make of a request; ``None`` where one is to answer it."""
         if choice.drafter is None:
@@ -241,11 +241,17 @@ class GatewayRoutes:
             has_to_wait = self._lanes.has_to_wait(choice.drafter.model)
         except QueueFull:
             return None
-        renamed = field.renamed(body, choice.model.model_id)
-        stages = TwoStages(request, renamed, choice.model, choice.drafter, ask)
+        stages = TwoStages(
+            request,
+            choice.model,
+            choice.drafter,
+            named=lambda model: field.renamed(body, model.model_id),
+            ask=ask,
+            another=lambda than: self._services.tiers.another(choice.tier, Kind.COMPLETION, than, sees=sees),
+        )
         response = await stages.response(wants_stream=field.wants_stream, has_to_wait=has_to_wait)
         if response is not None:
-            response.headers[MODEL_HEADER] = choice.model.model_id
+            response.headers[MODEL_HEADER] = stages.model.model_id
         return response
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
