@@ -23,7 +23,11 @@ _KEYS_KEPT: Final = 1024
 _CLOSED: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 """What comes of a connection that the other end has closed, by how far a request got on it."""
 _SEEN_CLOSED_SECONDS: Final = 1.0
-"""In which it comes; later it is the end of a server that was at work on the request."""
+"""In which it comes; later it is the end of a server that was at work on the request.
+
+No longer than systemd waits before it starts a server anew that has ended: who takes a new connection within this time
+has not ended.
+"""
 _ANY_HOST: Final = "http://localhost"
 """Before a path in a request over a unix socket; nobody looks it up."""
 
@@ -71,7 +75,8 @@ class ServerConnections:
         ``with_key`` sends the server's key along, if it asks for one: only to be true where it is known who listens.
         ``kept_open`` has the connection used again, and as many of them as there are requests. Where one turns out to
         be closed, at once, nothing was answered on it, and the server is asked on a new one. Who was at work on a
-        request and ended is not asked again: it may be that what was asked is why.
+        request and ended is not asked again: it may be that what was asked is why. So ``aiohttp.ClientConnectorError``
+        says that nobody was asked; where nobody takes the new connection either, the error is what became of the first.
 
         Raises ``aiohttp.ClientError``, ``TimeoutError``, and ``OSError`` where the key cannot be read.
         """
@@ -95,8 +100,11 @@ class ServerConnections:
                 was_at_work = loop.time() - asked_at > _SEEN_CLOSED_SECONDS
                 if not kept_open or was_at_work or isinstance(error, aiohttp.ClientConnectorError):
                     raise
-                # A connection that the server was about to close, or whose server has ended since.
-                response = await asked(kept_open=False)
+                # A connection that the server was about to close; or it has ended, and it may be that this is why.
+                try:
+                    response = await asked(kept_open=False)
+                except aiohttp.ClientConnectorError:
+                    raise error from None
             yield response
 
     async def key(self, path: Path) -> str:

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from magi_agent.servers import connections as module
+from magi_agent.servers import launcher
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
 
@@ -213,6 +214,38 @@ async def test_what_a_closed_connection_meets_is_told_where_a_new_one_meets_it_t
                 pass
         server.close()
         await server.wait_closed()
+
+
+async def test_a_server_that_ends_at_once_on_a_kept_connection_was_asked(connections: ServerConnections) -> None:
+    asked = 0
+
+    async def answer_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while await reader.readuntil(b"body"):
+            asked += 1
+            if asked == 2:
+                server.close()
+                writer.close()
+                return
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    server = await asyncio.start_server(answer_and_end, "127.0.0.1", 0)
+    reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
+
+    async def ask_on_one() -> bytes:
+        async with connections.request(reach, "POST", "/", timeout=SECONDS, data=b"body", kept_open=True) as response:
+            return await response.read()
+
+    assert await ask_on_one() == b"{}"
+    # It may have been what was asked: to say that nobody took a connection would have others asked the same.
+    with pytest.raises(aiohttp.ServerDisconnectedError):
+        await ask_on_one()
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await ask_on_one()
+    await server.wait_closed()
+    assert asked == 2
+    # Or else one that was started anew since might be asked the same.
+    assert module._SEEN_CLOSED_SECONDS <= launcher._RETRY_PAUSE
 
 
 async def test_a_server_that_ends_at_work_on_a_request_is_not_asked_again(
