@@ -109,15 +109,14 @@ class TwoStages:
     async def refined(self, draft: str) -> ServerAnswer:
         """The second stage's answer. Raises what asking a model does.
 
-        It is another model's where nobody takes connections at the server of the one that was chosen.
+        It is another model's where nobody takes connections at the server of the one that was chosen; where there is no
+        other, that one is waited for.
         """
         try:
             return await self._refined(draft)
         except ServerUnreachable:
-            other = self._another(self.model)
-            if other is None:
-                raise
-            self.model, self._body = other, self._named(other)
+            self.model = self._another(self.model) or self.model
+            self._body = self._named(self.model)
             return await self._refined(draft)
 
     async def _refined(self, draft: str) -> ServerAnswer:

@@ -14,6 +14,7 @@ import aiohttp
 import psutil
 import pytest
 
+from magi_agent.gateway import lanes as lanes_module
 from magi_agent.gateway import staged
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.relay import Relay
@@ -422,6 +423,7 @@ async def test_servers_that_have_just_died(
     servers = api.services.servers
     reaches = {model_id: servers.reach_if_ready(model_id) for model_id in (FIRST, SECOND, OTHER)}
     monkeypatch.setattr(type(servers), "reach_if_ready", lambda _, model_id: reaches[model_id])
+    monkeypatch.setattr(lanes_module, "_NOTICED_WITHIN", 0.0)
     await killed(api, OTHER)
 
     # The one after the one that was asked last is the one that is gone: the other one answers, with the draft.

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magi_agent.gateway import lanes as lanes_module
 from magi_agent.gateway import tier_models
 from magi_agent.gateway.relay import Relay
 from magi_agent.gateway.tiers import Candidate, Kind, in_order, kind_for, tier_of, to_start
@@ -334,6 +335,7 @@ async def test_one_that_has_just_died_is_passed_over(serve: Serve, monkeypatch: 
     servers = api.services.servers
     reaches = {model_id: servers.reach_if_ready(model_id) for model_id in (A, B)}
     monkeypatch.setattr(type(servers), "reach_if_ready", lambda _, model_id: reaches[model_id])
+    monkeypatch.setattr(lanes_module, "_NOTICED_WITHIN", 0.0)
     await killed(api, A)
 
     assert [await chosen(api) for _ in range(3)] == [B] * 3
