@@ -6,7 +6,8 @@ is one that is started for requests. Where that does not fit into memory, others
 idle first, the longest idle for their size before others; then those that are in use, once the requests that they
 have been given are answered. What comes for such a one meanwhile waits in its lane for the next turn. Turns are taken
 in the order in which lanes asked for room, so whoever waits gets one, and all that wait for one model are served
-together before it has to leave again.
+together before it has to leave again. Where a server turns out to be gone, nobody is let through to it until that is
+known everywhere.
 
 Nothing is started or stopped here: ``Servers`` is told what is wanted.
 """

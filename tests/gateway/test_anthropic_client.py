@@ -85,7 +85,8 @@ async def test_it_talks(talking: Api, connect: Connect, given: dict[str, Any]) -
 
 
 async def test_it_knows_the_errors(connect: Connect, serve: Serve) -> None:
-    client = connect(await serve(ONE))
+    api = await serve(ONE)
+    client = connect(api)
 
     with pytest.raises(anthropic.NotFoundError) as unknown:
         await client.messages.create(**{**ASKED, "model": "nobody"})
@@ -99,6 +100,10 @@ async def test_it_knows_the_errors(connect: Connect, serve: Serve) -> None:
     assert down.value.type == "overloaded_error"
     with pytest.raises(anthropic.ServiceUnavailableError):
         await client.messages.create(**ASKED, stream=True)
+    by_path = client.with_options(base_url=f"{api.base}/api/proxy/{ONE}")
+    with pytest.raises(anthropic.ServiceUnavailableError) as down:
+        await by_path.messages.create(**ASKED)
+    assert down.value.type == "overloaded_error"
 
 
 @pytest.mark.parametrize(

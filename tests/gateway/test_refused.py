@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -58,9 +58,9 @@ def notice_late(monkeypatch: pytest.MonkeyPatch, refusals: Refusals) -> Callable
     return late
 
 
-async def up(serve: Serve, policy: str, *, gateway_queue: str = "100", **settings: object) -> Api:
-    api = await serve(ONE, gateway_queue=gateway_queue)
-    (await api.ask("PUT", f"/api/models/{ONE}/settings", {"startPolicy": policy, **settings})).success()
+async def up(serve: Serve, policy: str, *, chosen: Mapping[str, object] | None = None, **options: str) -> Api:
+    api = await serve(ONE, **options)
+    (await api.ask("PUT", f"/api/models/{ONE}/settings", {"startPolicy": policy, **(chosen or {})})).success()
     (await api.ask("PUT", f"/api/models/{ONE}/enabled", {"enabled": True})).success()
     await started(api)
     return api
@@ -77,7 +77,7 @@ async def all_of(asking: list[asyncio.Task[Reply]]) -> list[Reply]:
 @ONE_LISTENER
 @POLICIES
 async def test_of_those_that_wait_only_the_one_at_work_meets_the_end(serve: Serve, policy: str) -> None:
-    api = await up(serve, policy, maxConcurrent=1)
+    api = await up(serve, policy, chosen={"maxConcurrent": 1})
     lanes = api.services.lanes
     os.kill(main_pid(api, ONE), signal.SIGSTOP)
     asking = [ask(api, stream=number % 2 == 1) for number in range(20)]
@@ -97,10 +97,11 @@ async def test_of_those_that_wait_only_the_one_at_work_meets_the_end(serve: Serv
 
 @ONE_LISTENER
 @POLICIES
+@pytest.mark.parametrize("access", ["port", "socket"])
 async def test_those_that_come_before_it_is_known_wait_and_are_answered(
-    serve: Serve, refusals: Refusals, notice_late: Callable[[Api], None], policy: str
+    serve: Serve, refusals: Refusals, notice_late: Callable[[Api], None], policy: str, access: str
 ) -> None:
-    api = await up(serve, policy)
+    api = await up(serve, policy, server_access=access)
     notice_late(api)
     await killed(api, ONE)
     paths = ["/v1/completions", f"/api/proxy/{ONE}/v1/completions"]
