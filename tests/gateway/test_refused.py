@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,9 +58,11 @@ def notice_late(monkeypatch: pytest.MonkeyPatch, refusals: Refusals) -> Callable
     return late
 
 
-async def up(serve: Serve, policy: str, *, chosen: Mapping[str, object] | None = None, **options: str) -> Api:
-    api = await serve(ONE, **options)
-    (await api.ask("PUT", f"/api/models/{ONE}/settings", {"startPolicy": policy, **(chosen or {})})).success()
+async def up(
+    serve: Serve, policy: str, *, gateway_queue: str = "100", server_access: str = "port", **chosen: object
+) -> Api:
+    api = await serve(ONE, gateway_queue=gateway_queue, server_access=server_access)
+    (await api.ask("PUT", f"/api/models/{ONE}/settings", {"startPolicy": policy, **chosen})).success()
     (await api.ask("PUT", f"/api/models/{ONE}/enabled", {"enabled": True})).success()
     await started(api)
     return api
@@ -77,7 +79,7 @@ async def all_of(asking: list[asyncio.Task[Reply]]) -> list[Reply]:
 @ONE_LISTENER
 @POLICIES
 async def test_of_those_that_wait_only_the_one_at_work_meets_the_end(serve: Serve, policy: str) -> None:
-    api = await up(serve, policy, chosen={"maxConcurrent": 1})
+    api = await up(serve, policy, maxConcurrent=1)
     lanes = api.services.lanes
     os.kill(main_pid(api, ONE), signal.SIGSTOP)
     asking = [ask(api, stream=number % 2 == 1) for number in range(20)]
