@@ -1,7 +1,9 @@
 """Who may what: one function turns a request into a caller, another holds the caller against what a route asks for.
 
 * A request with a bearer token has the rights of that token, wherever it comes from, and one with a token that is not
-  known, or has ended, has none: never those that it would have without it.
+  known, or has ended, has none: never those that it would have without it. On the paths for programs that use models it
+  may be brought as ``X-Api-Key`` too, as Anthropic's clients do; elsewhere that header is a proxy's matter. Two
+  different tokens in one request are none.
 * On the unix socket the kernel names the peer: root, the agent's own user and members of the group ``magi`` may do
   everything, others may read.
 * On TCP a caller on loopback may do what ``api.tcp_access`` says, and one from elsewhere nothing. What counts is the
@@ -15,7 +17,7 @@ import grp
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import ClassVar, Final
@@ -27,6 +29,7 @@ from magi_agent.api.peers import Peer, Peers
 from magi_agent.api.routes import Access
 from magi_agent.configuration import Configuration
 from magi_agent.errors import MagiError
+from magi_agent.gateway.openai_errors import is_for_openai_clients
 from magi_agent.settings.settings import ProxyRight
 from magi_agent.tokens import is_secret, written
 from magi_agent.vocabulary import TcpAccess, TokenScope
@@ -41,6 +44,7 @@ _TCP: Final = {
 }
 _SCOPES: Final = {TokenScope.READ: Access.READ, TokenScope.INFER: Access.INFER, TokenScope.ADMIN: Access.ADMIN}
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::\d+)?")
+_API_KEY: Final = "X-Api-Key"
 _CHALLENGE: Final = 'Bearer realm="magi-agent"'
 
 
@@ -141,8 +145,8 @@ class Admission:
         peer = self._peers.of(request.transport)
         self._keep_up_with_proxies()
         passed_on = is_passed_on(request) or self._rights.is_proxy(peer)
-        if "Authorization" in request.headers and (secret := _bearer(request)) is not None:
-            return self._with_token(request, peer, secret)
+        if brought := _brought(request):
+            return self._with_token(request, peer, brought)
         if passed_on:
             return self._through_proxy(request, peer)
         if peer.is_local:
@@ -157,8 +161,11 @@ class Admission:
             self._trusted = TrustedProxies(settings.trusted_proxies)
             self._rights = ProxyRights(settings.proxy_access, configuration.user_ids)
 
-    def _with_token(self, request: web.BaseRequest, peer: Peer, secret: str) -> Caller:
+    def _with_token(self, request: web.BaseRequest, peer: Peer, brought: Collection[str]) -> Caller:
         client, place = self._trusted.client(request, peer), self._trusted.place(request, peer)
+        if len(brought) > 1:
+            return Caller(client, Access.OPEN, place, _DIFFERENT, has_bad_token=True)
+        (secret,) = brought
         token = self._configuration.tokens.find(secret) if is_secret(secret) else None
         if token is None:
             hint = "the token is not known here; 'magictl token list' says which there are, and a reload reads new ones"
@@ -223,6 +230,7 @@ class Admission:
 
 _BY_SOCKET: Final = f"use the unix socket, as root or as a member of the group {GROUP}"
 _BEARER: Final = "send a token ('Authorization: Bearer TOKEN'; 'magictl token add' makes one)"
+_DIFFERENT: Final = "Authorization and X-Api-Key bring different tokens: send one of them, or the same in both"
 _CROSS_SITE: Final = "a page of another site may do nothing here; api.cors_origins names those that may"
 
 
@@ -230,12 +238,25 @@ def _word(access: Access) -> str:
     return (access.name or "").lower()
 
 
-def _bearer(request: web.BaseRequest) -> str | None:
-    """The token that a request brings; ``None`` where it brings something else, which is its proxy's matter.
+def _brought(request: web.BaseRequest) -> Collection[str]:
+    """The tokens that a request brings, each once: those that are empty are none, and were meant to be."""
+    headers = request.headers
+    bearer = _bearer(headers.getall("Authorization")) if "Authorization" in headers else None
+    if _API_KEY not in headers or not is_for_openai_clients(request.path):
+        return () if bearer is None else (bearer,)
+    keys = [key.strip() for key in headers.getall(_API_KEY)]
+    key = keys[0] if len(keys) == 1 else ""
+    if bearer is None:
+        return (key,)
+    # Clients that have a token and no key may send both headers all the same.
+    return (bearer,) if key == bearer or keys == [""] else (bearer, key)
+
+
+def _bearer(given: Sequence[str]) -> str | None:
+    """The token in ``Authorization``; ``None`` where something else is there, which is a proxy's matter.
 
     It is empty, which no token is, where a request can only be meant to bring one.
     """
-    given = request.headers.getall("Authorization")
     scheme, blank, secret = given[0].strip().partition(" ")
     if scheme.lower() == "bearer" or not blank:
         return secret.strip() if len(given) == 1 else ""

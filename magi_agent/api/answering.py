@@ -69,7 +69,7 @@ def answering(
                 _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
                 response = crash_answer()
         if isinstance(response, ErrorResponse) and is_for_openai_clients(request.path):
-            response.for_openai_clients()
+            response.for_clients_of(request.path)
         seconds = time.perf_counter() - began
         counted.ended(request, response.status, seconds)
         headers = response.headers

@@ -11,7 +11,7 @@ from magi_agent.api.access import AccessDenied
 from magi_agent.api.exchange import JSON
 from magi_agent.api.representations import readable
 from magi_agent.errors import MagiError
-from magi_agent.gateway.openai_errors import openai_error
+from magi_agent.gateway.openai_errors import error_on
 
 _NAMES: Final = {404: "NotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge", 500: "InternalServerError"}
 _CRASH: Final = "something went wrong inside the agent; its journal has the whole story: journalctl -u magi-agent"
@@ -70,10 +70,10 @@ class ErrorResponse(web.Response):
         super().__init__(body=_json(content), status=status, headers=headers, content_type=JSON, charset="utf-8")
         self._content = content
 
-    def for_openai_clients(self) -> None:
-        """Tell it in the form that clients of the OpenAI API know."""
+    def for_clients_of(self, path: str) -> None:
+        """Tell it in the form that clients of a path know that is for programs that use models."""
         content = self._content
-        self.body = _json(openai_error(self.status, content["error"], content["message"], content["details"]))
+        self.body = _json(error_on(path, self.status, content["error"], content["message"], content["details"]))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

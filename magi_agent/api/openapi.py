@@ -22,10 +22,10 @@ from magi_agent.api.exchange import (
     UnsupportedMediaType,
 )
 from magi_agent.api.routes import Access, QueryParameter, Route
-from magi_agent.api.schemas import ErrorAnswer, OpenAIErrorAnswer
+from magi_agent.api.schemas import AnthropicsErrorAnswer, ErrorAnswer, OpenAIErrorAnswer
 from magi_agent.api.streaming import StreamForm
 from magi_agent.errors import MagiError, ValidationFailed
-from magi_agent.gateway.openai_errors import code_of, is_for_openai_clients
+from magi_agent.gateway.openai_errors import code_of, is_for_anthropics_clients, is_for_openai_clients
 from magi_agent.vocabulary import Tier
 
 _Json = dict[str, Any]
@@ -78,6 +78,7 @@ _LAST_EVENT_ID: Final[_Json] = {
 }
 _SCHEMAS: Final = "#/components/schemas/{model}"
 _BEARER: Final = "bearer"
+_API_KEY: Final = "apiKey"
 _SECURITY: Final[_Json] = {
     _BEARER: {
         "type": "http",
@@ -85,7 +86,13 @@ _SECURITY: Final[_Json] = {
         "description": "A token of the scope `read`, `infer` or `admin`; `admin` includes the others, and `read` and "
         "`infer` do not include each other. What `magictl token add` prints. Who is known without one, on the unix "
         "socket or on loopback, needs none; a token that does not hold is 401 for everybody.",
-    }
+    },
+    _API_KEY: {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Api-Key",
+        "description": "The same token, as Anthropic's clients send it. With another one in `Authorization` it is 401.",
+    },
 }
 _SCOPES: Final = {Access.KNOWN: [], Access.READ: ["read"], Access.INFER: ["infer"], Access.ADMIN: ["admin"]}
 
@@ -139,7 +146,7 @@ def _schemas_of(routes: Iterable[Route]) -> tuple[dict[str, _Json], _Json]:
         for shape in (*route.answers.values(), route.streamed):
             if shape is not None and not isinstance(shape, str):
                 inputs[_key(shape)] = (_key(shape), "serialization", TypeAdapter(shape))
-    for shape in (ErrorAnswer, OpenAIErrorAnswer):
+    for shape in (ErrorAnswer, OpenAIErrorAnswer, AnthropicsErrorAnswer):
         inputs[_key(shape)] = (_key(shape), "serialization", TypeAdapter(shape))
     found, rest = TypeAdapter.json_schemas(inputs.values(), by_alias=True, ref_template=_SCHEMAS)
     return {key: schema for (key, _), schema in found.items()}, rest.get("$defs", {})
@@ -156,8 +163,7 @@ def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
         "operationId": to_camel(route.handler.__name__),
         "summary": route.summary,
         "tags": [route.tag],
-        # Nothing is asked of some: what a caller may do without a token depends on where they come from.
-        "security": [{}, {_BEARER: _SCOPES[route.access]}] if route.access is not Access.OPEN else [],
+        "security": _security(route),
         "parameters": [
             *(
                 {"name": name, "in": "path", "required": True, **_PARAMETERS[name]}
@@ -188,6 +194,14 @@ def _operation(route: Route, schemas: Mapping[str, _Json]) -> _Json:
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas[_key(route.body)]}}}
     return operation
+
+
+def _security(route: Route) -> list[_Json]:
+    if route.access is Access.OPEN:
+        return []
+    names = [_BEARER, *([_API_KEY] if is_for_openai_clients(route.path) else [])]
+    # Nothing is asked of some: what a caller may do without a token depends on where they come from.
+    return [{}, *({name: _SCOPES[route.access]} for name in names)]
 
 
 def _query_schema(key: QueryParameter) -> _Json:
@@ -233,7 +247,8 @@ def _error_responses(route: Route, schemas: Mapping[str, _Json]) -> _Json:
         enum: _Json
         if is_for_openai_clients(route.path):
             words = {code_of(word): said for word, said in words.items()}
-            shape, enum = OpenAIErrorAnswer, {"properties": {"code": {"enum": list(words)}}}
+            shape = AnthropicsErrorAnswer if is_for_anthropics_clients(route.path) else OpenAIErrorAnswer
+            enum = {"properties": {"code": {"enum": list(words)}}}
         else:
             shape, enum = ErrorAnswer, {"enum": list(words)}
         response = _response(status, shape, schemas)

@@ -144,6 +144,12 @@ class OpenAIErrorAnswer(Answer):
     error: OpenAIError
 
 
+class AnthropicsErrorAnswer(OpenAIErrorAnswer):
+    """The same on the paths of Anthropic's API, with that API's words for `error.type`."""
+
+    type: Literal["error"]
+
+
 class RescanAnswer(Answer):
     """What a scan found."""
 

@@ -13,11 +13,12 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from magi_agent.errors import MagiError
-from magi_agent.gateway.openai_errors import error_event
+from magi_agent.gateway.openai_errors import error_event, event_line
 from magi_agent.gateway.relay import SSE, ServerAnswer, cancelled_when_lost
 
 _SIGN_OF_LIFE: Final = 5.0
 """Seconds between two comments."""
+_FIRST_REFUSAL: Final = 400
 _IN_ONE_LINE: Final = bytes.maketrans(b"\r\n", b"  ")
 """Between the parts of a JSON text these are what a blank is, and within its strings they do not stand."""
 
@@ -46,7 +47,7 @@ class AwaitedAnswer(web.StreamResponse):
                     await asyncio.wait({asking}, timeout=_SIGN_OF_LIFE)
                 await self._pass_on(await asking, request)
             except MagiError as error:
-                await self.write(error_event(error.status, error.error, error.message))
+                await self.write(error_event(request.path, error.status, error.error, error.message))
             finally:
                 asking.cancel()
                 (answer,) = await asyncio.gather(asking, return_exceptions=True)
@@ -62,10 +63,11 @@ class AwaitedAnswer(web.StreamResponse):
                 await answer.pour_into(self, request)
             else:
                 # An error, most likely: it has the form that an event has.
-                await self._pass_on_as_event(answer)
+                named = event_line(request.path) if answer.status >= _FIRST_REFUSAL else b""
+                await self._pass_on_as_event(answer, named)
 
-    async def _pass_on_as_event(self, answer: ServerAnswer) -> None:
-        await self.write(b"data: ")
+    async def _pass_on_as_event(self, answer: ServerAnswer, named: bytes) -> None:
+        await self.write(named + b"data: ")
         try:
             while piece := await answer.next_piece():
                 await self.write(piece.translate(_IN_ONE_LINE))

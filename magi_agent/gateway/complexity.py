@@ -121,7 +121,10 @@ def _messages(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(value, list) and any(isinstance(item, Mapping) for item in value[:1]):
             for item in value[-_MOST_PARTS:]:
                 if isinstance(item, Mapping):
-                    yield str(item.get("role", "user")), "\n".join(_texts(item.get("content")))
+                    yield (
+                        str(item.get("role", "user")),
+                        "\n".join(_texts(item.get("content") or item.get("prompt_string"))),
+                    )
             return
         if value:
             yield "user", "\n".join(_texts(value))
@@ -133,7 +136,7 @@ def _texts(value: object, depth: int = 0) -> Iterator[str]:
     if isinstance(value, str):
         yield value[:_MOST_LETTERS]
     elif isinstance(value, Mapping):
-        yield from _texts(value.get("text"), depth + 1)
+        yield from _texts(value.get("text") or value.get("prompt_string"), depth + 1)
     elif isinstance(value, list) and depth < _DEEPEST:
         for item in value[-_MOST_PARTS:]:
             yield from _texts(item, depth + 1)

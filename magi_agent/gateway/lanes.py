@@ -6,12 +6,14 @@ is one that is started for requests. Where that does not fit into memory, others
 idle first, the longest idle for their size before others; then those that are in use, once the requests that they
 have been given are answered. What comes for such a one meanwhile waits in its lane for the next turn. Turns are taken
 in the order in which lanes asked for room, so whoever waits gets one, and all that wait for one model are served
-together before it has to leave again.
+together before it has to leave again. Where a server turns out to be gone, nobody is let through to it until that is
+known everywhere.
 
 Nothing is started or stopped here: ``Servers`` is told what is wanted.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections import deque
@@ -43,6 +45,8 @@ _RETRY_AFTER: Final = 2
 _QUEUE_RETRY_AFTER: Final = 10
 _FAILED_FOR: Final = 30.0
 """Seconds in which a start for requests that failed says that the next one will too."""
+_NOTICED_WITHIN: Final = 5.0
+"""Seconds in which it is known that a server has ended; it takes some milliseconds."""
 
 
 class QueueFull(MagiError):
@@ -74,6 +78,8 @@ class _Lane:
     waiting: "deque[asyncio.Future[Reach]]" = field(default_factory=deque)
     start: "asyncio.Task[None] | None" = None
     """What brings the model up for those that wait."""
+    refused: "asyncio.Task[None] | None" = None
+    """There while nobody takes connections at a server that counts as ready, so that nobody is let through."""
     yields: bool = False
     """Whether the model is to leave, so that nobody is let through."""
     owed: int = 0
@@ -120,10 +126,10 @@ class Lanes:
 
     async def close(self) -> None:
         """Let go of those that wait."""
-        starts = [lane.start for lane in self._lanes.values() if lane.start is not None]
-        for start in starts:
-            start.cancel()
-        await asyncio.gather(*starts, return_exceptions=True)
+        tasks = [task for lane in self._lanes.values() for task in (lane.start, lane.refused) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def is_on_demand(self, model: Model) -> bool:
         """Whether a model is started for requests."""
@@ -160,6 +166,15 @@ class Lanes:
         finally:
             self._leave(model_id, lane)
 
+    def refused(self, model_id: str) -> None:
+        """Let nobody through to a server at which nobody takes connections, until it is known that it has ended.
+
+        Who comes meanwhile, or comes again, waits as for one that is not ready.
+        """
+        lane = self._lanes.setdefault(model_id, _Lane())
+        if lane.refused is None and self._servers.reach_if_ready(model_id) is not None:
+            lane.refused = asyncio.create_task(self._noticed(model_id, lane), name=f"end of the server of {model_id}")
+
     def looked_at(self, model: Model) -> Reach:
         """Where the model's server is, for who only looks at it: that starts nothing, and is no use of it.
 
@@ -177,7 +192,7 @@ class Lanes:
     def is_up(self, model_id: str) -> bool:
         """Whether the model is ready, and is not to leave."""
         lane = self._lanes.get(model_id)
-        return not (lane and lane.yields) and self._servers.reach_if_ready(model_id) is not None
+        return not (lane and (lane.yields or lane.refused)) and self._servers.reach_if_ready(model_id) is not None
 
     def can_start(self, model: Model) -> bool:
         """Whether a request would have the model started and wait for it, as far as is known without trying."""
@@ -246,7 +261,7 @@ class Lanes:
 
     def _open(self, model_id: str, lane: _Lane | None) -> Reach | None:
         """Where the server is, if a request may ask it at once."""
-        if lane is not None and (lane.yields or lane.waiting or lane.asking >= self._most(model_id)):
+        if lane is not None and (lane.yields or lane.waiting or lane.refused or lane.asking >= self._most(model_id)):
             return None
         return self._servers.reach_if_ready(model_id)
 
@@ -258,7 +273,7 @@ class Lanes:
 
     def _open_for_all(self, model_id: str, lane: _Lane) -> Reach | None:
         """Where the server is, if those that wait may ask it, as many at once as may."""
-        return None if lane.yields and not lane.owed else self._servers.reach_if_ready(model_id)
+        return None if lane.refused or (lane.yields and not lane.owed) else self._servers.reach_if_ready(model_id)
 
     def _most(self, model_id: str) -> float:
         """Requests that a model may be given at once."""
@@ -324,7 +339,22 @@ class Lanes:
     def _leave(self, model_id: str, lane: _Lane) -> None:
         lane.asking -= 1
         lane.used_at = asyncio.get_running_loop().time()
-        if lane.waiting and lane.start is None:
+        self._see_after(model_id, lane)
+
+    async def _noticed(self, model_id: str, lane: _Lane) -> None:
+        """Wait until a server where nobody takes connections is no longer ready, and not for ever."""
+        try:
+            with self._events.subscribe() as changes, contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_NOTICED_WITHIN):
+                    while self._servers.reach_if_ready(model_id) is not None:
+                        await changes.next()
+        finally:
+            lane.refused = None
+        self._see_after(model_id, lane)
+
+    def _see_after(self, model_id: str, lane: _Lane) -> None:
+        """See whether something follows for those that wait, now that one thing less holds them up."""
+        if lane.waiting and lane.start is None and lane.refused is None:
             self._go_on(model_id, lane)
         if not (lane.asking or lane.owed):
             lane.emptied.set()
@@ -337,7 +367,7 @@ class Lanes:
         elif lane.yields:
             # Those that are left have the next turn: this one is over where the server is not there any more.
             lane.owed = 0
-        elif (model := self._registry.models.get(model_id)) is not None and self.is_on_demand(model):
+        elif (model := self._registry.models.get(model_id)) is not None and self._comes_up(model):
             self._bring_up(model_id, lane)
         else:
             self._refuse(lane, self._not_ready(model_id))
@@ -364,7 +394,7 @@ class Lanes:
 
     def _forget(self, model_id: str, lane: _Lane) -> None:
         """Keep no lane of a model that there is not any more."""
-        if model_id not in self._registry.models and self.is_idle(model_id) and lane.start is None:
+        if model_id not in self._registry.models and self.is_idle(model_id) and not (lane.start or lane.refused):
             self._lanes.pop(model_id, None)
 
     def _bring_up(self, model_id: str, lane: _Lane) -> None:

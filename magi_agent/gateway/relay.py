@@ -112,7 +112,7 @@ class ServerAnswer:
             _LOG.warning("%s", message, extra={"magi_request_id": REQUEST_ID.get(), "magi_model": self._model_id})
             with contextlib.suppress(ConnectionError):
                 if self.is_stream:
-                    await sink.write(error_event(ServerFailed.status, ServerFailed.error, message))
+                    await sink.write(error_event(request.path, ServerFailed.status, ServerFailed.error, message))
             # Without the mark of its end, nobody takes it for whole.
             if request.transport is not None:
                 request.transport.close()

@@ -196,7 +196,7 @@ class GatewayRoutes:
             choice = await self._automatic.choose(body, kind, is_chat=request.path == _CHAT, sees=sees)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
-            if (staged := await self._in_two_stages(request, body, field, choice)) is not None:
+            if (staged := await self._in_two_stages(request, body, field, choice, sees)) is not None:
                 return staged
         else:
             model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
@@ -205,28 +205,39 @@ class GatewayRoutes:
             renamed = field.renamed(body, model.model_id)
             return await self._asked(request, model, request.rel_url.raw_path_qs, renamed, came_at)
 
-        try:
-            has_to_wait = field.wants_stream and self._lanes.has_to_wait(model)
-        except QueueFull as error:
-            self._tallies.refused(model.model_id, came_at, error)
-            raise
+        async def asked_or_again() -> ServerAnswer:
+            try:
+                return await asked()
+            except ServerUnreachable:
+                return await asked()
+
         response: web.StreamResponse
-        if has_to_wait:
-            response = AwaitedAnswer(model.model_id, asked)
+        if self._streams_later(field, model, came_at):
+            response = AwaitedAnswer(model.model_id, asked_or_again)
         else:
             try:
                 response = RelayedAnswer(await asked())
             except ServerUnreachable:
+                # Nothing was begun: another one of its tier is asked, or the same one, which is waited for now.
                 other = tiers.another(tier, kind, model, sees=sees) if tier is not None else None
-                if other is None:
-                    raise
-                model = other
-                response = RelayedAnswer(await asked())
+                model = other or model
+                if self._streams_later(field, model, came_at):
+                    response = AwaitedAnswer(model.model_id, asked)
+                else:
+                    response = RelayedAnswer(await asked())
         response.headers[MODEL_HEADER] = model.model_id
         return response
 
+    def _streams_later(self, field: ModelField, model: Model, came_at: float) -> bool:
+        """Whether a stream is asked for that begins before its model is ready. Raises ``QueueFull``."""
+        try:
+            return field.wants_stream and self._lanes.has_to_wait(model)
+        except QueueFull as error:
+            self._tallies.refused(model.model_id, came_at, error)
+            raise
+
     async def _in_two_stages(
-        self, request: web.Request, body: bytes, field: ModelField, choice: Choice
+        self, request: web.Request, body: bytes, field: ModelField, choice: Choice, sees: bool
     ) -> web.StreamResponse | None:
         """What two models make of a request; ``None`` where one is to answer it."""
         if choice.drafter is None:
@@ -241,11 +252,17 @@ class GatewayRoutes:
             has_to_wait = self._lanes.has_to_wait(choice.drafter.model)
         except QueueFull:
             return None
-        renamed = field.renamed(body, choice.model.model_id)
-        stages = TwoStages(request, renamed, choice.model, choice.drafter, ask)
+        stages = TwoStages(
+            request,
+            choice.model,
+            choice.drafter,
+            named=lambda model: field.renamed(body, model.model_id),
+            ask=ask,
+            another=lambda than: self._services.tiers.another(choice.tier, Kind.COMPLETION, than, sees=sees),
+        )
         response = await stages.response(wants_stream=field.wants_stream, has_to_wait=has_to_wait)
         if response is not None:
-            response.headers[MODEL_HEADER] = choice.model.model_id
+            response.headers[MODEL_HEADER] = stages.model.model_id
         return response
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
@@ -259,7 +276,12 @@ class GatewayRoutes:
         body = await received(request, most, _BODY_SECONDS) if request.can_read_body else None
         query = request.rel_url.raw_query_string
         asked = f"{path}?{query}" if query else path
-        return RelayedAnswer(await self._asked(request, model, asked, body, came_at))
+        try:
+            return RelayedAnswer(await self._asked(request, model, asked, body, came_at))
+        except ServerUnreachable:
+            if request.method in SAFE_METHODS:
+                raise
+            return RelayedAnswer(await self._asked(request, model, asked, body, came_at))
 
     async def _asked(
         self, request: web.Request, model: Model, path: str, body: bytes | None, came_at: float
@@ -278,7 +300,11 @@ class GatewayRoutes:
                 with cancelled_when_lost(request):
                     reach = await stack.enter_async_context(self._lanes.entered(model))
             tally.let_in()
-            answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
+            try:
+                answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
+            except ServerUnreachable:
+                self._lanes.refused(model.model_id)
+                raise
             answer.hold(stack.pop_all())
         return answer
 

@@ -35,6 +35,10 @@ _FIRST_REFUSAL: Final = 400
 
 Ask = Callable[[Model, bytes], Awaitable[ServerAnswer]]
 """Asks a model with a body, once it is its turn."""
+Named = Callable[[Model], bytes]
+"""What the client asked, with a model's name in it."""
+Another = Callable[[Model], Model | None]
+"""One that can be asked in the place of a model whose server is gone."""
 Show = Callable[[str], Awaitable[None]]
 """Takes a piece of the draft."""
 
@@ -42,13 +46,17 @@ Show = Callable[[str], Awaitable[None]]
 class TwoStages:
     """What two models make of one request."""
 
-    def __init__(self, request: web.Request, body: bytes, model: Model, drafter: Drafter, ask: Ask) -> None:
-        """``model`` is the second stage's, and ``body`` what it is asked where there is no draft."""
+    def __init__(
+        self, request: web.Request, model: Model, drafter: Drafter, *, named: Named, ask: Ask, another: Another
+    ) -> None:
+        """``model`` is the second stage's."""
         self.model = model
         self.drafter = drafter
         self._request = request
-        self._body = body
+        self._named = named
+        self._body = named(model)
         self._ask = ask
+        self._another = another
         self._deadline = asyncio.get_running_loop().time() + _LONGEST
 
     async def response(self, *, wants_stream: bool, has_to_wait: bool) -> web.StreamResponse | None:
@@ -67,10 +75,7 @@ class TwoStages:
             draft = await self.draft(begun, _kept_back) if begun else ""
             if not draft:
                 return None
-            try:
-                response = RelayedAnswer(await self.refined(draft))
-            except ServerUnreachable:
-                return None
+            response = RelayedAnswer(await self.refined(draft))
         response.headers[DRAFT_HEADER] = self.drafter.model.model_id
         return response
 
@@ -102,7 +107,19 @@ class TwoStages:
         return draft if draft.strip() else ""
 
     async def refined(self, draft: str) -> ServerAnswer:
-        """The second stage's answer. Raises what asking a model does."""
+        """The second stage's answer. Raises what asking a model does.
+
+        It is another model's where nobody takes connections at the server of the one that was chosen; where there is no
+        other, that one is waited for.
+        """
+        try:
+            return await self._refined(draft)
+        except ServerUnreachable:
+            self.model = self._another(self.model) or self.model
+            self._body = self._named(self.model)
+            return await self._refined(draft)
+
+    async def _refined(self, draft: str) -> ServerAnswer:
         if draft:
             asked = await self._worked_out(partial(refined_body, self._body, draft))
             answer = await self._ask(self.model, asked)

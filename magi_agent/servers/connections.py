@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from magi_agent.servers.http_exchange import Exchange, NotConnected, NothingSaid, connected, question
+from magi_agent.servers.http_exchange import Exchange, ExchangeError, NotConnected, NothingSaid, connected, question
 from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.server_keys import read_key
 
@@ -18,7 +18,11 @@ _MOST_KEPT: Final = 256
 """Connections that wait, to all servers."""
 _KEYS_KEPT: Final = 1024
 _SEEN_CLOSED_SECONDS: Final = 1.0
-"""In which a kept connection turns out to be closed; later it is the end of a server that was at work."""
+"""In which a kept connection turns out to be closed; later it is the end of a server that was at work.
+
+No longer than systemd waits before it starts a server anew that has ended: who takes a new connection within this time
+has not ended.
+"""
 
 
 class ServerConnections:
@@ -55,7 +59,8 @@ class ServerConnections:
         ``silence``: seconds for which the server may say nothing. ``with_key`` sends the server's key along, if it
         asks for one: only to be true where it is known who listens. ``kept_open`` has connections used again. Where
         one turns out to be closed, at once, nothing was answered on it, and the server is asked on a new one. Who was
-        at work on a request and ended is not asked again: it may be that what was asked is why.
+        at work on a request and ended is not asked again: it may be that what was asked is why. So ``NotConnected``
+        says that nobody was asked; where nobody takes the new connection, it is told what became of the first.
 
         Raises ``ExchangeError``, ``TimeoutError``, ``ValueError`` for what cannot be asked, and ``OSError`` where the
         key cannot be read.
@@ -65,16 +70,23 @@ class ServerConnections:
         length = len(body) if body is not None else 0 if method == "POST" else None
         head = question(reach, method, target, headers or {}, length, is_last=not kept_open)
         is_head = method == "HEAD"
+        closed: ExchangeError | None = None
         if kept_open and (kept := self._take(reach)) is not None:
             loop = asyncio.get_running_loop()
             asked_at = loop.time()
             try:
                 return await self._asked(Exchange(kept, silence, partial(self._keep, reach)), head, body, is_head)
-            except (NothingSaid, NotConnected):
+            except (NothingSaid, NotConnected) as error:
                 if loop.time() - asked_at > _SEEN_CLOSED_SECONDS:
                     raise
+                closed = error
         give_back = partial(self._keep, reach) if kept_open else None
-        return await self._asked(Exchange(await connected(reach), silence, give_back), head, body, is_head)
+        try:
+            return await self._asked(Exchange(await connected(reach), silence, give_back), head, body, is_head)
+        except NotConnected:
+            if closed is not None:
+                raise closed from None
+            raise
 
     async def key(self, path: Path) -> str:
         """The key in a server's key file, which no other key ever takes the place of. Raises ``OSError``."""

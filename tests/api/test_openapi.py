@@ -133,6 +133,8 @@ async def test_every_operation_says_which_scope_a_token_needs_for_it(serve: Serv
     }
     assert needed["GET /"] == []
     assert {needed["GET /health/live"], needed["GET /health/ready"]} == {"nothing"}
+    by_key = {path for _, path, operation in operations(found) if len(operation["security"]) > 2}
+    assert by_key == {path for path in found["paths"] if is_for_openai_clients(path)}
     for what, scopes in needed.items():
         if what in ("GET /", "GET /v1/models", "GET /v1/models/{model}") or "/health/" in what:
             continue

@@ -225,6 +225,9 @@ MALFORMED = [
     f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer {SECRET}\r\n\r\n",
     f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}{'x' * 9000}\r\n\r\n",
     f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {SECRET}\nfoo\r\n\r\n",
+    f"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Api-Key: {SECRET}\x01\r\n\r\n",
+    f"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Api-Key : {SECRET}\r\n\r\n",
+    f"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Api-Key: {SECRET}{'x' * 9000}\r\n\r\n",
     f"GET /?access_token={SECRET} HTTP/9.1\r\nHost: x\r\n\r\n",
     f"{SECRET}\r\n\r\n",
 ]
@@ -250,6 +253,11 @@ async def test_no_token_is_in_an_answer_or_in_the_log(
             for method, path in (("PUT", TIER), ("GET", REGISTRY), ("GET", f"/nope?access_token={SECRET}")):
                 reply = await api.ask(method, path, {"tier": 5}, headers={"Authorization": value, **headers})
                 said += reply.content + str(reply.headers).encode()
+            for method, path in (("PUT", TIER), ("GET", "/v1/models"), ("POST", "/v1/messages"), ("GET", "/v1/nope")):
+                for more in ({}, {"Authorization": f"Bearer {OTHER}"}):
+                    key = {"X-Api-Key": value.removeprefix("Bearer "), **more}
+                    reply = await api.ask(method, path, {"model": "nobody"}, headers={**key, **headers})
+                    said += reply.content + str(reply.headers).encode()
     await api.ask("GET", "/api/models/registry", headers={"Authorization": f"Bearer {SECRET}", "Expect": "nonsense"})
 
     assert b'"BadRequest"' in said

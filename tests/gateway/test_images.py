@@ -50,10 +50,12 @@ RESPONSE = {
     ]
 }
 MESSAGES = {"messages": said(ANTHROPIC)}
+MARKER = "<__media__>"
+PROMPT = {"prompt": {"prompt_string": f"{MARKER} what is it?", "multimodal_data": [PNG]}}
 FORMS = pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/chat/completions", CHAT), ("/v1/responses", RESPONSE), ("/v1/messages", MESSAGES)],
-    ids=["chat", "responses", "messages"],
+    [("/v1/chat/completions", CHAT), ("/v1/responses", RESPONSE), ("/v1/messages", MESSAGES), ("/completion", PROMPT)],
+    ids=["chat", "responses", "messages", "llama-server's own"],
 )
 
 
@@ -71,6 +73,10 @@ async def api(serve: Serve, models: Path, toy_model: MakeToyModel) -> Api:
 
 
 async def ask(api: Api, path: str, name: str, body: dict[str, Any]) -> Reply:
+    if path == "/completion":
+        # Each server has a word of its own for where in a prompt something is to be seen.
+        marker = (await api.get(f"/api/proxy/{SEEING}/props")).get("media_marker", MARKER)
+        body = json.loads(json.dumps(body).replace(MARKER, marker))
     most = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
     return await api.ask("POST", path, {"model": name, most: 2, **body})
 
@@ -78,7 +84,7 @@ async def ask(api: Api, path: str, name: str, body: dict[str, Any]) -> Reply:
 @ONE_LISTENER
 @FORMS
 async def test_an_image_is_for_one_that_sees_of_whatever_tier(api: Api, path: str, body: dict[str, Any]) -> None:
-    plain = {name: "hi" if name == "input" else said() for name in body}
+    plain = {name: said() if name == "messages" else "hi" for name in body}
 
     assert (await ask(api, path, "auto", plain)).headers["X-Magi-Model"] == BLIND
     reply = await ask(api, path, "auto", body)
@@ -135,8 +141,33 @@ def test_images_are_found_wherever_a_request_has_them() -> None:
     back = {"type": "tool_result", "tool_use_id": "x", "content": [ANTHROPIC]}
     output = {"type": "function_call_output", "call_id": "x", "output": [{"type": "input_image", "image_url": DATA}]}
     earlier = {"messages": [*said(ANTHROPIC), *({"role": "user", "content": "and?"} for _ in range(5000))]}
-    for body in (CHAT, RESPONSE, MESSAGES, {"messages": said(back)}, {"input": [output]}, earlier):
+    for body in (CHAT, RESPONSE, MESSAGES, PROMPT, {"messages": said(back)}, {"input": [output]}, earlier):
         assert has_images(json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("name", ["prompt", "input", "content"])
+@pytest.mark.parametrize(
+    ("data", "has_any"),
+    [
+        ([PNG], True),
+        ([base64.b64encode(b"RIFF\0\0\0\0WEBPVP8 ").decode()], True),
+        ([base64.b64encode(b"\xff\xd8\xff\xe0\0\x10JFIF").decode()], True),
+        (["no base64, and so what else may it be?"], True),
+        (["\u0430"], True),
+        ([base64.b64encode(b"RIFF\0\0\0\0WAVEfmt ").decode()], False),
+        ([base64.b64encode(b"ID3\4").decode(), base64.b64encode(b"\xff\xfb\x90").decode()], False),
+        ([base64.b64encode(b"fLaC").decode()], False),
+        ([base64.b64encode(b"fLaC").decode(), PNG], True),
+        ([], False),
+        (PNG, False),
+        ([None, 3, [PNG], {"x": PNG}], False),
+    ],
+)
+def test_what_is_beside_a_prompt_is_an_image_or_a_sound(name: str, data: object, has_any: bool) -> None:
+    prompt = {"prompt_string": f"{MARKER}?", "multimodal_data": data}
+
+    for body in ({name: prompt}, {name: ["a text", [1, 2], prompt]}):
+        assert has_images(json.dumps(body).encode()) is has_any
 
 
 @pytest.mark.parametrize(
@@ -146,6 +177,7 @@ def test_images_are_found_wherever_a_request_has_them() -> None:
         {"messages": said({"type": "text", "text": "image_url"}, {"type": ["image"]}, None, 3)},
         {"messages": said(), "tools": [{"type": "image"}], "image": "x"},
         {"input": "an image", "messages": None},
+        {"prompt": {"prompt_string": "multimodal_data"}, "multimodal_data": [PNG]},
         ["image"],
         "image",
     ],

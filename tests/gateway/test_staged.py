@@ -14,6 +14,7 @@ import aiohttp
 import psutil
 import pytest
 
+from magi_agent.gateway import lanes as lanes_module
 from magi_agent.gateway import staged
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.relay import Relay
@@ -122,6 +123,10 @@ def answer_in(reply: Reply, is_stream: bool) -> str:
 
 def ids(asked: Asked) -> list[str]:
     return [model_id for model_id, _ in asked]
+
+
+def is_of_draft(event: dict[str, Any]) -> bool:
+    return any("reasoning_content" in choice["delta"] for choice in event["choices"])
 
 
 def is_refined(body: dict[str, Any]) -> bool:
@@ -418,22 +423,39 @@ async def test_servers_that_have_just_died(
     servers = api.services.servers
     reaches = {model_id: servers.reach_if_ready(model_id) for model_id in (FIRST, SECOND, OTHER)}
     monkeypatch.setattr(type(servers), "reach_if_ready", lambda _, model_id: reaches[model_id])
+    monkeypatch.setattr(lanes_module, "_NOTICED_WITHIN", 0.0)
     await killed(api, OTHER)
 
-    # In turn: every second request is for the one that is gone.
+    # The one after the one that was asked last is the one that is gone: the other one answers, with the draft.
     replies = [await api.ask("POST", CHAT, {**ASKED, "stream": is_stream}) for _ in range(2)]
+    assert [len(answer_in(reply, is_stream)) for reply in replies] == [12] * 2
+    assert ids(asked) == [FIRST, OTHER, SECOND] * 2
+    assert all(is_refined(body) for model_id, body in asked if model_id != FIRST)
+    assert all(body["model"] == model_id for model_id, body in asked)
     if is_stream:
-        # Which model answers is said already.
-        codes = [event["error"]["code"] for reply in replies for event in events(reply.content) if "error" in event]
-        assert codes == ["server_failed"]
+        # Who answers is said in its header already, and in the draft; the answer itself names who it is from.
+        for reply in replies:
+            drafts = {event["model"] for event in events(reply.content) if is_of_draft(event)}
+            answers = {event["model"] for event in events(reply.content) if not is_of_draft(event)}
+            assert (reply.headers["X-Magi-Model"], drafts, answers) == (OTHER, {OTHER}, {SECOND})
+            assert len(told(reply.content, "reasoning_content").strip()) == BUDGET
+            assert reply.content.endswith(b"data: [DONE]\n\n")
     else:
-        assert [reply.success()["model"] for reply in replies] == [SECOND] * 2
+        assert [reply.body["model"] for reply in replies] == [SECOND] * 2
+        assert [reply.headers["X-Magi-Model"] for reply in replies] == [SECOND] * 2
 
     await killed(api, FIRST)
     asked.clear()
     replies = [await api.ask("POST", CHAT, {**ASKED, "stream": is_stream}) for _ in range(2)]
     assert [len(answer_in(reply, is_stream)) for reply in replies] == [12] * 2
     assert not any(is_refined(body) or "X-Magi-Draft-Model" in reply.headers for _, body in asked for reply in replies)
+
+    # Where there is nobody else either, that is an error, and each is asked once.
+    await killed(api, SECOND)
+    asked.clear()
+    reply = await api.ask("POST", CHAT, {**ASKED, "stream": is_stream})
+    openai_failure(reply, 502, "server_failed")
+    assert sorted(ids(asked)) == [OTHER, FIRST, SECOND]
 
 
 @ONE_LISTENER

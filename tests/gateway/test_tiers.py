@@ -18,7 +18,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magi_agent.gateway import lanes as lanes_module
 from magi_agent.gateway import tier_models
+from magi_agent.gateway.relay import Relay
 from magi_agent.gateway.tiers import Candidate, Kind, in_order, kind_for, tier_of, to_start
 from magi_agent.profiles.profile import LoadBalancing, LoadBalancingStrategy
 from magi_agent.vocabulary import ServerState, Tier
@@ -333,6 +335,7 @@ async def test_one_that_has_just_died_is_passed_over(serve: Serve, monkeypatch: 
     servers = api.services.servers
     reaches = {model_id: servers.reach_if_ready(model_id) for model_id in (A, B)}
     monkeypatch.setattr(type(servers), "reach_if_ready", lambda _, model_id: reaches[model_id])
+    monkeypatch.setattr(lanes_module, "_NOTICED_WITHIN", 0.0)
     await killed(api, A)
 
     assert [await chosen(api) for _ in range(3)] == [B] * 3
@@ -341,13 +344,47 @@ async def test_one_that_has_just_died_is_passed_over(serve: Serve, monkeypatch: 
     openai_failure(await ask(api, B), 502, "server_failed")
 
 
-async def killed(api: Api, model_id: str) -> None:
+@ONE_LISTENER
+async def test_what_may_have_ended_a_server_at_once_is_asked_of_no_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve(A, B, server_access="port")
+    for model_id in (A, B):
+        await configure(api, model_id)
+        await started(api, model_id)
+    # Each has a connection now that is kept open.
+    first, second = [await chosen(api) for _ in range(2)]
+    asked, pass_on = [], Relay.pass_on
+
+    async def noted(relay: Relay, request: Any, model_id: str, *rest: Any) -> Any:
+        asked.append(model_id)
+        return await pass_on(relay, request, model_id, *rest)
+
+    monkeypatch.setattr(Relay, "pass_on", noted)
+    for model_id in (first, second):
+        os.kill(main_pid(api, model_id), signal.SIGSTOP)
+    asking = asyncio.create_task(ask(api))
+    await asyncio.sleep(0.2)
+    assert not asking.done()
+    await killed(api, first)
+
+    openai_failure(await asyncio.wait_for(asking, 10), 502, "server_failed")
+    assert asked == [first]
+    await killed(api, second)
+
+
+def main_pid(api: Api, model_id: str) -> int:
     unit = next(unit for name, unit in api.services.manager.units.items() if name.endswith(f"{model_id}.service"))
     assert unit.main_pid
-    os.kill(unit.main_pid, signal.SIGKILL)
+    return unit.main_pid
+
+
+async def killed(api: Api, model_id: str) -> None:
+    pid = main_pid(api, model_id)
+    os.kill(pid, signal.SIGKILL)
 
     async def gone() -> bool:
-        return not psutil.pid_exists(unit.main_pid or 0)
+        return not psutil.pid_exists(pid)
 
     await until(gone, "it is gone", 10)
 

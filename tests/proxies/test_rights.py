@@ -80,3 +80,18 @@ def test_the_agents_log_names_the_token_and_the_client_and_not_what_it_claims(
     [line] = [line for line in agent.log.read_text().splitlines() if path in line]
     assert "for token admin from 127.0.0.1 through uid 0" in line
     assert "203.0.113" not in line
+
+
+def test_no_token_is_in_the_log_of_the_proxy(
+    kind: str, agent: AgentProcess, bearer: Bearer, tmp_path: Path, surroundings: Surroundings
+) -> None:
+    """Above all where the agent is away, when a proxy has something to say of a request."""
+    token = bearer()["Authorization"].removeprefix("Bearer ")
+    for number, socket in enumerate((agent.socket, tmp_path / "no.sock")):
+        here = replace(surroundings, socket=socket)
+        with running(Proxy(kind, tmp_path / f"proxy{number}", here)) as proxy:
+            for headers in ({"X-Api-Key": token}, {"Authorization": f"Bearer {token}"}):
+                status = proxy.ask("GET", "/magi/v1/models", headers=headers).status
+                assert status == (503 if number else 200)
+        for log in (tmp_path / f"proxy{number}").glob("*.log"):
+            assert token not in log.read_text()

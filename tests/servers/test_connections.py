@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from magi_agent.servers import connections as module
+from magi_agent.servers import launcher
 from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.http_exchange import NotConnected, NothingSaid
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
@@ -247,6 +248,34 @@ async def test_who_hears_nothing_on_a_new_connection_is_told_so(connections: Ser
             await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True)
 
     assert asked == 1
+
+
+async def test_a_server_that_ends_at_once_on_a_kept_connection_was_asked(connections: ServerConnections) -> None:
+    asked = 0
+
+    async def answer_and_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        while await reader.readuntil(b"body"):
+            asked += 1
+            if asked == 2:
+                server.close()
+                return
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async def ask_on_one() -> bytes | None:
+        with await connections.ask(reach, "POST", "/", silence=SECONDS, body=b"body", kept_open=True) as answer:
+            return await answer.read(10)
+
+    async with speaking(answer_and_end) as (reach, server):
+        assert await ask_on_one() == b"{}"
+        # It may have been what was asked: to say that nobody took a connection would have others asked the same.
+        with pytest.raises(NothingSaid):
+            await ask_on_one()
+        with pytest.raises(NotConnected):
+            await ask_on_one()
+    assert asked == 2
+    # Or else one that was started anew since might be asked the same.
+    assert module._SEEN_CLOSED_SECONDS <= launcher._RETRY_PAUSE
 
 
 async def test_a_server_that_ends_at_work_on_a_request_is_not_asked_again(
