@@ -65,6 +65,13 @@ def test_a_header_is_remembered_by_device_inode_size_and_mtime(models, cache, ch
     assert headers_read(models, cache) == (0 if change == "name" else 1)
 
 
+def test_a_word_of_many_headers_is_remembered_once(models, cache):
+    headers_read(models, cache)
+    one, *others = (model.header for model in Scanner([models], cache_path=cache).scan().models)
+    assert one.architecture == "llama"
+    assert all(other.architecture is one.architecture for other in others)
+
+
 def test_what_is_remembered_is_what_was_read(models, cache):
     path = models / "x1.gguf"
     facts = read_facts(path)
