@@ -36,7 +36,8 @@ _FIELDS = tuple(field.name for field in fields(HeaderFacts))
 _THINKING_MODE = _FIELDS.index("thinking_mode")
 _TUPLES = tuple(number for number, field in enumerate(fields(HeaderFacts)) if get_origin(field.type) is tuple)
 _WORDS = tuple(
-    map(_FIELDS.index, ("architecture", "general_type", "basename", "finetune", "version", "size_label", "quantization"))
+    _FIELDS.index(name)
+    for name in ("architecture", "general_type", "basename", "finetune", "version", "size_label", "quantization")
 )
 _DIGEST_BYTES = 16
 _AT_ONCE = 64  # entries in a line: what is read or written is in memory twice, but never much of it
