@@ -66,7 +66,7 @@ Moment = Annotated[float, BeforeValidator(_time)]
 class LogQuery(BaseModel):
     """Which part of a server's log is wanted, in the words of the query string."""
 
-    model_config = ConfigDict(alias_generator=to_camel, frozen=True, extra="ignore")
+    model_config = ConfigDict(defer_build=True, alias_generator=to_camel, frozen=True, extra="ignore")
 
     lines: int = Field(USUAL_LINES, ge=0, le=MOST_LINES)
     since: Moment | None = None
@@ -96,7 +96,7 @@ class LogQuery(BaseModel):
 class HistoryQuery(BaseModel):
     """How much of a history is wanted."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(defer_build=True, frozen=True, extra="ignore")
 
     limit: int = Field(USUAL_EVENTS, ge=1, le=MOST_EVENTS)
 

@@ -2,11 +2,12 @@
 
 Listing a thousand models costs a thousand encodings the first time, spread over several turns of the event loop, one
 for each model that changed after that, and a look-up while nothing changes. Each model is kept once: in the last list
-of all of them, if it is there as it is.
+of all of them, if it is there as it is. That list is made in one piece: a thousand small ones, given up when they are
+joined, would leave the process as large as they were.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +47,7 @@ class ModelDocuments:
         self._effective = effective
         self._configuration = configuration
         self._encoded: dict[str, _Encoding] = {}
+        self._one_list = asyncio.Lock()
         self._bodies: dict[str, tuple[_Revision, TaggedBody]] = {}
 
     @property
@@ -55,29 +57,43 @@ class ModelDocuments:
 
     def model(self, model: Model) -> bytes:
         """One model."""
-        return bytes(self._encoding(model).content)
+        return bytes(self._kept_encoding(model).content)
+
+    def _kept_encoding(self, model: Model) -> _Encoding:
+        self._encoded[model.model_id] = encoding = self._encoding(model)
+        return encoding
 
     def _encoding(self, model: Model) -> _Encoding:
         policy = self._effective.start_policy(model)
         known = self._encoded.get(model.model_id)
         if known is not None and known.model is model and known.policy is policy:
             return known
-        content = model_answer(model, policy).model_dump_json(by_alias=True).encode()
-        self._encoded[model.model_id] = encoding = _Encoding(model, policy, content)
-        return encoding
+        return _Encoding(model, policy, model_answer(model, policy).model_dump_json(by_alias=True).encode())
 
     async def registry(self) -> TaggedBody:
         """All of the registry. Raises ``ServiceUnavailable`` before it is loaded."""
-        models, revision = self._registry.models, self.revision
-        body = self._kept("", revision)
-        if body is None:
-            rest = self._rest()
-            encoded = await self._each(models.values())
-            keys = [to_json(model_id) + b":" for model_id in models]
-            entries = (key + one.content for key, one in zip(keys, encoded, strict=True))
-            body = await tagged(_BEFORE_MODELS + b",".join(entries) + b"}" + rest)
-            if self._keep("", revision, body):
-                self._encoded = _parts_of(body.content, keys, encoded)
+        # Who asks while it is made takes the same one.
+        async with self._one_list:
+            models, revision = self._registry.models, self.revision
+            return self._kept("", revision) or await self._list(models, revision)
+
+    async def _list(self, models: Mapping[str, Model], revision: _Revision) -> TaggedBody:
+        rest = self._rest()
+        content = bytearray(_BEFORE_MODELS)
+        places: list[tuple[Model, StartPolicy, slice]] = []
+        for number, (model_id, model) in enumerate(models.items(), 1):
+            encoding = self._encoding(model)
+            content += (b"," if places else b"") + to_json(model_id) + b":"
+            start = len(content)
+            content += encoding.content
+            places.append((model, encoding.policy, slice(start, len(content))))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        content += b"}" + rest
+        body = await tagged(bytes(content))
+        if self._keep("", revision, body):
+            view = memoryview(body.content)
+            self._encoded = {model.model_id: _Encoding(model, policy, view[place]) for model, policy, place in places}
         return body
 
     async def tier(self, tier: Tier) -> TaggedBody:
@@ -105,7 +121,7 @@ class ModelDocuments:
     async def _each(self, models: Iterable[Model]) -> list[_Encoding]:
         encoded = []
         for number, model in enumerate(models, 1):
-            encoded.append(self._encoding(model))
+            encoded.append(self._kept_encoding(model))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         return encoded
@@ -124,16 +140,3 @@ class ModelDocuments:
             allowed_flags=list(settings.allowed_flags),
         )
         return answer.model_dump_json(by_alias=True).encode().removeprefix(_NO_MODELS)
-
-
-def _parts_of(content: bytes, keys: Sequence[bytes], encoded: Sequence[_Encoding]) -> dict[str, _Encoding]:
-    """The same encodings, but as parts of the list that was joined from them."""
-    view = memoryview(content)
-    parts: dict[str, _Encoding] = {}
-    end = len(_BEFORE_MODELS)
-    for key, one in zip(keys, encoded, strict=True):
-        start = end + len(key)
-        end = start + len(one.content)
-        parts[one.model.model_id] = _Encoding(one.model, one.policy, view[start:end])
-        end += len(b",")
-    return parts

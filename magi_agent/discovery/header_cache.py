@@ -8,6 +8,7 @@ another version is dropped, and of a damaged one what stands behind the damage.
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
@@ -34,6 +35,10 @@ MAX_STALE = 1000
 _FIELDS = tuple(field.name for field in fields(HeaderFacts))
 _THINKING_MODE = _FIELDS.index("thinking_mode")
 _TUPLES = tuple(number for number, field in enumerate(fields(HeaderFacts)) if get_origin(field.type) is tuple)
+_WORDS = tuple(
+    _FIELDS.index(name)
+    for name in ("architecture", "general_type", "basename", "finetune", "version", "size_label", "quantization")
+)
 _DIGEST_BYTES = 16
 _AT_ONCE = 64  # entries in a line: what is read or written is in memory twice, but never much of it
 _identity_row = attrgetter(*(field.name for field in fields(FileIdentity)))
@@ -164,6 +169,9 @@ def _entries(line: bytes) -> dict[FileIdentity, HeaderFacts]:
     for device, inode, size, mtime_ns, *row in json.loads(body):
         for number in _TUPLES:
             row[number] = tuple(row[number])
+        for number in _WORDS:
+            # Many headers have the same ones, which are kept once.
+            row[number] = row[number] and sys.intern(row[number])
         row[_THINKING_MODE] = ThinkingMode(row[_THINKING_MODE])
         entries[FileIdentity(device, inode, size, mtime_ns)] = HeaderFacts(*row)
     return entries

@@ -55,7 +55,8 @@ class Unreachable(BusError):
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Built at the first use: an agent without a launcher has none for the patterns, which take half a megabyte.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, strict=True)
 
 
 class MemoryLimitsRequest(_Request):
@@ -119,7 +120,9 @@ class ProbeRequest(_Request):
 
 
 Request = StartRequest | StopRequest | ClearRequest | ProbeRequest
-_ADAPTER: Final[TypeAdapter[Request]] = TypeAdapter(Annotated[Request, Field(discriminator="verb")])
+_ADAPTER: Final[TypeAdapter[Request]] = TypeAdapter(
+    Annotated[Request, Field(discriminator="verb")], config=ConfigDict(defer_build=True)
+)
 _KINDS: Final[Mapping[str, type[MagiError]]] = {
     kind.__name__: kind for kind in (Refused, ModelNotUsable, SettingsNotUsable, ProbeFailed)
 }

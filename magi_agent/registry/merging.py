@@ -113,17 +113,18 @@ def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str,
         if len(assigned) == len(found):
             break
         used = {model.model_id for model in assigned.values()}
-        by_sign: defaultdict[object, deque[Model]] = defaultdict(deque)
-        for model in candidates:
+        # The first of them last. Nearly every sign is one model's, for which a deque would take ten times as much.
+        by_sign: defaultdict[object, list[Model]] = defaultdict(list)
+        for model in reversed(candidates):
             if model.model_id not in used and (told_by := sign(model.facts)) is not None:
                 by_sign[told_by].append(model)
         for facts in found:
             if facts.file_path in assigned or (fitting := by_sign.get(sign(facts))) is None:
                 continue
-            fits = (model for model in fitting if sign is not _file or _may_be_the_same(facts, model.facts))
-            if (model := next(fits, None)) is not None:
-                fitting.remove(model)
-                assigned[facts.file_path] = model
+            places = reversed(range(len(fitting)))
+            fits = (place for place in places if sign is not _file or _may_be_the_same(facts, fitting[place].facts))
+            if (place := next(fits, None)) is not None:
+                assigned[facts.file_path] = fitting.pop(place)
     return assigned
 
 

@@ -148,6 +148,37 @@ async def test_many_models_are_encoded_in_turns(tmp_path: Path, settings: Settin
     assert len(json.loads(bodies[0].content)["models"]) == len(json.loads(bodies[2].content)) == 1000
 
 
+async def test_who_asks_while_a_list_is_made_takes_the_same(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = made_from(await loaded(tmp_path, 50), settings)
+    encoded = []
+
+    def note(model: Model, policy: StartPolicy) -> ModelAnswer:
+        encoded.append(model.model_id)
+        return model_answer(model, policy)
+
+    monkeypatch.setattr("magi_agent.api.model_documents.model_answer", note)
+
+    first, second = await asyncio.gather(documents.registry(), documents.registry())
+
+    assert first is second
+    assert len(encoded) == len(set(encoded)) == 50
+
+
+async def test_a_list_is_not_made_of_pieces_that_are_given_up_after_it(tmp_path: Path, settings: Settings) -> None:
+    documents = made_from(await loaded(tmp_path, 1000), settings)
+
+    slow = asyncio.create_task(documents.registry())
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert not slow.done()
+    assert not documents._encoded
+    await slow
+    assert len(documents._encoded) == 1000
+
+
 async def test_a_change_meanwhile_is_in_the_next_answer(tmp_path: Path, settings: Settings) -> None:
     registry = await loaded(tmp_path, 1000)
     documents = made_from(registry, settings)

@@ -65,6 +65,14 @@ def test_a_header_is_remembered_by_device_inode_size_and_mtime(models, cache, ch
     assert headers_read(models, cache) == (0 if change == "name" else 1)
 
 
+def test_a_word_of_many_headers_is_remembered_once(models, cache):
+    headers_read(models, cache)
+    headers = [model.header for model in Scanner([models], cache_path=cache).scan().models]
+    words = [header.architecture for header in headers if header is not None]
+    assert words == ["llama"] * 5
+    assert len({id(word) for word in words}) == 1
+
+
 def test_what_is_remembered_is_what_was_read(models, cache):
     path = models / "x1.gguf"
     facts = read_facts(path)
