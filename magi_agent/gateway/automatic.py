@@ -1,8 +1,8 @@
 """The model ``auto``: the request's complexity picks a tier, by the active profile's ``tierConfig``.
 
 The first tier whose ``maxScore`` the score does not exceed is asked. Where no model of it can be had, the next larger
-ones are, and then the next smaller ones. A request with images is for those that see, of whatever tier. Where the
-profile's ``twoStage`` helps a request, its two tiers are asked.
+ones are, and then the next smaller ones. A request with images or sound is for those that see or hear, of whatever
+tier. Where the profile's ``twoStage`` helps a request, its two tiers are asked.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from magi_agent.errors import MagiError
 from magi_agent.gateway.complexity import Complexity, complexity, question_of
 from magi_agent.gateway.model_field import taken_apart
 from magi_agent.gateway.model_names import ModelNames, UnknownName
+from magi_agent.gateway.senses import NOTHING, Sense
 from magi_agent.gateway.tier_models import EmptyTier, NoneOfTier, TierModels
 from magi_agent.gateway.tiers import BY_SIZE, Kind
 from magi_agent.gateway.two_stage import Drafter, takes_draft, takes_two_stages
@@ -62,8 +63,8 @@ class Automatic:
             return "modelIds" not in error.details
         return False
 
-    async def choose(self, body: bytes, kind: Kind, *, is_chat: bool, sees: bool = False) -> Choice:
-        """The model for a request, or the two for a chat; they ``see`` images where they must.
+    async def choose(self, body: bytes, kind: Kind, needs: frozenset[Sense] = NOTHING, *, is_chat: bool) -> Choice:
+        """The model for a request, or the two for a chat; they have the senses that it ``needs``.
 
         Raises ``EmptyTier``, ``NoneOfTier``, ``UnreadableBody``.
         """
@@ -73,25 +74,25 @@ class Automatic:
         if is_chat and drafts and held and takes_two_stages(held.two_stage, wanted):
             with suppress(EmptyTier, NoneOfTier):
                 tier = held.two_stage.stage2_tier
-                model = await self._tiers.choose(tier, kind, sees=sees)
-                return Choice(model, tier, found.score, await self._drafter(held.two_stage, kind, sees))
+                model = await self._tiers.choose(tier, kind, needs)
+                return Choice(model, tier, found.score, await self._drafter(held.two_stage, kind, needs))
         place = BY_SIZE.index(wanted)
         first: MagiError | None = None
         for tier in (*BY_SIZE[place:], *reversed(BY_SIZE[:place])):
             try:
-                return Choice(await self._tiers.choose(tier, kind, sees=sees), tier, found.score)
+                return Choice(await self._tiers.choose(tier, kind, needs), tier, found.score)
             except (EmptyTier, NoneOfTier) as error:
                 # That there is a model, but none is started, says more than that there is none.
                 if first is None or (isinstance(error, NoneOfTier) and isinstance(first, EmptyTier)):
                     first = error
         if isinstance(first, NoneOfTier):
             raise first
-        raise EmptyTier.without(kind, sees=sees, name=AUTO)
+        raise EmptyTier.without(kind, needs, name=AUTO)
 
-    async def _drafter(self, two_stage: TwoStage, kind: Kind, sees: bool) -> Drafter | None:
+    async def _drafter(self, two_stage: TwoStage, kind: Kind, needs: frozenset[Sense]) -> Drafter | None:
         """Who makes a draft; ``None`` where nobody can."""
         with suppress(EmptyTier, NoneOfTier):
-            model = await self._tiers.choose(two_stage.stage1_tier, kind, sees=sees)
+            model = await self._tiers.choose(two_stage.stage1_tier, kind, needs)
             return Drafter(model, two_stage.stage1_max_tokens)
         return None
 

@@ -28,7 +28,6 @@ from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.automatic import AUTO, Automatic, Choice
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.context_length import context_length
-from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_field, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
@@ -42,6 +41,7 @@ from magi_agent.gateway.relay import (
     ServerUnreachable,
     cancelled_when_lost,
 )
+from magi_agent.gateway.senses import NOTHING, Sense, needed
 from magi_agent.gateway.staged import TwoStages
 from magi_agent.gateway.tiers import PREFIX, Kind, kind_for
 from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
@@ -148,7 +148,7 @@ class GatewayRoutes:
         kind = self._services.tiers.kind_of(model)
         capabilities = {
             **{each.value: each is kind for each in Kind},
-            "vision": self._services.tiers.sees(model),
+            **{sense.value: sense in self._services.tiers.senses(model) for sense in Sense},
             "thinking": model.effective_thinking,
         }
         return {
@@ -191,15 +191,15 @@ class GatewayRoutes:
         tiers, kind = self._services.tiers, kind_for(request.path)
         tier = tiers.tier(field.name)
         is_automatic = self._automatic.is_meant(field.name)
-        sees = (is_automatic or tier is not None) and await self._has_images(body)
+        needs = await self._needed(request.path, body) if is_automatic or tier is not None else NOTHING
         if is_automatic:
-            choice = await self._automatic.choose(body, kind, is_chat=request.path == _CHAT, sees=sees)
+            choice = await self._automatic.choose(body, kind, needs, is_chat=request.path == _CHAT)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
             if (staged := await self._in_two_stages(request, body, field, choice)) is not None:
                 return staged
         else:
-            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
+            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, needs)
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
@@ -217,7 +217,7 @@ class GatewayRoutes:
             try:
                 response = RelayedAnswer(await asked())
             except ServerUnreachable:
-                other = tiers.another(tier, kind, model, sees=sees) if tier is not None else None
+                other = tiers.another(tier, kind, model, needs) if tier is not None else None
                 if other is None:
                     raise
                 model = other
@@ -308,8 +308,8 @@ class GatewayRoutes:
         return await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
 
     @staticmethod
-    async def _has_images(body: bytes) -> bool:
-        return await asyncio.to_thread(has_images, body) if len(body) > _LARGE else has_images(body)
+    async def _needed(path: str, body: bytes) -> frozenset[Sense]:
+        return await asyncio.to_thread(needed, path, body) if len(body) > _LARGE else needed(path, body)
 
 
 def _check_plain(path: str) -> None:
