@@ -14,7 +14,7 @@ from typing import Final
 from magi_agent.errors import NotFound, ServiceUnavailable
 from magi_agent.gateway.lanes import Lanes
 from magi_agent.gateway.senses import NOTHING, Sense, said
-from magi_agent.gateway.tiers import PREFIX, Candidate, Kind, in_order, is_coming, tier_of, to_start
+from magi_agent.gateway.tiers import PREFIX, Candidate, Kind, Prospect, in_order, is_coming, tier_of, to_start
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profile import LoadBalancing, LoadBalancingStrategy
 from magi_agent.registry.model import Model
@@ -165,16 +165,16 @@ class TierModels:
             raise NoneOfTier(tier, {model_id: self._servers.state(model_id) for model_id in sorted(models)})
         return models[chosen.model_id]
 
-    def is_available(self, tier: Tier, kind: Kind, *, on_demand: bool) -> bool:
-        """Whether ``choose`` would find a model that is ready, or, ``on_demand``, one that a request would start."""
+    def prospect(self, tier: Tier, kind: Kind, needs: frozenset[Sense] = NOTHING) -> Prospect:
+        """What ``choose`` would find, as far as that is known without asking any server."""
         models = {model.model_id: model for model in self.of(tier)}
-        if any(self._lanes.is_up(model_id) and self.kind_of(model) is kind for model_id, model in models.items()):
-            return True
-        if not on_demand:
-            return False
+        if any(self._lanes.is_up(model_id) and self._is_for(each, kind, needs) for model_id, each in models.items()):
+            return Prospect.READY
         order = to_start([self._down(model) for model in models.values()])
-        first = next((model for one in order if self.kind_of(model := models[one.model_id]) is kind), None)
-        return first is not None and self._lanes.can_start(first)
+        first = next((model for one in order if self._is_for(model := models[one.model_id], kind, needs)), None)
+        if first is None:
+            return Prospect.NONE
+        return Prospect.STARTED if self._lanes.can_start(first) else Prospect.REFUSED
 
     def another(self, tier: Tier, kind: Kind, than: Model, needs: frozenset[Sense]) -> Model | None:
         """One of a tier that is ready, in the place of one whose server has just died; ``None`` where there is none."""

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_projector import write_toy_eye
 
 from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, Answer, ended, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
+from tests.gateway.test_senses import PNG
 from tests.proxies.proxy_process import Proxy, TlsConnection, program, running
 from tests.proxies.shipped import NAME, Surroundings
 
@@ -93,15 +95,22 @@ def hosts(started_hosts: dict[str, Host]) -> dict[str, Host]:
 
 
 @pytest.fixture
-def balancer(
-    hosts: dict[str, Host], tmp_path: Path, certificate: tuple[Path, Path], unused_ports: PortRanges
-) -> Iterator[Proxy]:
+def haproxy() -> None:
     if program("haproxy") is None:
         pytest.skip("there is no haproxy here: as root, packaging/workbench/test_packages brings it")
+
+
+@pytest.fixture
+def balancer(
+    haproxy: None, hosts: dict[str, Host], tmp_path: Path, certificate: tuple[Path, Path], unused_ports: PortRanges
+) -> Iterator[Proxy]:
     here = Surroundings(unused_ports()[0], *certificate, tmp_path / "none.sock")
-    ports = {name: int(host.settings["MAGI_TCP"].rpartition(":")[2]) for name, host in hosts.items()}
-    with running(Proxy("haproxy", tmp_path / "proxy", here, ports)) as proxy:
+    with running(Proxy("haproxy", tmp_path / "proxy", here, ports_of(hosts))) as proxy:
         yield proxy
+
+
+def ports_of(hosts: dict[str, Host]) -> dict[str, int]:
+    return {name: int(host.settings["MAGI_TCP"].rpartition(":")[2]) for name, host in hosts.items()}
 
 
 def complete(balancer: Proxy, model: str = "tier:fast", **body: Any) -> Answer:
@@ -181,6 +190,53 @@ def test_where_none_is_ready_one_is_started(balancer: Proxy, hosts: dict[str, Ho
     time.sleep(SOON / 2)
     assert answered_by(balancer) == {first.model}
     assert second.must("GET", f"/api/models/{second.model}")["server"]["state"] == "stopped"
+
+
+def test_auto_goes_where_nothing_has_to_be_started_for_it(balancer: Proxy, hosts: dict[str, Host]) -> None:
+    first, second = hosts.values()
+    second.start_model()
+    soon(balancer, second.model, asked_for="auto")
+    first.configure(policy="onDemand")
+    time.sleep(SOON / 2)
+    assert answered_by(balancer, model="auto") == {second.model}
+    assert first.must("GET", f"/api/models/{first.model}")["server"]["state"] == "stopped"
+
+    second.stop_model()
+    soon(balancer, first.model, asked_for="auto")
+    assert answered_by(balancer, model="auto") == {first.model}
+    first.configure()
+    first.stop_model()
+    # No host has one, so one of them says it.
+    wait_until(lambda: said_by_a_host(complete(balancer, "auto")), "a host says that there is none", SOON)
+
+
+def said_by_a_host(answer: Answer) -> bool:
+    return answer.status == 503 and "is ready, and none of them is started" in answer.body["error"]["message"]
+
+
+def test_images_go_to_hosts_that_see_as_the_documentation_has_it(
+    haproxy: None, hosts: dict[str, Host], tmp_path: Path, certificate: tuple[Path, Path], unused_ports: PortRanges
+) -> None:
+    first, second = hosts.values()
+    write_toy_eye(second.models / f"mmproj-{second.model}.gguf")
+    second.must("POST", "/api/models/rescan")
+    assert second.must("GET", f"/api/models/{second.model}")["hasVision"]
+    for host in hosts.values():
+        host.start_model()
+    here = Surroundings(unused_ports()[0], *certificate, tmp_path / "none.sock", images_apart=True)
+    with running(Proxy("haproxy", tmp_path / "proxy", here, ports_of(hosts))) as balancer:
+        soon(balancer, first.model, second.model)
+        part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+        words = {"type": "text", "text": "an image_url, an image?"}
+
+        def answer_to(*content: object) -> tuple[int, str | None]:
+            asked = {"model": "tier:fast", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+            answer = balancer.ask("POST", "/v1/chat/completions", asked, {"Authorization": f"Bearer {SECRET}"})
+            return answer.status, answer.headers.get("x-magi-model")
+
+        wait_until(lambda: {answer_to(part) for _ in range(4)} == {(200, second.model)}, "one host sees", SOON)
+        assert {answer_to(words, part) for _ in range(6)} == {(200, second.model)}
+        assert {answer_to(words) for _ in range(6)} == {(200, first.model), (200, second.model)}
 
 
 def test_nobody_notices_that_a_host_goes(balancer: Proxy, hosts: dict[str, Host]) -> None:

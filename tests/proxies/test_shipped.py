@@ -31,7 +31,7 @@ def test_haproxy_says_what_it_has_to_say_as_the_gateway_does() -> None:
 
 
 def test_haproxy_asks_the_same_of_every_host() -> None:
-    """A backend for each tier, and one for where none of its models is ready; each has all hosts."""
+    """A backend for each tier and for ``auto``, and one for where none of its models is ready; each has all hosts."""
     text = (SHIPPED / "haproxy.cfg").read_text()
     backends = re.findall(
         r"^backend (\S+) from magi\n    http-check send meth GET uri (\S+)\n((?:    server .*\n)+)", text, re.MULTILINE
@@ -41,6 +41,8 @@ def test_haproxy_asks_the_same_of_every_host() -> None:
     assert {
         **{tier.value: f"/health/tiers/{tier}" for tier in Tier},
         **{f"{tier}-start": f"/health/tiers/{tier}?onDemand=true" for tier in Tier},
+        "auto": "/health/auto",
+        "auto-start": "/health/auto?onDemand=true",
     }.items() < {name: path for name, path, _ in backends}.items()
     assert len({servers for *_, servers in backends}) == 1
 
