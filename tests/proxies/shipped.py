@@ -105,6 +105,25 @@ def haproxy_file(here: Surroundings, hosts: dict[str, int]) -> str:
     )
 
 
+def envoy_file(here: Surroundings, hosts: dict[str, int]) -> str:
+    """The file for Envoy; ``hosts`` are ports of this host, in the order of the file's own hosts."""
+    text = (SHIPPED / "envoy.yaml").read_text()
+    addresses = re.findall(r"address: 10\.\S+, port_value: 8000", text)
+    assert len(addresses) == len(hosts)
+    replaced = {
+        old: f"address: 127.0.0.1, port_value: {port}" for old, port in zip(addresses, hosts.values(), strict=True)
+    }
+    return _replaced(
+        text,
+        {
+            **replaced,
+            'address: "::", ipv4_compat: true, port_value: 443': f"address: 127.0.0.1, port_value: {here.port}",
+            "/etc/ssl/certs/magi.pem": str(here.certificate),
+            "/etc/ssl/private/magi.key": str(here.key),
+        },
+    )
+
+
 def _with_images_apart(text: str) -> str:
     """The file for HAProxy with what the documentation has for images, and the hosts of any other backend."""
     documented = (locations.CHECKOUT / "docs" / "reverse-proxy.md").read_text()
