@@ -145,10 +145,10 @@ class GatewayRoutes:
 
     def _entry(self, model: Model) -> dict[str, object]:
         facts = model.facts
-        kind = self._services.tiers.kind_of(model)
+        kind, senses = self._services.tiers.kind_of(model), self._services.tiers.senses(model)
         capabilities = {
             **{each.value: each is kind for each in Kind},
-            **{sense.value: sense in self._services.tiers.senses(model) for sense in Sense},
+            **{sense.value: sense in senses for sense in Sense},
             "thinking": model.effective_thinking,
         }
         return {
