@@ -1,7 +1,7 @@
 """Whether the agent lives, whether each server that should be up is ready, and which requests would be answered.
 
-Open to everybody. What is said of a model or of a tier is for load balancers, which ask all the time: it comes of what
-is known already, no server is asked, and no model counts as used.
+Open to everybody. What is said of a model, a tier or ``auto`` is for load balancers, which ask all the time: it comes
+of what is known already, no server is asked, and no model counts as used.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,8 +17,10 @@ from magi_agent.api.routes import Access, QueryParameter, Route
 from magi_agent.api.schemas import AvailabilityAnswer, LiveAnswer, ReadyAnswer
 from magi_agent.api.services import Services
 from magi_agent.errors import InvalidTier, ServiceUnavailable, ValidationFailed
+from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.model_names import ModelNames, UnknownName
 from magi_agent.gateway.relay import cancelled_when_lost
+from magi_agent.gateway.senses import Sense
 from magi_agent.gateway.tiers import Kind
 from magi_agent.registry.model import Model
 
@@ -33,6 +35,11 @@ _KIND: Final = QueryParameter(
     "kind", "string", f"what the model has to be for: {', '.join(Kind)}; `{Kind.COMPLETION}` where nothing is said"
 )
 
+_SENSES: Final = {
+    Sense.VISION: QueryParameter("vision", "boolean", "whether the model has to see images"),
+    Sense.AUDIO: QueryParameter("audio", "boolean", "whether the model has to hear sound"),
+}
+
 
 class HealthRoutes:
     """The handlers for health."""
@@ -40,6 +47,7 @@ class HealthRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._names = ModelNames(services.registry, services.effective)
+        self._automatic = Automatic(self._names, services.tiers, services.active_profile)
         self._alive = LiveAnswer().model_dump_json(by_alias=True).encode()
 
     def routes(self) -> tuple[Route, ...]:
@@ -81,8 +89,18 @@ class HealthRoutes:
                 "Whether a request for a tier would be answered",
                 _TAG,
                 {200: AvailabilityAnswer, 503: AvailabilityAnswer},
-                query=(_ON_DEMAND, _KIND),
+                query=(_ON_DEMAND, _KIND, *_SENSES.values()),
                 errors=(InvalidTier,),
+            ),
+            Route(
+                "GET",
+                "/health/auto",
+                self.get_automatic_health,
+                Access.OPEN,
+                "Whether a request for `auto` would be answered, however hard it is",
+                _TAG,
+                {200: AvailabilityAnswer, 503: AvailabilityAnswer},
+                query=(_ON_DEMAND, _KIND, *_SENSES.values()),
             ),
         )
 
@@ -121,25 +139,40 @@ class HealthRoutes:
 
     async def get_model_health(self, request: web.Request) -> web.Response:
         """GET /health/models/{model}; of what there is not, no more is said than of what is not ready."""
-        on_demand = _chosen(request, _ON_DEMAND, _FLAG, "false") == "true"
+        on_demand = _is_set(request, _ON_DEMAND)
         await self._opened(request)
-        try:
-            model = self._names.model(request.match_info["model"])
-        except (UnknownName, ServiceUnavailable):
-            return _availability(is_available=False)
-        lanes = self._services.lanes
-        return _availability(is_available=lanes.is_up(model.model_id) or (on_demand and lanes.can_start(model)))
+        return _availability(is_available=self._is_available(request.match_info["model"], on_demand=on_demand))
 
     async def get_tier_health(self, request: web.Request) -> web.Response:
         """GET /health/tiers/{tier}."""
         tier = tier_named(request.match_info["tier"])
-        kind = Kind(_chosen(request, _KIND, tuple(Kind), Kind.COMPLETION))
-        on_demand = _chosen(request, _ON_DEMAND, _FLAG, "false") == "true"
+        kind, needs, on_demand = _kind(request), _needs(request), _is_set(request, _ON_DEMAND)
         await self._opened(request)
         try:
-            return _availability(is_available=self._services.tiers.is_available(tier, kind, on_demand=on_demand))
+            prospect = self._services.tiers.prospect(tier, kind, needs)
         except ServiceUnavailable:
             return _availability(is_available=False)
+        return _availability(is_available=prospect.is_good(on_demand=on_demand))
+
+    async def get_automatic_health(self, request: web.Request) -> web.Response:
+        """GET /health/auto; where a model is called so, it is that model's health."""
+        kind, needs, on_demand = _kind(request), _needs(request), _is_set(request, _ON_DEMAND)
+        await self._opened(request)
+        try:
+            if self._automatic.is_meant(AUTO):
+                return _availability(is_available=self._automatic.is_available(kind, needs, on_demand=on_demand))
+        except ServiceUnavailable:
+            return _availability(is_available=False)
+        return _availability(is_available=self._is_available(AUTO, on_demand=on_demand))
+
+    def _is_available(self, name: str, *, on_demand: bool) -> bool:
+        """Whether a request for one model would be answered."""
+        try:
+            model = self._names.model(name)
+        except (UnknownName, ServiceUnavailable):
+            return False
+        lanes = self._services.lanes
+        return lanes.is_up(model.model_id) or (on_demand and lanes.can_start(model))
 
     async def _opened(self, request: web.Request) -> None:
         """Wait as requests to models do where the agent has just come up: they would be answered, and this says so."""
@@ -160,6 +193,18 @@ def _availability(*, is_available: bool) -> web.Response:
     if is_available:
         return answer(AvailabilityAnswer(status="ready"))
     return answer(AvailabilityAnswer(status="not_ready"), status=_UNAVAILABLE)
+
+
+def _kind(request: web.Request) -> Kind:
+    return Kind(_chosen(request, _KIND, tuple(Kind), Kind.COMPLETION))
+
+
+def _needs(request: web.Request) -> frozenset[Sense]:
+    return frozenset(sense for sense, key in _SENSES.items() if _is_set(request, key))
+
+
+def _is_set(request: web.Request, key: QueryParameter) -> bool:
+    return _chosen(request, key, _FLAG, "false") == "true"
 
 
 def _chosen(request: web.Request, key: QueryParameter, words: Sequence[str], default: str) -> str:

@@ -63,6 +63,7 @@ def model_answer(model: Model, start_policy: StartPolicy) -> ModelAnswer:
         projector_path=readable(facts.projector_path) if facts.projector_path else None,
         projectors=[readable(path) for path in facts.projectors],
         has_vision=facts.has_vision,
+        has_audio=facts.has_audio,
         is_embedding=facts.is_embedding,
         is_reranker=facts.is_reranker,
         chat_template=facts.has_chat_template,

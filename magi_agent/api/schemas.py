@@ -97,6 +97,7 @@ class ModelAnswer(Answer):
     projector_path: str | None = Field(description="the multimodal projector chosen")
     projectors: list[str] = Field(description="paths of all projectors that go with it, the chosen one first")
     has_vision: bool
+    has_audio: bool = Field(description="the projector chosen has an encoder for sound")
     is_embedding: bool = Field(description="not for chat: it embeds, or it ranks")
     is_reranker: bool
     chat_template: bool

@@ -16,13 +16,11 @@ _HEADER = """\
 """
 _KEY = "os.environ/MAGI_TOKEN"
 _VERSION = "/v1"
-_MODES = {
-    "completion": ("chat", "openai"),
-    "embedding": ("embedding", "openai"),
-    # LiteLLM's openai/ knows no reranking; its hosted_vllm/ asks api_base + /rerank, with the same words as the agent.
-    "reranking": ("rerank", "hosted_vllm"),
-}
-"""By the agent's word for what a model is for: LiteLLM's mode, and its provider; first what a tier is listed as."""
+_PROVIDER = "hosted_vllm"
+"""LiteLLM's word for servers like ours: it asks the same of the same paths as for ``openai``, and of /rerank too. With
+``openai``, a model with gpt-5 anywhere in its name counts as OpenAI's own, for which LiteLLM refuses ``top_p``."""
+_MODES = {"completion": "chat", "embedding": "embedding", "reranking": "rerank"}
+"""LiteLLM's mode by the agent's word for what a model is for; first what stands before others for several models."""
 
 
 def export_litellm(session: Session, api_base: str | None) -> None:
@@ -68,30 +66,31 @@ def _below_v1(address: UrlAddress) -> str:
 def _entries(listed: Sequence[Mapping[str, object]], enabled: set[str], api_base: str) -> list[dict[str, object]]:
     models = {text(one.get("id")): one for one in listed if text(one.get("id")) in enabled}
     entries = [_entry(name, [one], api_base) for name, one in models.items()]
-    for tier in listed:
-        name = text(tier.get("id"))
-        members = [models[model_id] for model_id in texts(tier.get("models")) if model_id in models]
-        if name.startswith("tier:") and members:
-            entries.append(_entry(name, members, api_base))
+    for one in listed:
+        # A tier, or auto: what stands for several.
+        members = [models[model_id] for model_id in texts(one.get("models")) if model_id in models]
+        if members:
+            entries.append(_entry(text(one.get("id")), members, api_base))
     return entries
 
 
 def _entry(name: str, models: Sequence[Mapping[str, object]], api_base: str) -> dict[str, object]:
-    """Return the entry for a name that stands for any of ``models``: it can what all of them can."""
+    """Return the entry for a name that stands for any of ``models``."""
     kind = next(kind for kind in (*_MODES, "") if not kind or any(kind in _abilities(one) for one in models))
-    mode, provider = _MODES.get(kind, _MODES["completion"])
+    mode = _MODES.get(kind, "chat")
     meant = [one for one in models if not kind or kind in _abilities(one)]
     lengths = [length for one in meant if isinstance(length := one.get("context_length"), int)]
     info: dict[str, object] = {"mode": mode}
     if lengths:
         info["max_input_tokens"] = min(lengths)
     if mode == "chat":
-        # Of a tier, one that sees is given the images.
+        # Of a tier, one that sees is given the images, and one that hears what is to be heard.
         info["supports_vision"] = any("vision" in _abilities(one) for one in meant)
+        info["supports_audio_input"] = any("audio" in _abilities(one) for one in meant)
         info["supports_reasoning"] = all("thinking" in _abilities(one) for one in meant)
     return {
         "model_name": name,
-        "litellm_params": {"model": f"{provider}/{name}", "api_base": api_base, "api_key": _KEY},
+        "litellm_params": {"model": f"{_PROVIDER}/{name}", "api_base": api_base, "api_key": _KEY},
         "model_info": info,
     }
 

@@ -42,6 +42,7 @@ def model_json(model: Model) -> dict[str, object]:
         "projectorPath": _readable(facts.projector_path) if facts.projector_path else None,
         "projectors": [_readable(path) for path in facts.projectors],
         "hasVision": facts.has_vision,
+        "hasAudio": facts.has_audio,
         "isEmbedding": facts.is_embedding,
         "isReranker": facts.is_reranker,
         "chatTemplate": facts.has_chat_template,

@@ -114,6 +114,8 @@ def _kinds(model: Mapping[str, object]) -> Iterator[str]:
             yield "coder"
     if model.get("hasVision") is True:
         yield "vision"
+    if model.get("hasAudio") is True:
+        yield "audio"
     if model.get("chatTemplate") is False:
         yield "no chat template"
 

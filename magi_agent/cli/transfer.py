@@ -36,8 +36,8 @@ def export(session: Session, path: str | None, api_base: str | None) -> None:
     What people chose for each model, and the profiles that they made. It goes to standard output without FILE, with
     --json too: the answer of GET /api/export.
 
-    The word litellm prints the enabled models and their tiers as a LiteLLM router's configuration instead, in YAML; a
-    file of that name is ./litellm.
+    The word litellm prints the enabled models, their tiers and auto as a LiteLLM router's configuration instead, in
+    YAML; a file of that name is ./litellm.
     """
     if path == _LITELLM:
         from magi_agent.cli.litellm import export_litellm

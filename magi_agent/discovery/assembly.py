@@ -198,7 +198,8 @@ def _with_projector(group: _Group, projectors: Projectors) -> Candidate:
     # Projectors made before audio existed say nothing of either, and are for images.
     sees = header.has_vision_encoder or not header.has_audio_encoder
     paths = tuple(record.path for record in ranked)
-    facts = replace(facts, projector_path=paths[0], projectors=paths, has_vision=sees)
+    hears = header.has_audio_encoder
+    facts = replace(facts, projector_path=paths[0], projectors=paths, has_vision=sees, has_audio=hears)
     return replace(group.candidate, facts=facts)
 
 

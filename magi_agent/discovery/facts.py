@@ -56,6 +56,7 @@ class ModelFacts:
     active_params: float | None  # billions, of a mixture of experts
     identity: FileIdentity | None  # of the first part
     fingerprint: str | None  # of the first part's header
+    has_audio: bool = False
     is_reranker: bool = False  # an embedding model that scores a text against a question
     projectors: tuple[str, ...] = ()  # paths of all projectors that go with it, the chosen one first
     # Of the first part; not kept in the registry file, so that it makes no difference between two facts.

@@ -1,22 +1,24 @@
 """The model ``auto``: the request's complexity picks a tier, by the active profile's ``tierConfig``.
 
 The first tier whose ``maxScore`` the score does not exceed is asked. Where no model of it can be had, the next larger
-ones are, and then the next smaller ones. A request with images is for those that see, of whatever tier. Where the
-profile's ``twoStage`` helps a request, its two tiers are asked.
+ones are, and then the next smaller ones. A request with images or sound is for those that see or hear, of whatever
+tier. Where the profile's ``twoStage`` helps a request, its two tiers are asked.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from magi_agent.errors import MagiError
-from magi_agent.gateway.complexity import Complexity, complexity, question_of
+from magi_agent.gateway.complexity import HIGHEST, Complexity, complexity, question_of
 from magi_agent.gateway.model_field import taken_apart
 from magi_agent.gateway.model_names import ModelNames, UnknownName
+from magi_agent.gateway.senses import NOTHING, Sense
 from magi_agent.gateway.tier_models import EmptyTier, NoneOfTier, TierModels
-from magi_agent.gateway.tiers import BY_SIZE, Kind
+from magi_agent.gateway.tiers import BY_SIZE, Kind, Prospect
 from magi_agent.gateway.two_stage import Drafter, takes_draft, takes_two_stages
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profile import DEFAULT_TIERS, TierConfig, TwoStage
@@ -62,8 +64,8 @@ class Automatic:
             return "modelIds" not in error.details
         return False
 
-    async def choose(self, body: bytes, kind: Kind, *, is_chat: bool, sees: bool = False) -> Choice:
-        """The model for a request, or the two for a chat; they ``see`` images where they must.
+    async def choose(self, body: bytes, kind: Kind, needs: frozenset[Sense] = NOTHING, *, is_chat: bool) -> Choice:
+        """The model for a request, or the two for a chat; they have the senses that it ``needs``.
 
         Raises ``EmptyTier``, ``NoneOfTier``, ``UnreadableBody``.
         """
@@ -73,25 +75,39 @@ class Automatic:
         if is_chat and drafts and held and takes_two_stages(held.two_stage, wanted):
             with suppress(EmptyTier, NoneOfTier):
                 tier = held.two_stage.stage2_tier
-                model = await self._tiers.choose(tier, kind, sees=sees)
-                return Choice(model, tier, found.score, await self._drafter(held.two_stage, kind, sees))
-        place = BY_SIZE.index(wanted)
+                model = await self._tiers.choose(tier, kind, needs)
+                return Choice(model, tier, found.score, await self._drafter(held.two_stage, kind, needs))
         first: MagiError | None = None
-        for tier in (*BY_SIZE[place:], *reversed(BY_SIZE[:place])):
+        for tier in _order(wanted):
             try:
-                return Choice(await self._tiers.choose(tier, kind, sees=sees), tier, found.score)
+                return Choice(await self._tiers.choose(tier, kind, needs), tier, found.score)
             except (EmptyTier, NoneOfTier) as error:
                 # That there is a model, but none is started, says more than that there is none.
                 if first is None or (isinstance(error, NoneOfTier) and isinstance(first, EmptyTier)):
                     first = error
         if isinstance(first, NoneOfTier):
             raise first
-        raise EmptyTier.without(kind, sees=sees, name=AUTO)
+        raise EmptyTier.without(kind, needs, name=AUTO)
 
-    async def _drafter(self, two_stage: TwoStage, kind: Kind, sees: bool) -> Drafter | None:
+    def is_available(self, kind: Kind, needs: frozenset[Sense] = NOTHING, *, on_demand: bool) -> bool:
+        """Whether ``choose`` would find a model that is ready, or, ``on_demand``, one to start, whatever the score is.
+
+        Who would make a draft does not count: where there is none, the answer comes without.
+        """
+        held = self._active_profile.held
+        prospects = {tier: self._tiers.prospect(tier, kind, needs) for tier in BY_SIZE}
+        orders = []
+        for wanted in tiers_for(held.tier_config if held else DEFAULT_TIERS):
+            orders.append(_order(wanted))
+            if held and takes_two_stages(held.two_stage, wanted):
+                orders.append((held.two_stage.stage2_tier, *_order(wanted)))
+        found = (next((tier for tier in order if prospects[tier] is not Prospect.NONE), None) for order in orders)
+        return all(tier is not None and prospects[tier].is_good(on_demand=on_demand) for tier in found)
+
+    async def _drafter(self, two_stage: TwoStage, kind: Kind, needs: frozenset[Sense]) -> Drafter | None:
         """Who makes a draft; ``None`` where nobody can."""
         with suppress(EmptyTier, NoneOfTier):
-            model = await self._tiers.choose(two_stage.stage1_tier, kind, sees=sees)
+            model = await self._tiers.choose(two_stage.stage1_tier, kind, needs)
             return Drafter(model, two_stage.stage1_max_tokens)
         return None
 
@@ -100,6 +116,19 @@ def tier_for(score: float, configured: Sequence[TierConfig]) -> Tier:
     """The first tier that takes requests of this score; the largest where none does. Other names are no tiers."""
     tiers = [each for each in configured if each.name in list(Tier)]
     return next((Tier(each.name) for each in tiers if score <= each.max_score), Tier.POWERFUL)
+
+
+def tiers_for(configured: Sequence[TierConfig]) -> frozenset[Tier]:
+    """The tiers that some score picks."""
+    # The lowest of all, and those right above each bound.
+    scores = (0.0, *(math.nextafter(each.max_score, math.inf) for each in configured))
+    return frozenset(tier_for(score, configured) for score in scores if 0 <= score <= HIGHEST)
+
+
+def _order(wanted: Tier) -> tuple[Tier, ...]:
+    """The tiers in which a model is looked for: the one that is wanted, larger ones, smaller ones."""
+    place = BY_SIZE.index(wanted)
+    return (*BY_SIZE[place:], *reversed(BY_SIZE[:place]))
 
 
 def _looked_at(body: bytes) -> tuple[Complexity, bool]:

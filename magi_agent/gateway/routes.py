@@ -28,7 +28,6 @@ from magi_agent.errors import ModelNotFound, NotFound, ServiceUnavailable
 from magi_agent.gateway.automatic import AUTO, Automatic, Choice
 from magi_agent.gateway.awaited import AwaitedAnswer
 from magi_agent.gateway.context_length import context_length
-from magi_agent.gateway.images import has_images
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_field, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
@@ -42,6 +41,7 @@ from magi_agent.gateway.relay import (
     ServerUnreachable,
     cancelled_when_lost,
 )
+from magi_agent.gateway.senses import NOTHING, Sense, needed
 from magi_agent.gateway.staged import TwoStages
 from magi_agent.gateway.tiers import PREFIX, Kind, kind_for
 from magi_agent.gateway.token_rates import RateLimitExceeded, TokenRates
@@ -145,10 +145,10 @@ class GatewayRoutes:
 
     def _entry(self, model: Model) -> dict[str, object]:
         facts = model.facts
-        kind = self._services.tiers.kind_of(model)
+        kind, senses = self._services.tiers.kind_of(model), self._services.tiers.senses(model)
         capabilities = {
             **{each.value: each is kind for each in Kind},
-            "vision": self._services.tiers.sees(model),
+            **{sense.value: sense in senses for sense in Sense},
             "thinking": model.effective_thinking,
         }
         return {
@@ -191,15 +191,15 @@ class GatewayRoutes:
         tiers, kind = self._services.tiers, kind_for(request.path)
         tier = tiers.tier(field.name)
         is_automatic = self._automatic.is_meant(field.name)
-        sees = (is_automatic or tier is not None) and await self._has_images(body)
+        needs = await self._needed(request.path, body) if is_automatic or tier is not None else NOTHING
         if is_automatic:
-            choice = await self._automatic.choose(body, kind, is_chat=request.path == _CHAT, sees=sees)
+            choice = await self._automatic.choose(body, kind, needs, is_chat=request.path == _CHAT)
             tier, model = choice.tier, choice.model
             request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
-            if (staged := await self._in_two_stages(request, body, field, choice, sees)) is not None:
+            if (staged := await self._in_two_stages(request, body, field, choice, needs)) is not None:
                 return staged
         else:
-            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, sees=sees)
+            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, needs)
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
@@ -219,7 +219,7 @@ class GatewayRoutes:
                 response = RelayedAnswer(await asked())
             except ServerUnreachable:
                 # Nothing was begun: another one of its tier is asked, or the same one, which is waited for now.
-                other = tiers.another(tier, kind, model, sees=sees) if tier is not None else None
+                other = tiers.another(tier, kind, model, needs) if tier is not None else None
                 model = other or model
                 if self._streams_later(field, model, came_at):
                     response = AwaitedAnswer(model.model_id, asked)
@@ -237,7 +237,7 @@ class GatewayRoutes:
             raise
 
     async def _in_two_stages(
-        self, request: web.Request, body: bytes, field: ModelField, choice: Choice, sees: bool
+        self, request: web.Request, body: bytes, field: ModelField, choice: Choice, needs: frozenset[Sense]
     ) -> web.StreamResponse | None:
         """What two models make of a request; ``None`` where one is to answer it."""
         if choice.drafter is None:
@@ -258,7 +258,7 @@ class GatewayRoutes:
             choice.drafter,
             named=lambda model: field.renamed(body, model.model_id),
             ask=ask,
-            another=lambda than: self._services.tiers.another(choice.tier, Kind.COMPLETION, than, sees=sees),
+            another=lambda than: self._services.tiers.another(choice.tier, Kind.COMPLETION, than, needs),
         )
         response = await stages.response(wants_stream=field.wants_stream, has_to_wait=has_to_wait)
         if response is not None:
@@ -334,8 +334,8 @@ class GatewayRoutes:
         return await asyncio.to_thread(read, body) if len(body) > _LARGE else read(body)
 
     @staticmethod
-    async def _has_images(body: bytes) -> bool:
-        return await asyncio.to_thread(has_images, body) if len(body) > _LARGE else has_images(body)
+    async def _needed(path: str, body: bytes) -> frozenset[Sense]:
+        return await asyncio.to_thread(needed, path, body) if len(body) > _LARGE else needed(path, body)
 
 
 def _check_plain(path: str) -> None:

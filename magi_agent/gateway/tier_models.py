@@ -13,7 +13,8 @@ from typing import Final
 
 from magi_agent.errors import NotFound, ServiceUnavailable
 from magi_agent.gateway.lanes import Lanes
-from magi_agent.gateway.tiers import PREFIX, Candidate, Kind, in_order, is_coming, tier_of, to_start
+from magi_agent.gateway.senses import NOTHING, Sense, said
+from magi_agent.gateway.tiers import PREFIX, Candidate, Kind, Prospect, in_order, is_coming, tier_of, to_start
 from magi_agent.profiles.active import ActiveProfile
 from magi_agent.profiles.profile import LoadBalancing, LoadBalancingStrategy
 from magi_agent.registry.model import Model
@@ -40,11 +41,11 @@ class EmptyTier(NotFound):
     error = "ModelNotFound"
 
     @classmethod
-    def without(cls, kind: Kind, *, sees: bool, name: str, of: str = "") -> "EmptyTier":
-        """No model ``of`` those that ``name`` means is of a kind, and ``sees`` images where the request has some."""
-        and_sees = ", and sees the images that the request has" if sees else ""
+    def without(cls, kind: Kind, needs: frozenset[Sense], *, name: str, of: str = "") -> "EmptyTier":
+        """No model ``of`` those that ``name`` means is of a kind, and has the senses that the request ``needs``."""
+        and_senses = f", and {said(needs)} that the request has" if needs else ""
         return cls(
-            f"no model{of} is enabled that is for {kind}{and_sees}: GET /v1/models lists what can be asked for",
+            f"no model{of} is enabled that is for {kind}{and_senses}: GET /v1/models lists what can be asked for",
             {"model": name},
         )
 
@@ -121,13 +122,16 @@ class TierModels:
             return Kind.EMBEDDING
         return Kind.RERANKING if model.facts.is_reranker else Kind.COMPLETION
 
-    def sees(self, model: Model) -> bool:
-        """Whether a model's server can be shown images: it has a projector for them, found or set."""
-        projector = self._effective.of(model).projector
-        if projector in (None, model.facts.projector_path):
-            return model.facts.has_vision
-        # Nobody has looked into one from elsewhere; most are for images.
-        return projector != NO_PROJECTOR
+    def senses(self, model: Model) -> frozenset[Sense]:
+        """What a model's server can be given beside text: what its projector is for, found or set."""
+        projector, facts = self._effective.of(model).projector, model.facts
+        if projector == NO_PROJECTOR:
+            return NOTHING
+        if projector is not None and projector not in facts.projectors:
+            # Nobody has looked into one from elsewhere; most are for images.
+            return frozenset({Sense.VISION})
+        has = {Sense.VISION: facts.has_vision, Sense.AUDIO: facts.has_audio}
+        return frozenset(sense for sense, has_it in has.items() if has_it)
 
     def of(self, tier: Tier) -> list[Model]:
         """The models of a tier that can be asked for: those that are enabled, or run."""
@@ -146,14 +150,14 @@ class TierModels:
         rest = sorted(candidates, key=lambda one: (not is_coming(one), one.model_id))
         return self._registry.models[[*ready, *to_start(candidates), *rest][0].model_id]
 
-    async def choose(self, tier: Tier, kind: Kind, *, sees: bool = False) -> Model:
-        """The model for a request, one that ``sees`` where it must. Raises ``EmptyTier``, ``NoneOfTier``."""
+    async def choose(self, tier: Tier, kind: Kind, needs: frozenset[Sense] = NOTHING) -> Model:
+        """The model for a request, one with the senses that it ``needs``. Raises ``EmptyTier``, ``NoneOfTier``."""
         balancing = self._balancing()
         if balancing.enabled and balancing.strategy is LoadBalancingStrategy.LEAST_LOADED:
             await self._refresh(balancing.health_check_interval)
-        models = self._of_kind(tier, kind, sees)
+        models = self._of_kind(tier, kind, needs)
         if not models:
-            raise EmptyTier.without(kind, sees=sees, name=f"{PREFIX}{tier}", of=f" of tier {tier}")
+            raise EmptyTier.without(kind, needs, name=f"{PREFIX}{tier}", of=f" of tier {tier}")
         if (ready := self._next_ready(tier, kind, models)) is not None:
             return ready
         chosen = await self._to_start([self._candidate(model) for model in models.values()])
@@ -161,29 +165,28 @@ class TierModels:
             raise NoneOfTier(tier, {model_id: self._servers.state(model_id) for model_id in sorted(models)})
         return models[chosen.model_id]
 
-    def is_available(self, tier: Tier, kind: Kind, *, on_demand: bool) -> bool:
-        """Whether ``choose`` would find a model that is ready, or, ``on_demand``, one that a request would start."""
+    def prospect(self, tier: Tier, kind: Kind, needs: frozenset[Sense] = NOTHING) -> Prospect:
+        """What ``choose`` would find, as far as that is known without asking any server."""
         models = {model.model_id: model for model in self.of(tier)}
-        if any(self._lanes.is_up(model_id) and self.kind_of(model) is kind for model_id, model in models.items()):
-            return True
-        if not on_demand:
-            return False
+        if any(self._lanes.is_up(model_id) and self._is_for(each, kind, needs) for model_id, each in models.items()):
+            return Prospect.READY
         order = to_start([self._down(model) for model in models.values()])
-        first = next((model for one in order if self.kind_of(model := models[one.model_id]) is kind), None)
-        return first is not None and self._lanes.can_start(first)
+        first = next((model for one in order if self._is_for(model := models[one.model_id], kind, needs)), None)
+        if first is None:
+            return Prospect.NONE
+        return Prospect.STARTED if self._lanes.can_start(first) else Prospect.REFUSED
 
-    def another(self, tier: Tier, kind: Kind, than: Model, *, sees: bool = False) -> Model | None:
+    def another(self, tier: Tier, kind: Kind, than: Model, needs: frozenset[Sense]) -> Model | None:
         """One of a tier that is ready, in the place of one whose server has just died; ``None`` where there is none."""
-        models = self._of_kind(tier, kind, sees)
+        models = self._of_kind(tier, kind, needs)
         models.pop(than.model_id, None)
         return self._next_ready(tier, kind, models)
 
-    def _of_kind(self, tier: Tier, kind: Kind, sees: bool) -> dict[str, Model]:
-        return {
-            model.model_id: model
-            for model in self.of(tier)
-            if self.kind_of(model) is kind and (not sees or self.sees(model))
-        }
+    def _of_kind(self, tier: Tier, kind: Kind, needs: frozenset[Sense]) -> dict[str, Model]:
+        return {model.model_id: model for model in self.of(tier) if self._is_for(model, kind, needs)}
+
+    def _is_for(self, model: Model, kind: Kind, needs: frozenset[Sense]) -> bool:
+        return self.kind_of(model) is kind and (not needs or needs <= self.senses(model))
 
     def _next_ready(self, tier: Tier, kind: Kind, models: Mapping[str, Model]) -> Model | None:
         candidates = [self._candidate(model) for model in models.values()]

@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Final
 
 from magi_agent.profiles.profile import LoadBalancing, LoadBalancingStrategy
@@ -34,6 +34,23 @@ class Kind(StrEnum):
     COMPLETION = "completion"
     EMBEDDING = "embedding"
     RERANKING = "reranking"
+
+
+class Prospect(Enum):
+    """What would become of a request for a tier."""
+
+    READY = auto()
+    """It would go to a model that answers."""
+    STARTED = auto()
+    """A model would be started for it, or is coming up already."""
+    REFUSED = auto()
+    """It would have to wait for a model, and be refused."""
+    NONE = auto()
+    """There is none for it."""
+
+    def is_good(self, *, on_demand: bool) -> bool:
+        """Whether it would be answered: at once, or ``on_demand`` after a start."""
+        return self is Prospect.READY or (on_demand and self is Prospect.STARTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,7 @@ class _Facts(_Stored):
     projector_path: str | None = None
     projectors: tuple[str, ...] = ()
     has_vision: bool = False
+    has_audio: bool = False
     is_embedding: bool = False
     is_reranker: bool = False
     has_chat_template: bool = False

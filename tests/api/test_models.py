@@ -22,8 +22,8 @@ MODEL_KEYS = [
 """As the contract orders them; what this agent adds comes after."""
 ADDED_KEYS = {
     "displayName", "effectiveTier", "effectiveThinking", "architecture", "contextLength", "sizeBytes", "parts",
-    "projectors", "hasVision", "isEmbedding", "isReranker", "chatTemplate", "status", "problem", "parameterCount",
-    "activeParams", "thinkingMode", "startPolicy", "runtimeSettings",
+    "projectors", "hasVision", "hasAudio", "isEmbedding", "isReranker", "chatTemplate", "status", "problem",
+    "parameterCount", "activeParams", "thinkingMode", "startPolicy", "runtimeSettings",
 }  # fmt: skip
 
 NOTHING_SAID = {wire_name(name): None for name in setting_names()}

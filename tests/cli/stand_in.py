@@ -67,6 +67,7 @@ def model(model_id: str, **changes: Any) -> dict[str, Any]:
         "projectorPath": None,
         "projectors": [],
         "hasVision": False,
+        "hasAudio": False,
         "isEmbedding": False,
         "isReranker": False,
         "chatTemplate": True,

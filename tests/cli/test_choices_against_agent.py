@@ -263,11 +263,13 @@ def test_what_is_enabled_is_there_for_litellm(agent: AgentProcess, environment: 
     listed = {one["model_name"]: one for one in yaml.safe_load(printed.stdout)["model_list"]}
     assert CHAT in listed
     assert any(name.startswith("tier:") for name in listed)
+    assert "auto" in listed
     chat = listed[CHAT]
     assert chat["litellm_params"]["api_base"] == "http://gpu-1:8000/v1"
     assert chat["model_info"]["mode"] == "chat"
     assert chat["model_info"]["max_input_tokens"] > 0
-    assert set(chat["model_info"]) == {"mode", "max_input_tokens", "supports_vision", "supports_reasoning"}
+    supports = {f"supports_{what}" for what in ("vision", "audio_input", "reasoning")}
+    assert set(chat["model_info"]) == {"mode", "max_input_tokens", *supports}
 
 
 def test_all_choices_go_into_a_file_and_come_back(

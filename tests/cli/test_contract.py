@@ -40,7 +40,7 @@ def test_what_the_agents_schemas_write_has_the_contracts_shape(
     [(model("x"), contract.MODEL), (WITH_FAILURE, contract.SERVER), (profile("x"), contract.PROFILE)],
 )
 def test_every_key_of_the_contract_is_missed_where_it_is_missing(example: dict[str, Any], shape: Shape) -> None:
-    optional = {"projectorPath", "projectors", "isReranker", "retryInSeconds"}
+    optional = {"projectorPath", "projectors", "hasAudio", "isReranker", "retryInSeconds"}
     for key in example.keys() - optional:
         without = {name: value for name, value in example.items() if name != key}
 

@@ -23,7 +23,7 @@ def gateway(agent: StandIn) -> StandIn:
     agent.add(*(model(name, enabled=True) for name in ("tiny-chat", "thinker", "embed", "rank", "on", "*x: 1")))
     agent.offered = [
         offered("tiny-chat", "completion", "vision"),
-        offered("thinker", "completion", "thinking", context_length=2048),
+        offered("thinker", "completion", "thinking", "audio", context_length=2048),
         offered("embed", "embedding", context_length=None),
         offered("rank", "reranking"),
         offered("on", "completion", context_length=None),
@@ -43,11 +43,12 @@ def test_enabled_models_and_tiers_are_entries(gateway: StandIn, magictl: Magictl
     assert (told.status, told.err) == (0, "")
     document = yaml.safe_load(told.out)
     entries = {entry["model_name"]: entry for entry in document["model_list"]}
-    assert list(entries) == ["tiny-chat", "thinker", "embed", "rank", "on", "*x: 1", "tier:fast", "tier:balanced"]
+    models = ["tiny-chat", "thinker", "embed", "rank", "on", "*x: 1"]
+    assert list(entries) == [*models, "tier:fast", "tier:balanced", "auto"]
     assert entries["tiny-chat"] == {
         "model_name": "tiny-chat",
         "litellm_params": {
-            "model": "openai/tiny-chat",
+            "model": "hosted_vllm/tiny-chat",
             "api_base": "https://gpu-1.example:8443/magi/v1",
             "api_key": "os.environ/MAGI_TOKEN",
         },
@@ -55,6 +56,7 @@ def test_enabled_models_and_tiers_are_entries(gateway: StandIn, magictl: Magictl
             "mode": "chat",
             "max_input_tokens": 4096,
             "supports_vision": True,
+            "supports_audio_input": False,
             "supports_reasoning": False,
         },
     }
@@ -62,22 +64,45 @@ def test_enabled_models_and_tiers_are_entries(gateway: StandIn, magictl: Magictl
     assert entries["embed"]["model_info"] == {"mode": "embedding"}
     assert entries["rank"]["model_info"] == {"mode": "rerank", "max_input_tokens": 4096}
     assert entries["rank"]["litellm_params"]["model"] == "hosted_vllm/rank"
-    assert entries["*x: 1"]["litellm_params"]["model"] == "openai/*x: 1"
+    assert entries["*x: 1"]["litellm_params"]["model"] == "hosted_vllm/*x: 1"
     assert magictl("export", "litellm", "--api-base", "https://gpu-1.example:8443/magi", "--json").json == document
 
 
-def test_a_tier_can_what_all_of_its_models_can_and_sees_where_one_does(gateway: StandIn, magictl: Magictl) -> None:
+def test_a_tier_can_what_all_of_its_models_can_and_sees_or_hears_where_one_does(
+    gateway: StandIn, magictl: Magictl
+) -> None:
     document = magictl("export", "litellm", "--json").json
 
     tiers = {one["model_name"]: one for one in document["model_list"] if one["model_name"].startswith("tier:")}
-    assert tiers["tier:fast"]["litellm_params"]["model"] == "openai/tier:fast"
+    assert tiers["tier:fast"]["litellm_params"]["model"] == "hosted_vllm/tier:fast"
     assert tiers["tier:fast"]["model_info"] == {
         "mode": "chat",
         "max_input_tokens": 2048,
         "supports_vision": True,
+        "supports_audio_input": True,
         "supports_reasoning": False,
     }
     assert tiers["tier:balanced"]["litellm_params"]["model"] == "hosted_vllm/tier:balanced"
+
+
+def test_auto_is_an_entry_where_the_agent_offers_it(gateway: StandIn, magictl: Magictl) -> None:
+    def auto() -> list[dict[str, Any]]:
+        entries = magictl("export", "litellm", "--json").json["model_list"]
+        return [entry for entry in entries if entry["model_name"] == "auto"]
+
+    (entry,) = auto()
+    assert entry["litellm_params"]["model"] == "hosted_vllm/auto"
+    assert (entry["model_info"]["mode"], entry["model_info"]["max_input_tokens"]) == ("chat", 4096)
+
+    # For none that is enabled; not at all; and of a model that is called so, as a model.
+    gateway.offered[-1]["models"] = ["old-14b"]
+    assert auto() == []
+    del gateway.offered[-1]
+    assert auto() == []
+    gateway.add(model("auto", enabled=True))
+    gateway.offered.append(offered("auto", "embedding"))
+    (entry,) = auto()
+    assert entry["model_info"]["mode"] == "embedding"
 
 
 def test_the_address_is_the_one_that_magictl_uses(gateway: StandIn, magictl: Magictl) -> None:

@@ -26,6 +26,7 @@ def busy(agent: StandIn) -> StandIn:
             activeParams=3.3,
             isCoder=True,
             hasVision=True,
+            hasAudio=True,
             parts=parts,
             filePath=parts[0],
             projectorPath="/models/mmproj-f16.gguf",
@@ -61,7 +62,7 @@ Model
   family         qwen 3
   size           30.5B  (30,532,122,624 parameters, 3.3B active)
   quantization   q4_k_m
-  kind           instruct, coder, vision
+  kind           instruct, coder, vision, audio
   thinks         if asked to: its chat template has a switch
   context        32k  (trained for)
   architecture   qwen2

@@ -12,6 +12,7 @@ from magi_agent.discovery.projectors import Projectors, named
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.vocabulary import ModelStatus
 from tests.discovery.model_files import model_bytes, write_file
+from tests.gguf.builder import BOOL, entry, gguf, text_entry
 
 F16, BF16, F32, Q8_0, Q4_K_M = 1, 32, 0, 7, 15
 MODEL = model_bytes("gemma3", texts={"general.name": "Gemma 3 4B It"})
@@ -47,6 +48,24 @@ def test_a_projector_is_told_by_its_metadata(tmp_path, name, kind):
     (facts,) = models(tmp_path)
     assert facts.filename == "gemma-3-4b-it-Q4_K_M.gguf"
     assert (facts.has_vision, facts.projector_path is not None) == (name != "anything.gguf",) * 2
+
+
+@pytest.mark.parametrize(
+    ("has", "senses"),
+    [
+        ((), (True, False)),
+        (("vision",), (True, False)),
+        (("audio",), (False, True)),
+        (("vision", "audio"), (True, True)),
+    ],
+)
+def test_a_projector_says_whether_it_is_for_images_or_for_sound(tmp_path, has, senses):
+    """One that says neither was made before there were any for sound."""
+    write_file(tmp_path / "model.gguf", MODEL)
+    flags = [entry(f"clip.has_{sense}_encoder", BOOL, b"\1") for sense in has]
+    write_file(tmp_path / "mmproj.gguf", gguf([text_entry("general.architecture", "clip"), *flags], []))
+    (facts,) = models(tmp_path)
+    assert (facts.has_vision, facts.has_audio) == senses
 
 
 def test_a_model_that_calls_itself_a_projector_is_a_model(tmp_path):

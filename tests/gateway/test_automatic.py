@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
 
-from magi_agent.gateway.automatic import tier_for
+from magi_agent.gateway.automatic import tier_for, tiers_for
 from magi_agent.profiles.profile import DEFAULT_TIERS, TierConfig
 from magi_agent.vocabulary import Tier
 from tests.api.conftest import Serve
@@ -50,6 +53,24 @@ def test_the_first_tier_that_takes_the_score_is_meant_and_other_names_are_none()
     assert [tier_for(score, configured) for score in (1, 2, 3, 5, 6)] == [
         *(Tier.POWERFUL, Tier.POWERFUL, Tier.FAST, Tier.FAST, Tier.POWERFUL),
     ]
+
+
+@pytest.mark.parametrize(
+    ("configured", "tiers"),
+    [
+        (DEFAULT_TIERS, set(Tier)),
+        ((), {Tier.POWERFUL}),
+        ([TierConfig("fast", math.inf, 1)], {Tier.FAST}),
+        ([TierConfig("fast", 10, 1)], {Tier.FAST}),
+        ([TierConfig("fast", 9.99, 1)], {Tier.FAST, Tier.POWERFUL}),
+        ([TierConfig("fast", 5, 1), TierConfig("balanced", 5, 1)], {Tier.FAST, Tier.POWERFUL}),
+        ([TierConfig("fast", -1, 1), TierConfig("balanced", 0, 1)], {Tier.BALANCED, Tier.POWERFUL}),
+        ([TierConfig("tiny", 4, 1), TierConfig("balanced", math.inf, 1)], {Tier.BALANCED}),
+    ],
+)
+def test_the_tiers_that_some_score_picks_are_known(configured: Sequence[TierConfig], tiers: set[Tier]) -> None:
+    assert tiers_for(configured) == tiers
+    assert {tier_for(score / 100, configured) for score in range(1001)} == tiers
 
 
 async def test_the_profiles_bounds_hold_and_smaller_ones_are_asked_where_there_are_no_larger(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""What load balancers are told of a model and of a tier."""
+"""What load balancers are told of a model, of a tier and of ``auto``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import psutil
 import pytest
+from toy_projector import write_toy_ear, write_toy_eye
 
 from magi_agent.gateway import lanes
 from magi_agent.gateway.tiers import Kind
@@ -19,7 +20,7 @@ from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.api.client import Api, Reply, until
 from tests.api.conftest import Serve
-from tests.conftest import SampleModels
+from tests.conftest import MakeToyModel, SampleModels
 from tests.gateway.test_gateway import PROMPT, openai_failure, started
 from tests.servers.system import script
 
@@ -42,9 +43,15 @@ async def of_tier(api: Api, tier: str = "fast", query: str = "") -> tuple[int, s
     return said(await api.ask("GET", f"/health/tiers/{tier}{query}"))
 
 
-async def configure(api: Api, model_id: str = A, *, enabled: bool = True, **settings: object) -> None:
+async def of_auto(api: Api, query: str = "") -> tuple[int, str]:
+    return said(await api.ask("GET", f"/health/auto{query}"))
+
+
+async def configure(
+    api: Api, model_id: str = A, *, enabled: bool = True, tier: str = "fast", **settings: object
+) -> None:
     settings = {"startPolicy": "onDemand", **settings}
-    (await api.ask("PUT", f"/api/models/{model_id}/tier", {"tier": "fast"})).success()
+    (await api.ask("PUT", f"/api/models/{model_id}/tier", {"tier": tier})).success()
     (await api.ask("PUT", f"/api/models/{model_id}/settings", settings)).success()
     (await api.ask("PUT", f"/api/models/{model_id}/enabled", {"enabled": enabled})).success()
 
@@ -119,7 +126,7 @@ async def test_a_model_goes_by_all_its_names(serve: Serve, models: Path) -> None
     assert await of_model(api, B) == NOT_READY
 
 
-@pytest.mark.parametrize("path", [f"models/{A}", "tiers/fast"])
+@pytest.mark.parametrize("path", [f"models/{A}", "tiers/fast", "auto"])
 async def test_the_head_of_an_answer_can_be_had_alone(serve: Serve, path: str) -> None:
     api = await serve(A)
     await configure(api)
@@ -144,7 +151,7 @@ async def test_nobody_needs_a_token(serve: Serve, tmp_path: Path) -> None:
     assert (await api.ask("GET", "/v1/models")).status == 401
 
     for headers in ({}, {"Authorization": "Bearer magi_nobodys"}, {"Host": "balancer.example"}):
-        for path in (f"models/{A}", "models/none-such", "tiers/fast"):
+        for path in (f"models/{A}", "models/none-such", "tiers/fast", "auto"):
             assert said(await api.ask("GET", f"/health/{path}", headers=headers)) == NOT_READY
     (await api.ask("PUT", f"/health/models/{A}")).failure(401, "Unauthorized")
 
@@ -163,6 +170,12 @@ async def test_nobody_needs_a_token(serve: Serve, tmp_path: Path) -> None:
         ("tiers/huge", 400, "InvalidTier", None),
         ("tiers/FAST", 400, "InvalidTier", None),
         ("tiers/fast/", 404, "NotFound", None),
+        ("tiers/fast?vision=1", 422, "ValidationError", "vision"),
+        ("tiers/fast?audio=", 422, "ValidationError", "audio"),
+        ("auto?kind=chat", 422, "ValidationError", "kind"),
+        ("auto?vision=yes&audio=true", 422, "ValidationError", "vision"),
+        ("auto?onDemand", 422, "ValidationError", "onDemand"),
+        ("auto/", 404, "NotFound", None),
     ],
 )
 async def test_what_cannot_be_meant_is_refused(
@@ -319,7 +332,7 @@ async def test_asking_is_no_use_and_starts_nothing(serve: Serve) -> None:
     paths = [f"models/{model_id}{query}" for model_id in (A, B) for query in ("", ON_DEMAND)]
 
     async def stopped() -> bool:
-        for path in (*paths, "tiers/fast", f"tiers/fast{ON_DEMAND}"):
+        for path in (*paths, "tiers/fast", f"tiers/fast{ON_DEMAND}", "auto", f"auto{ON_DEMAND}"):
             await api.ask("GET", f"/health/{path}")
         return await api.state(A) == "stopped"
 
@@ -388,12 +401,12 @@ async def test_who_asks_an_agent_that_has_just_come_up_is_told_what_a_request_wo
     opening = api.services.opening._open
     opening.clear()
 
-    asked = [asyncio.create_task(of_model(api)), asyncio.create_task(of_tier(api))]
+    asked = [asyncio.create_task(each) for each in (of_model(api), of_tier(api), of_auto(api))]
     done, _ = await asyncio.wait(asked, timeout=0.5)
     assert not done
     opening.set()
 
-    assert await asyncio.gather(*asked) == [READY, READY]
+    assert await asyncio.gather(*asked) == [READY] * 3
 
 
 @ONE_LISTENER
@@ -403,3 +416,114 @@ async def test_before_any_model_is_known_none_is_ready(serve: Serve) -> None:
 
     for query in ("", ON_DEMAND):
         assert await of_model(api, query=query) == await of_tier(api, query=query) == NOT_READY
+        assert await of_auto(api, query) == NOT_READY
+
+
+HARD = {"prompt": "Prove step by step that the sum of two even numbers is even.", "max_tokens": 2}
+
+
+async def to_auto(api: Api, body: dict[str, object]) -> int:
+    return (await api.ask("POST", "/v1/completions", {"model": "auto", **body})).status
+
+
+async def test_auto_is_ready_where_any_request_for_it_finds_a_model_that_is(serve: Serve) -> None:
+    api = await serve(*MODELS)
+    tiers = {A: "fast", B: "balanced", C: "powerful"}
+    for model_id, tier in tiers.items():
+        await configure(api, model_id, tier=tier, startPolicy="manual")
+
+    # Where nothing would be started, whatever is up answers.
+    for up in ([], [A], [B], [C], [A, C], []):
+        for model_id in MODELS:
+            verb = "start" if model_id in up else "stop"
+            (await api.ask("POST", f"/api/models/servers/{model_id}/{verb}?wait=60")).success()
+        expected, status = (READY, 200) if up else (NOT_READY, 503)
+        assert await of_auto(api) == await of_auto(api, ON_DEMAND) == expected
+        assert await to_auto(api, PROMPT) == await to_auto(api, HARD) == status
+
+
+@ONE_LISTENER
+async def test_auto_is_not_ready_where_some_request_for_it_would_have_a_model_started(serve: Serve) -> None:
+    api = await serve(*MODELS)
+    await configure(api, A)
+    await configure(api, B, tier="powerful")
+    assert (await of_auto(api), await of_auto(api, ON_DEMAND)) == (NOT_READY, READY)
+    await started(api, A)
+    assert (await of_auto(api), await of_auto(api, ON_DEMAND)) == (NOT_READY, READY)
+
+    # The hard one would be started in vain.
+    api.services.lanes._lanes.setdefault(B, lanes._Lane()).failed_at = asyncio.get_running_loop().time()
+    assert await of_auto(api, ON_DEMAND) == NOT_READY
+    api.services.lanes._lanes[B].failed_at = float("-inf")
+    await started(api, B)
+    assert await of_auto(api) == await of_auto(api, ON_DEMAND) == READY
+    (await api.ask("POST", f"/api/models/servers/{A}/stop?wait=60")).success()
+    assert (await of_auto(api), await of_auto(api, ON_DEMAND)) == (NOT_READY, READY)
+
+
+@ONE_LISTENER
+async def test_auto_is_what_the_active_profile_makes_of_it(serve: Serve) -> None:
+    api = await serve(*MODELS)
+    await configure(api, A)
+    await configure(api, B, tier="powerful")
+    await configure(api, C, tier="balanced", startPolicy="manual")
+    await started(api, A)
+    every = {"maxScore": None, "expectedTimeSeconds": 1, "description": ""}
+
+    async def under(name: str, **profile: object) -> tuple[tuple[int, str], tuple[int, str]]:
+        body = {"name": name, "enabledModels": MODELS, **profile}
+        assert (await api.ask("POST", "/api/models/profiles", body)).status == 201
+        (await api.ask("POST", f"/api/models/profiles/{name}/activate")).success()
+        return await of_auto(api), await of_auto(api, ON_DEMAND)
+
+    assert await under("all", tierConfig=[{"name": "fast", **every}]) == (READY, READY)
+    assert await under("hard", tierConfig=[{"name": "powerful", **every}]) == (NOT_READY, READY)
+    bounds = [{"name": "fast", **every, "maxScore": 4}, {"name": "balanced", **every, "maxScore": 3}]
+    assert await under("unreachable", tierConfig=bounds) == (NOT_READY, READY)
+    # What is drafted by the first is for the second, whatever tier it would have gone to.
+    two_tiers = [{"name": "fast", **every, "maxScore": 3}, {"name": "balanced", **every}]
+    await started(api, C)
+    assert await under("apart", tierConfig=two_tiers) == (READY, READY)
+    staged = {"enabled": True, "stage1Tier": "fast", "stage2Tier": "powerful"}
+    assert await under("staged", tierConfig=two_tiers, twoStage=staged) == (NOT_READY, READY)
+
+
+@ONE_LISTENER
+async def test_a_model_that_is_called_auto_is_looked_at_in_its_place(serve: Serve) -> None:
+    api = await serve(A, B)
+    await configure(api, A, aliases=["auto"])
+    await configure(api, B)
+    await started(api, B)
+
+    assert (await of_auto(api), await of_auto(api, ON_DEMAND)) == (NOT_READY, READY)
+    assert await of_auto(api) == await of_model(api, "auto")
+    await started(api, A)
+    assert await of_auto(api) == await of_model(api, "auto") == READY
+
+
+@ONE_LISTENER
+async def test_what_sees_and_what_hears_is_asked_for_by_itself(
+    serve: Serve, models: Path, toy_model: MakeToyModel
+) -> None:
+    write_toy_eye(models / f"mmproj-{B}.gguf")
+    write_toy_ear(models / f"mmproj-{C}.gguf")
+    api = await serve(*MODELS)
+    for model_id in MODELS:
+        await configure(api, model_id)
+    senses = ["", "vision=true", "audio=true", "vision=true&audio=true", "vision=false&audio=false"]
+
+    async def told(query: str) -> list[bool]:
+        """Of a tier, and of ``auto``, what each of the senses is told: always the same of both."""
+        of_tiers = [await of_tier(api, query=f"?{query}&{sense}") for sense in senses]
+        assert of_tiers == [await of_auto(api, f"?{query}&{sense}") for sense in senses]
+        return [each == READY for each in of_tiers]
+
+    assert await told("onDemand=true") == [True, True, True, False, True]
+    await started(api, A)
+    assert await told("onDemand=false") == [True, False, False, False, True]
+    await started(api, C)
+    assert await told("onDemand=false") == [True, False, True, False, True]
+    assert await told("onDemand=true") == [True, True, True, False, True]
+    await started(api, B)
+    assert await told("onDemand=false") == [True, True, True, False, True]
+    assert await told("kind=embedding") == [False] * 5

@@ -12,12 +12,13 @@ import aiohttp
 import pytest
 from toy_projector import write_toy_ear
 
+from magi_agent.gateway.senses import Sense
 from tests.api.client import Api, Reply
 from tests.api.conftest import Serve
 from tests.conftest import MakeToyModel
-from tests.gateway.test_gateway import on_demand, started
+from tests.gateway.test_gateway import on_demand, openai_failure, started
 
-MODEL = "api-hears"
+DEAF, MODEL = "api-deaf", "api-hears"
 PATH = "/v1/audio/transcriptions"
 ONE_LISTENER = pytest.mark.parametrize("listener", ["unix"], indirect=True)
 
@@ -86,12 +87,35 @@ async def test_one_that_hears_does_not_see_also_where_its_projector_is_set(api: 
     for settings in ({}, {"projector": str(models / f"mmproj-{MODEL}.gguf")}):
         (await api.ask("PUT", f"/api/models/{MODEL}/settings", settings)).success()
         model = api.services.registry.models[MODEL]
-        assert not api.services.tiers.sees(model)
+        assert api.services.tiers.senses(model) == {Sense.AUDIO}
     elsewhere = models / "elsewhere" / "mmproj.gguf"
     elsewhere.parent.mkdir()
     write_toy_ear(elsewhere)
     (await api.ask("PUT", f"/api/models/{MODEL}/settings", {"projector": str(elsewhere)})).success()
-    assert api.services.tiers.sees(api.services.registry.models[MODEL])
+    assert api.services.tiers.senses(api.services.registry.models[MODEL]) == {Sense.VISION}
+
+
+@ONE_LISTENER
+@pytest.mark.parametrize("name", ["auto", "tier:fast"])
+async def test_a_recording_is_for_one_that_hears_and_where_none_does_no_model_is_asked(
+    api: Api, models: Path, toy_model: MakeToyModel, name: str
+) -> None:
+    toy_model(models / f"{DEAF}.gguf")
+    (await api.ask("POST", "/api/models/rescan")).success()
+    (await api.ask("PUT", f"/api/models/{DEAF}/tier", {"tier": "fast"})).success()
+    for model_id in (DEAF, MODEL):
+        await started(api, model_id)
+    replies = [await ask(api, model=name) for _ in range(4)]
+    assert [reply.headers.get("X-Magi-Model") for reply in replies] == [MODEL] * 4
+    # It passes a deaf one's answer on where that is asked by its name.
+    assert (await ask(api, model=DEAF)).status == 501
+
+    (await api.ask("POST", f"/api/models/servers/{MODEL}/stop?wait=60")).success()
+    nobody = await ask(api, model=name)
+
+    message = openai_failure(nobody, 404, "model_not_found")["message"]
+    assert message.startswith("no model")
+    assert "is enabled that is for completion, and hears the audio that the request has" in message
 
 
 @ONE_LISTENER

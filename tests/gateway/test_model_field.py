@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 import tracemalloc
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.gateway.images import has_images
 from magi_agent.gateway.model_field import UnreadableBody, form_field, model_field, taken_apart
+from magi_agent.gateway.senses import NOTHING, needed
 
 SCALARS = st.none() | st.booleans() | st.floats(allow_nan=False) | st.text() | st.integers()
 JSON = st.recursive(
@@ -139,8 +140,8 @@ FORM = (
 def test_what_has_more_parts_than_the_loop_may_stand_still_for_is_not_taken_apart() -> None:
     few, many = (b'{"model":"auto","image":[%b0]}' % (b"1," * number) for number in (1_000, 2_100_000))
     assert len(taken_apart(few)["image"]) == 1_001
-    assert not has_images(few)
-    for look in (taken_apart, has_images):
+    assert needed("/v1/chat/completions", few) == NOTHING
+    for look in (taken_apart, partial(needed, "/v1/chat/completions")):
         with pytest.raises(UnreadableBody, match="name one"):
             look(many)
     # Whoever names a model is not kept from sending a text with as many.

@@ -1,4 +1,4 @@
-"""A real nginx, Caddy or HAProxy with the shipped file, and a client that speaks TLS to it."""
+"""A real nginx, Caddy, HAProxy or Envoy with the shipped file, and a client that speaks TLS to it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from pathlib import Path
 import locations
 
 from tests.agent_process import Answer, wait_until
-from tests.proxies.shipped import NAME, Surroundings, caddy_site, haproxy_file, nginx_site
+from tests.proxies.shipped import NAME, Surroundings, caddy_site, envoy_file, haproxy_file, nginx_site
 
 _PATIENCE = 30.0
 _UNPACKED = locations.CACHE / "proxies"
 """Where packaging/workbench/test_packages unpacks the programs that the host has not installed."""
+_ENVOY = locations.CACHE / "envoy" / "envoy" / "_bin"
 
 
 def program(name: str) -> Path | None:
     """The program, if the host or the workbench has it."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:{_UNPACKED}/usr/sbin:{_UNPACKED}/usr/bin")
+    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:{_UNPACKED}/usr/sbin:{_UNPACKED}/usr/bin:{_ENVOY}")
     return Path(found) if found else None
 
 
@@ -52,7 +53,7 @@ class Proxy:
     folder: Path
     here: Surroundings
     more: dict[str, int] = field(default_factory=dict)
-    """Further locations like the agent's own, by name, with the port each leads to. Of HAProxy, the hosts."""
+    """Further locations like the agent's own, by name, with the port each leads to. Of HAProxy and Envoy, the hosts."""
     user: str = "root"
     """Who nginx's workers, or Caddy, run as."""
     process: subprocess.Popen[bytes] | None = None
@@ -66,7 +67,8 @@ class Proxy:
         binary = program(self.kind)
         assert binary is not None
         self.folder.mkdir(exist_ok=True)
-        argv = {"nginx": self._nginx, "caddy": self._caddy, "haproxy": self._haproxy}[self.kind](binary)
+        commands = {"nginx": self._nginx, "caddy": self._caddy, "haproxy": self._haproxy, "envoy": self._envoy}
+        argv = commands[self.kind](binary)
         environment = {
             **os.environ,
             "XDG_DATA_HOME": str(self.folder / "data"),
@@ -113,6 +115,12 @@ class Proxy:
         shipped = self.folder / "haproxy.cfg"
         shipped.write_text(haproxy_file(self.here, self.more))
         return [str(binary), "-db", "-f", str(main), "-f", str(shipped)]
+
+    def _envoy(self, binary: Path) -> list[str]:
+        shipped = self.folder / "envoy.yaml"
+        shipped.write_text(envoy_file(self.here, self.more))
+        quietly = ["--disable-hot-restart", "--concurrency", "2", "--log-level", "warning"]
+        return [str(binary), "-c", str(shipped), *quietly]
 
     def _listens(self) -> bool:
         assert self.process is not None

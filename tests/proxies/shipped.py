@@ -29,6 +29,8 @@ class Surroundings:
     socket: Path
     tcp: int | None = None
     """The agent's port of loopback, where it is reached by that as docs/reverse-proxy.md has it."""
+    images_apart: bool = False
+    """Whether HAProxy sends images to hosts that see, as docs/reverse-proxy.md has it."""
 
 
 def nginx_site(here: Surroundings, more: dict[str, int]) -> str:
@@ -88,6 +90,8 @@ def caddy_site(here: Surroundings, more: dict[str, int]) -> str:
 def haproxy_file(here: Surroundings, hosts: dict[str, int]) -> str:
     """The file for HAProxy; ``hosts`` are ports of this host by the names that the file has for its two hosts."""
     text = (SHIPPED / "haproxy.cfg").read_text()
+    if here.images_apart:
+        text = _with_images_apart(text)
     pem = here.certificate.with_name("haproxy.pem")
     pem.write_text(here.certificate.read_text() + here.key.read_text())
     servers = re.findall(r"^    server (\S+) (\S+:8000)$", text, re.MULTILINE)
@@ -99,6 +103,37 @@ def haproxy_file(here: Surroundings, hosts: dict[str, int]) -> str:
         text,
         {"bind :443,[::]:443 v6only ssl": f"bind 127.0.0.1:{here.port} ssl", "/etc/ssl/private/magi.pem": str(pem)},
     )
+
+
+def envoy_file(here: Surroundings, hosts: dict[str, int]) -> str:
+    """The file for Envoy; ``hosts`` are ports of this host, in the order of the file's own hosts."""
+    text = (SHIPPED / "envoy.yaml").read_text()
+    addresses = re.findall(r"address: 10\.\S+, port_value: 8000", text)
+    assert len(addresses) == len(hosts)
+    replaced = {
+        old: f"address: 127.0.0.1, port_value: {port}" for old, port in zip(addresses, hosts.values(), strict=True)
+    }
+    return _replaced(
+        text,
+        {
+            **replaced,
+            'address: "::", ipv4_compat: true, port_value: 443': f"address: 127.0.0.1, port_value: {here.port}",
+            "/etc/ssl/certs/magi.pem": str(here.certificate),
+            "/etc/ssl/private/magi.key": str(here.key),
+        },
+    )
+
+
+def _with_images_apart(text: str) -> str:
+    """The file for HAProxy with what the documentation has for images, and the hosts of any other backend."""
+    documented = (locations.CHECKOUT / "docs" / "reverse-proxy.md").read_text()
+    block = re.sub(
+        "^  ", "", _one(r"^  ```\n(      use_backend fast-vision .*?)  ```$", documented), flags=re.MULTILINE
+    )
+    rule, _, backend = block.partition("\n\n")
+    first = "    use_backend fast  "
+    hosts = _one(r"^backend fast from magi\n.*?((?:    server [^\n]*\n)+)", text)
+    return _replaced(text, {first: f"{rule}\n{first}"}) + f"\n{backend}{hosts}"
 
 
 def _one(pattern: str, text: str) -> str:

@@ -56,6 +56,7 @@ FACTS = st.builds(
     projector_path=st.none() | PATHS,
     projectors=st.lists(PATHS, max_size=3).map(tuple),
     has_vision=st.booleans(),
+    has_audio=st.booleans(),
     is_embedding=st.booleans(),
     is_reranker=st.booleans(),
     has_chat_template=st.booleans(),

@@ -1,4 +1,4 @@
-"""HAProxy before two hosts: a request goes where its model is ready, as the agents' health paths say."""
+"""HAProxy, and Envoy, before two hosts: a request goes where its model is ready, as the agents' health paths say."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_projector import write_toy_eye
 
 from magi_agent.tokens import Token, digest_of, line_of, new_secret
 from magi_agent.vocabulary import TokenScope
 from tests.agent_process import AgentProcess, Answer, ended, wait_until
 from tests.conftest import MakeToyModel, PortRanges, SystemdUser
+from tests.gateway.test_senses import PNG
 from tests.proxies.proxy_process import Proxy, TlsConnection, program, running
 from tests.proxies.shipped import NAME, Surroundings
 
@@ -26,7 +28,7 @@ MODEL = {"gpu1": "hap-one", "gpu2": "hap-two"}
 UNITS_OF_THESE_TESTS = "magi-llama-hap-*.service"
 SECRET = new_secret()
 SOON = 6.0
-"""Seconds; two checks of HAProxy's, a second apart, and some for a machine that is busy."""
+"""Seconds; two checks of a balancer's, a second apart, and some for a machine that is busy."""
 TOKENS = 2500
 """As many as take some seconds."""
 
@@ -92,16 +94,26 @@ def hosts(started_hosts: dict[str, Host]) -> dict[str, Host]:
     return started_hosts
 
 
+@pytest.fixture(params=["haproxy", "envoy"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The balancer of this run of the test."""
+    name = str(request.param)
+    if program(name) is None:
+        pytest.skip(f"there is no {name} here: packaging/workbench/test_packages brings it")
+    return name
+
+
 @pytest.fixture
 def balancer(
-    hosts: dict[str, Host], tmp_path: Path, certificate: tuple[Path, Path], unused_ports: PortRanges
+    kind: str, hosts: dict[str, Host], tmp_path: Path, certificate: tuple[Path, Path], unused_ports: PortRanges
 ) -> Iterator[Proxy]:
-    if program("haproxy") is None:
-        pytest.skip("there is no haproxy here: as root, packaging/workbench/test_packages brings it")
     here = Surroundings(unused_ports()[0], *certificate, tmp_path / "none.sock")
-    ports = {name: int(host.settings["MAGI_TCP"].rpartition(":")[2]) for name, host in hosts.items()}
-    with running(Proxy("haproxy", tmp_path / "proxy", here, ports)) as proxy:
+    with running(Proxy(kind, tmp_path / "proxy", here, ports_of(hosts))) as proxy:
         yield proxy
+
+
+def ports_of(hosts: dict[str, Host]) -> dict[str, int]:
+    return {name: int(host.settings["MAGI_TCP"].rpartition(":")[2]) for name, host in hosts.items()}
 
 
 def complete(balancer: Proxy, model: str = "tier:fast", **body: Any) -> Answer:
@@ -127,7 +139,7 @@ def soon(balancer: Proxy, *models: str, asked_for: str = "tier:fast") -> None:
 
 
 def is_refused(balancer: Proxy) -> bool:
-    """Whether HAProxy itself refuses requests."""
+    """Whether the balancer itself refuses requests."""
     return complete(balancer).headers.get("retry-after") == "5"
 
 
@@ -144,7 +156,7 @@ def test_requests_go_where_a_model_is_ready(balancer: Proxy, hosts: dict[str, Ho
     assert answered_by(balancer, 20) == {first.model}
 
     first.stop_model()
-    wait_until(lambda: is_refused(balancer), "HAProxy knows of no host", SOON)
+    wait_until(lambda: is_refused(balancer), "the balancer knows of no host", SOON)
     away = complete(balancer)
     assert (away.status, away.body["error"]["code"]) == (503, "service_unavailable")
     assert list(away.body["error"]) == ["message", "type", "param", "code", "details"]
@@ -166,7 +178,7 @@ def test_each_tier_has_its_own(balancer: Proxy, hosts: dict[str, Host]) -> None:
 
 def test_where_none_is_ready_one_is_started(balancer: Proxy, hosts: dict[str, Host]) -> None:
     first, second = hosts.values()
-    wait_until(lambda: is_refused(balancer), "HAProxy knows of no host", SOON)
+    wait_until(lambda: is_refused(balancer), "the balancer knows of no host", SOON)
     second.configure(policy="onDemand", aliases=("house",))
     wait_until(lambda: complete(balancer).status == 200, "a host that starts one is found", SOON)
     assert second.must("GET", f"/api/models/{second.model}")["server"]["state"] == "ready"
@@ -177,10 +189,58 @@ def test_where_none_is_ready_one_is_started(balancer: Proxy, hosts: dict[str, Ho
     first.start_model()
     soon(balancer, first.model, second.model)
     second.stop_model()
-    # A request before HAProxy knows would have it started again.
+    # A request before the balancer knows would have it started again.
     time.sleep(SOON / 2)
     assert answered_by(balancer) == {first.model}
     assert second.must("GET", f"/api/models/{second.model}")["server"]["state"] == "stopped"
+
+
+def test_auto_goes_where_nothing_has_to_be_started_for_it(balancer: Proxy, hosts: dict[str, Host]) -> None:
+    first, second = hosts.values()
+    second.start_model()
+    soon(balancer, second.model, asked_for="auto")
+    first.configure(policy="onDemand")
+    time.sleep(SOON / 2)
+    assert answered_by(balancer, model="auto") == {second.model}
+    assert first.must("GET", f"/api/models/{first.model}")["server"]["state"] == "stopped"
+
+    second.stop_model()
+    soon(balancer, first.model, asked_for="auto")
+    assert answered_by(balancer, model="auto") == {first.model}
+    first.configure()
+    first.stop_model()
+    # No host has one, so one of them says it.
+    wait_until(lambda: said_by_a_host(complete(balancer, "auto")), "a host says that there is none", SOON)
+
+
+def said_by_a_host(answer: Answer) -> bool:
+    return answer.status == 503 and "is ready, and none of them is started" in answer.body["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["haproxy"], indirect=True)
+def test_images_go_to_hosts_that_see_as_the_documentation_has_it(
+    kind: str, hosts: dict[str, Host], tmp_path: Path, certificate: tuple[Path, Path], unused_ports: PortRanges
+) -> None:
+    first, second = hosts.values()
+    write_toy_eye(second.models / f"mmproj-{second.model}.gguf")
+    second.must("POST", "/api/models/rescan")
+    assert second.must("GET", f"/api/models/{second.model}")["hasVision"]
+    for host in hosts.values():
+        host.start_model()
+    here = Surroundings(unused_ports()[0], *certificate, tmp_path / "none.sock", images_apart=True)
+    with running(Proxy(kind, tmp_path / "proxy", here, ports_of(hosts))) as balancer:
+        soon(balancer, first.model, second.model)
+        part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+        words = {"type": "text", "text": "an image_url, an image?"}
+
+        def answer_to(*content: object) -> tuple[int, str | None]:
+            asked = {"model": "tier:fast", "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+            answer = balancer.ask("POST", "/v1/chat/completions", asked, {"Authorization": f"Bearer {SECRET}"})
+            return answer.status, answer.headers.get("x-magi-model")
+
+        wait_until(lambda: {answer_to(part) for _ in range(4)} == {(200, second.model)}, "one host sees", SOON)
+        assert {answer_to(words, part) for _ in range(6)} == {(200, second.model)}
+        assert {answer_to(words) for _ in range(6)} == {(200, first.model), (200, second.model)}
 
 
 def test_nobody_notices_that_a_host_goes(balancer: Proxy, hosts: dict[str, Host]) -> None:
@@ -255,6 +315,25 @@ def test_a_client_that_leaves_leaves_no_generation_behind(
     wait_until(lambda: not first.is_busy(), "the llama-server stops", 8.0)
 
 
+def test_a_host_that_breaks_off_is_told_and_nobody_is_asked_the_same_again(
+    balancer: Proxy, hosts: dict[str, Host]
+) -> None:
+    first, second = hosts.values()
+    first.start_model()
+    soon(balancer, first.model)
+    connection = asked(balancer, max_tokens=15_000)
+    wait_until(first.is_busy, "the generation begins")
+    second.start_model()
+
+    first.kill()
+    response = connection.getresponse()
+
+    assert (response.status, response.getheader("Content-Type")) == (502, "application/json")
+    assert json.loads(response.read())["error"]["code"] == "server_failed"
+    connection.close()
+    assert not second.is_busy()
+
+
 def test_answers_go_on_where_a_host_is_down_for_new_requests(balancer: Proxy, hosts: dict[str, Host]) -> None:
     first, second = hosts.values()
     first.start_model()
@@ -289,10 +368,10 @@ def test_the_name_of_a_model_is_found_as_far_as_is_looked(balancer: Proxy, hosts
     body = {"model": "tier:fast", "content": "a", "image": "A" * 20_000_000}
     answers = [balancer.ask("POST", "/tokenize", body, ask) for _ in range(4)]
     assert {(answer.status, answer.headers["x-magi-model"]) for answer in answers} == {(200, second.model)}
-    # One that stands behind is not, so any host has to do with it.
+    # By HAProxy one that stands behind is not, so any host has to do with it.
     body = {"image": "A" * 20_000_000, "content": "a", "model": "tier:fast"}
     statuses = {balancer.ask("POST", "/tokenize", body, ask).status for _ in range(4)}
-    assert statuses == {200, 404}
+    assert statuses == ({200, 404} if balancer.kind == "haproxy" else {200})
 
 
 def test_clients_are_no_callers_of_this_host(balancer: Proxy, hosts: dict[str, Host]) -> None:
