@@ -119,22 +119,28 @@ def merge(
         if content and _comes(before, facts, content):
             came[model.model_id] = content
     merged |= _numbered(merged, came)
-    removed = []
-    for model_id, before in known.items():
+    unfound = dict(_unfound(known, merged, given_up, running))
+    removed = [model_id for model_id, model in unfound.items() if known[model_id].present and not model.present]
+    changed += [model_id for model_id, model in unfound.items() if model.present and model is not known[model_id]]
+    return Merge(_within_bounds(merged | unfound), tuple(added), tuple(changed), tuple(removed), has_learned)
+
+
+def _unfound(
+    known: Mapping[str, Model],
+    merged: Mapping[str, Model],
+    given_up: Mapping[str, Content | None],
+    running: Collection[str],
+) -> Iterator[tuple[str, Model]]:
+    """The known models that were not found, as they are now, by id."""
+    for model_id, model in known.items():
         if model_id in merged:
             continue
         if model_id in given_up:
-            model = _given_up(before, given_up[model_id])
-        elif before.present and model_id in running:
-            model = _missing(before)
+            yield model_id, _given_up(model, given_up[model_id])
+        elif model.present and model_id in running:
+            yield model_id, _missing(model)
         else:
-            model = replace(before, present=False) if before.present else before
-        if before.present and not model.present:
-            removed.append(model_id)
-        elif model is not before:
-            changed.append(model_id)
-        merged[model_id] = model
-    return Merge(_within_bounds(merged), tuple(added), tuple(changed), tuple(removed), has_learned)
+            yield model_id, replace(model, present=False) if model.present else model
 
 
 def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str, Model]:
