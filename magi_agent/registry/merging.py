@@ -288,8 +288,7 @@ def _missing(before: Model) -> Model:
         return before
     # No word on whether its server runs: it may end before the next scan.
     problem = "its file is gone: its server cannot be started again until the file is back"
-    facts = replace(before.facts, status=ModelStatus.MISSING, problem=problem)
-    return replace(before, facts=facts, last_whole=before.content)
+    return replace(before, facts=replace(before.facts, status=ModelStatus.MISSING, problem=problem))
 
 
 def _given_up(before: Model, content: Content | None) -> Model:

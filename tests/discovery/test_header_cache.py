@@ -146,6 +146,39 @@ def test_what_stands_before_the_damage_is_used(models, cache, damage, left, capl
     assert headers_read(models, cache) == 0
 
 
+def as_an_earlier_agent_wrote_it(cache: Path) -> None:
+    """Take out of the cache what agents did not know that took no samples."""
+    head, *lines = cache.read_bytes().splitlines()
+    fields = json.loads(head)
+    assert fields["fields"].pop() == "sample"
+    bodies = [json.dumps([row[:-1] for row in json.loads(line.partition(b" ")[2])]).encode() + b"\n" for line in lines]
+    cache.write_bytes(
+        json.dumps(fields).encode() + b"\n" + b"".join(header_cache._digest(body) + b" " + body for body in bodies)
+    )
+
+
+def test_a_cache_of_an_earlier_agent_is_read_and_gets_the_samples(models, cache, caplog):
+    first = Scanner([models], cache_path=cache).scan()
+    written = cache.read_bytes()
+    as_an_earlier_agent_wrote_it(cache)
+    old = {path: HeaderCache(cache).get(identity(path)) for path in models.iterdir()}
+    assert all(facts is not None and facts.sample is None for facts in old.values())
+    second = Scanner([models], cache_path=cache).scan()
+    assert (second.headers_read, caplog.text) == (0, "")
+    assert second.models == first.models
+    assert [model.sample for model in second.models] == [model.sample for model in first.models]
+    assert sorted(cache.read_bytes()) == sorted(written), "it is written anew, with the samples"
+    assert headers_read(models, cache) == 0
+
+
+def test_a_cache_of_an_earlier_agent_gets_what_is_new_too(models, cache):
+    headers_read(models, cache)
+    as_an_earlier_agent_wrote_it(cache)
+    rest(models / "x1.gguf", age=60)
+    assert headers_read(models, cache) == 1
+    assert headers_read(models, cache) == 0
+
+
 def test_a_cache_that_was_removed_meanwhile_is_written_whole(models, cache):
     scanner = changed_one_by_one(models, cache, 2)
     cache.unlink()
