@@ -208,7 +208,7 @@ def _sample_of(records: Sequence[FileRecord]) -> str | None:
     samples = [record.header.sample for record in records if record.header and record.header.sample]
     if len(samples) < len(records):
         return None
-    return samples[0] if len(samples) == 1 else blake2b("".join(samples).encode(), digest_size=16).hexdigest()
+    return samples[0] if len(samples) == 1 else blake2b("".join(samples).encode(), digest_size=8).hexdigest()
 
 
 def _fault_of_single(header: HeaderFacts) -> str | None:

@@ -90,8 +90,8 @@ def merge(
     ``devices`` are those on which there are folders to look into; ``None`` says that no disk is away.
     """
     found = sorted(found, key=_file_path)
-    assigned = _recognise(known, found)
-    moved = _moved(known, found, assigned, running, devices)
+    assigned, left = _recognise(known, found)
+    moved = _moved(left, found, assigned, running, devices)
     given_up = {assigned[path].model_id: model.content for path, model in moved.items()}
     assigned |= moved
     taken = set(known)
@@ -143,28 +143,34 @@ def _unfound(
             yield model_id, replace(model, present=False) if model.present else model
 
 
-def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> dict[str, Model]:
-    """The known model for each path found, where there is one."""
+def _recognise(known: Mapping[str, Model], found: list[ModelFacts]) -> tuple[dict[str, Model], list[Model]]:
+    """The known model for each path found, where there is one, and the models that are left."""
     # Stable: of those that went, the one that did so last comes first.
-    candidates = sorted(known.values(), key=_present, reverse=True)
-    unchanged = {id(model.facts): model for model in candidates if model.present}
+    left = sorted(known.values(), key=_present, reverse=True)
+    unchanged = {id(model.facts): model for model in left if model.present}
     assigned = {facts.file_path: model for facts in found if (model := unchanged.get(id(facts))) is not None}
+    new = [facts for facts in found if id(facts) not in unchanged]
+    left = _without(left, assigned)
     for sign in _SIGNS:
-        if len(assigned) == len(found):
+        if not new or not left:
             break
-        used = {model.model_id for model in assigned.values()}
         by_sign: defaultdict[object, deque[Model]] = defaultdict(deque)
-        for model in candidates:
-            if model.model_id not in used and (told_by := sign.of_known(model)) is not None:
+        for model in left:
+            if (told_by := sign.of_known(model)) is not None:
                 by_sign[told_by].append(model)
-        for facts in found:
-            if facts.file_path in assigned or (told_by := sign.of_found(facts)) is None:
-                continue
-            fitting = by_sign.get(told_by, ())
+        for facts in new:
+            fitting = by_sign.get(told_by, ()) if (told_by := sign.of_found(facts)) is not None else ()
             if (model := next((model for model in fitting if sign.fits(facts, model.facts)), None)) is not None:
                 by_sign[told_by].remove(model)
                 assigned[facts.file_path] = model
-    return assigned
+        new = [facts for facts in new if facts.file_path not in assigned]
+        left = _without(left, assigned)
+    return assigned, left
+
+
+def _without(models: list[Model], assigned: Mapping[str, Model]) -> list[Model]:
+    used = {model.model_id for model in assigned.values()}
+    return [model for model in models if model.model_id not in used]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,26 +192,20 @@ class _Heir:
 
 
 def _moved(
-    known: Mapping[str, Model],
+    left: list[Model],
     found: list[ModelFacts],
     assigned: Mapping[str, Model],
     running: Collection[str],
     devices: Collection[int] | None,
 ) -> dict[str, Model]:
-    """The models that went and go on elsewhere, by the paths where they do."""
-    used = {model.model_id for model in assigned.values()}
-    went = [model for model in known.values() if model.present and model.model_id not in used]
+    """Those of the models that are left which go on elsewhere, by the paths where they do."""
     by_size: defaultdict[int, list[_Heir]] = defaultdict(list)
-    for heir in sorted(_heirs(found, assigned, running, anything_went=bool(went)), key=_lateness):
+    for heir in sorted(_heirs(found, assigned, running) if left else (), key=_lateness):
         by_size[heir.content.size].append(heir)
-    if not by_size:
-        return {}
-    went += [model for model in known.values() if not model.present and model.model_id not in used]
-    fitting = [model for model in went if (content := model.content) is not None and content.size in by_size]
     moved: dict[str, Model] = {}
+    fitting = [model for model in left if by_size and (content := model.content) and content.size in by_size]
     for model in sorted(fitting, key=_claim):
-        assert model.content is not None  # noqa: S101  # it fits
-        heirs = by_size[model.content.size]
+        heirs = by_size[model.content.size] if model.content else []
         taking = next((heir for heir in heirs if heir.takes(model, devices)), None)
         if taking is not None:
             heirs.remove(taking)
@@ -213,18 +213,14 @@ def _moved(
     return moved
 
 
-def _heirs(
-    found: list[ModelFacts], assigned: Mapping[str, Model], running: Collection[str], *, anything_went: bool
-) -> Iterator[_Heir]:
+def _heirs(found: list[ModelFacts], assigned: Mapping[str, Model], running: Collection[str]) -> Iterator[_Heir]:
     for facts in found:
         there = assigned.get(facts.file_path)
-        if there is None or (there.facts is facts and not (anything_went and there.copy_number)):
+        if there is None or (there.facts is facts and not there.copy_number):
             continue
         content = content_of(facts)
-        if content is None:
-            continue
-        comes = _comes(there, facts, content)
-        if not comes and not (anything_went and there.copy_number):
+        comes = content is not None and _comes(there, facts, content)
+        if content is None or not (comes or there.copy_number):
             continue
         if there.choices == _NOTHING_CHOSEN and there.former_id is None and there.model_id not in running:
             yield _Heir(there, facts.file_path, content, comes)
@@ -266,10 +262,12 @@ def _numbered(merged: Mapping[str, Model], came: Mapping[str, Content]) -> dict[
     """The models that came, with their numbers as copies of those that were there."""
     if not came or len(came) == len(merged):
         return {model_id: replace(merged[model_id], copy_number=0) for model_id in came if merged[model_id].copy_number}
-    sizes = {content.size for content in came.values()}
+    headers = {content.fingerprint for content in came.values()}
     highest: defaultdict[tuple[int, str], dict[str | None, int]] = defaultdict(dict)
     for model_id, model in merged.items():
-        if model_id not in came and (content := model.content) is not None and content.size in sizes:
+        if model.last_whole is None and model.facts.fingerprint not in headers:
+            continue
+        if model_id not in came and (content := model.content) is not None:
             numbers = highest[content.size, content.fingerprint]
             numbers[content.sample] = max(model.copy_number, numbers.get(content.sample, 0))
     numbered = {}
