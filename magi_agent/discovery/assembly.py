@@ -63,6 +63,11 @@ class FolderAssembly:
         self.candidates: tuple[Candidate, ...] = ()
         self.problems: tuple[Problem, ...] = ()
 
+    @property
+    def samples(self) -> tuple[str | None, ...]:
+        """The samples of the candidates' data, which are no part of their being equal."""
+        return tuple(candidate.facts.sample for candidate in self.candidates)
+
     def update(self, records: Iterable[FileRecord]) -> None:
         """Assemble the folder from what its files are now."""
         sorted_out = _sort_out(records)

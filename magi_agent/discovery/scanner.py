@@ -380,9 +380,9 @@ class Scanner:
         folder.links = [record for record in folder.records.values() if record.link_target is not None]
         folder.unsettled = [record.path for record in folder.records.values() if not record.settled]
         folder.growing = dict(_growing(folder.records.values()))
-        before = folder.assembly.candidates
+        before, samples = folder.assembly.candidates, folder.assembly.samples
         folder.assembly.update(folder.records.values())
-        if folder.assembly.candidates != before:
+        if folder.assembly.candidates != before or folder.assembly.samples != samples:
             self._last = None
 
     def _assembly(self, path: str) -> FolderAssembly:
