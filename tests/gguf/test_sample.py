@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.gguf import sample
 from magi_agent.gguf.sample import PLACE_BYTES, PLACES, read_sample
 
 SIZE = 1_000_000
@@ -77,7 +76,7 @@ def test_a_few_kibibytes_are_read_however_large_the_file_is(data: Path, monkeypa
         read.append(len(got))
         return got
 
-    monkeypatch.setattr(sample.os, "pread", counted)
+    monkeypatch.setattr(os, "pread", counted)
     sample_of(data, 1 << 40)
     assert read == [PLACE_BYTES] * PLACES
 
@@ -85,7 +84,7 @@ def test_a_few_kibibytes_are_read_however_large_the_file_is(data: Path, monkeypa
 def test_a_file_system_that_answers_with_less_changes_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sample_of(data, SIZE)
     pread = os.pread
-    monkeypatch.setattr(sample.os, "pread", lambda fd, length, position: pread(fd, min(length, 300), position))
+    monkeypatch.setattr(os, "pread", lambda fd, length, position: pread(fd, min(length, 300), position))
     assert sample_of(data, SIZE) == whole
 
 

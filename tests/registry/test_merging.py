@@ -271,7 +271,7 @@ def test_a_file_that_is_moved_to_where_a_copy_of_it_lay_keeps_its_id(seen):
     here, there = on_disk("one"), on_disk("two")
     known = chosen_for(after([there], [here, there]), "a-one")
     known = merge(known, [here], (), ALL_DISKS).models
-    new = replace(there, identity=replace(there.identity, inode=99))
+    new = replace(there, identity=FileIdentity(2, 99, 1000, 1))
     if seen == "half way":
         known = merge(known, [here, new], (), ALL_DISKS).models
         assert listed(known) == {"a-one": "/one/a.gguf", "a": "/two/a.gguf"}

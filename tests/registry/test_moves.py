@@ -184,8 +184,9 @@ class Moves(RuleBasedStateMachine):
         facts = facts_at(path, fingerprint="f", sample=file.content, identity=identity, size_bytes=SIZE)
         if file.whole:
             return facts
-        gone = {"identity": None, "fingerprint": None} if "-of-" in path and file.seen else {}
-        return replace(facts, status=ModelStatus.INCOMPLETE, size_bytes=SIZE // 2, sample=None, **gone)
+        if "-of-" in path and file.seen:
+            facts = replace(facts, identity=None, fingerprint=None)  # its first part is gone
+        return replace(facts, status=ModelStatus.INCOMPLETE, size_bytes=SIZE // 2, sample=None)
 
     def listed(self) -> list[tuple[str, Model]]:
         return [(model_id, model) for model_id, model in self.known.items() if model.present]
