@@ -30,8 +30,9 @@ there, with its id and its choices, and the other's id is given up, if
   if listed files have its content: one more than the highest of theirs. What comes first, or together with its like in
   one scan, has 0, and so has what somebody chose for. The numbers are kept in the registry file: it makes no difference
   how much later the other goes, nor how often the agent was started in between. And if
-* it is not its disk that went: a folder on its device is still there. A disk that is mounted late or taken out must not
-  leave its ids to the copies elsewhere. For one that was found whole just now, that is not asked.
+* it is not its disk that went: its device is still there, under a folder that is scanned or in place of one that was
+  removed. A disk that is mounted late or taken out must not leave its ids to the copies elsewhere. For one that was
+  found whole just now, that is not asked.
 
 Of several copies the last one counts: the older ones were beside it and stay models of their own. Of several models
 that went, one with choices comes before one without. Where what was copied went before the copy was whole, as a copy on
@@ -87,7 +88,7 @@ def merge(
 ) -> Merge:
     """Join ``found`` with ``known``; ``running`` are the ids of models whose servers run.
 
-    ``devices`` are those on which there are folders to look into; ``None`` says that no disk is away.
+    ``devices`` are those that are there; ``None`` says that no disk is away.
     """
     found = sorted(found, key=_file_path)
     assigned, left = _recognise(known, found)

@@ -121,7 +121,7 @@ class Registry:
     ) -> Merge:
         """Take in what a scan found. ``running`` are the ids of models whose servers run.
 
-        ``devices`` are those on which it could look into folders; ``None`` says that no disk is away.
+        ``devices`` are those that it met; ``None`` says that no disk is away.
         Facts can be found again, so they count even where they cannot be saved. Raises ``RegistrySaveFailed`` then.
         """
         return await self._changes.make(partial(self._merge, tuple(found), running, devices))

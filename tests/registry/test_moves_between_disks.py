@@ -113,6 +113,19 @@ async def test_mv_itself(disks: Disks, split: bool) -> None:
         assert kept.registry.model("big").choices.port == 8081
 
 
+async def test_the_configured_folder_itself_is_moved(disks: Disks) -> None:
+    here, _ = disks.folders
+    write_file(here / "big.gguf", model_bytes())
+    (disks.two / "models").rmdir()
+    async with keeping(disks.folders, disks.state) as kept:
+        await choose(kept, "big", Choices(port=8081))
+        await asyncio.to_thread(run, "cp", "-r", here, disks.two)
+        await eventually(kept.lists("big", "big-models"), "the copy is listed")
+        await asyncio.to_thread(run, "rm", "-r", here)
+        await eventually(lambda: is_whole_at(kept, "big", disks.two / "models" / "big.gguf"), "it goes on there")
+        assert kept.ids == ["big"]
+
+
 @pytest.mark.parametrize("split", [False, True], ids=["one file", "split set"])
 @pytest.mark.parametrize("half", [False, True], ids=["all of it", "begun before"])
 async def test_a_move_while_no_agent_runs(disks: Disks, split: bool, half: bool) -> None:
