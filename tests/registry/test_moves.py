@@ -167,17 +167,13 @@ class Moves(RuleBasedStateMachine):
                 file.seen = self.looks
             if file.whole:
                 assert self.named.setdefault(model.model_id, file.content) == file.content, "an id names one content"
-        for model_id, model in before.items():
-            if model.present and not self.known[model_id].present and model_id in self.chosen:
-                self.check_nobody_could_go_on(model, at_path)
-
-    def check_nobody_could_go_on(self, went: Model, at_path: dict[str, Model]) -> None:
-        """What has choices is not left unlisted where a file of its content came that nobody chose anything for."""
+        went = [model for model_id, model in before.items() if model.present and not self.known[model_id].present]
+        contents = {self.named.get(model.model_id) for model in went if model.model_id in self.chosen}
         for path, model in at_path.items():
-            file = self.files[path]
-            came_now = file.seen == self.looks
-            if file.whole and came_now and self.named.get(went.model_id) == file.content:
-                assert model.choices != Choices() or model.model_id in self.named, f"{went.model_id} could be {path}"
+            known = before.get(model.model_id)
+            was_there = known is not None and known.present and known.content is not None
+            if self.files[path].seen == self.looks and model.choices == Choices() and not was_there:
+                assert self.files[path].content not in contents, "what has choices goes on in a file that came"
 
     def facts(self, path: str, file: File) -> ModelFacts:
         identity = FileIdentity(1 + DISKS.index(disk_of(path)), file.inode, SIZE, file.inode)
