@@ -174,6 +174,29 @@ def test_what_runs_is_not_touched_and_shows_what_differs(agent: ConfiguredAgent)
     assert agent.server("reload-one")["restartReasons"] == []
 
 
+def test_a_flag_that_is_not_allowed_any_more_is_a_reason(agent: ConfiguredAgent) -> None:
+    agent.choose(allowed_flags=["--no-warmup"])
+    agent.reload()
+    agent.must("PUT", "/api/models/reload-one/settings", {"extraFlags": ["--no-warmup"]})
+    agent.must("POST", "/api/models/servers/reload-one/start?wait=60")
+    before = agent.server("reload-one")
+    assert before["restartReasons"] == []
+    agent.choose(allowed_flags=[])
+
+    agent.reload()
+
+    wait_until(lambda: agent.server("reload-one")["restartRequired"], "it shows")
+    after = agent.server("reload-one")
+    [reason] = after["restartReasons"]
+    assert reason.startswith("extra_flags: --no-warmup is not allowed")
+    refused = agent.ask("POST", "/api/models/servers/reload-one/restart?wait=60")
+    assert (refused.status, refused.body["error"]) == (409, "SettingsNotUsable")
+    assert agent.server("reload-one")["pid"] == before["pid"], "what runs is left as it is"
+    agent.must("PUT", "/api/models/reload-one/settings", {})
+    agent.must("POST", "/api/models/servers/reload-one/restart?wait=60")
+    assert agent.server("reload-one")["restartReasons"] == []
+
+
 def test_other_folders_are_scanned_and_watched_from_then_on(agent: ConfiguredAgent, toy_model: MakeToyModel) -> None:
     old, new = agent.models, agent.folder / "others"
     toy_model(new / "reload-two.gguf", name="Two")

@@ -6,6 +6,7 @@ What has not changed since the last time is not made again.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from magi_agent.discovery.access import shown
 from magi_agent.discovery.description import describe
@@ -61,6 +62,11 @@ class FolderAssembly:
         self._paired: dict[object, tuple[_Group, Candidate]] = {}  # with these projectors
         self.candidates: tuple[Candidate, ...] = ()
         self.problems: tuple[Problem, ...] = ()
+
+    @property
+    def samples(self) -> tuple[str | None, ...]:
+        """The samples of the candidates' data, which are no part of their being equal."""
+        return tuple(candidate.facts.sample for candidate in self.candidates)
 
     def update(self, records: Iterable[FileRecord]) -> None:
         """Assemble the folder from what its files are now."""
@@ -147,6 +153,7 @@ class FolderAssembly:
             active_params=told.active_params,
             identity=first.identity if first else None,
             fingerprint=header.fingerprint if header else None,
+            sample=_sample_of(records) if whole else None,
             header=header,
         )
 
@@ -201,6 +208,13 @@ def _with_projector(group: _Group, projectors: Projectors) -> Candidate:
     hears = header.has_audio_encoder
     facts = replace(facts, projector_path=paths[0], projectors=paths, has_vision=sees, has_audio=hears)
     return replace(group.candidate, facts=facts)
+
+
+def _sample_of(records: Sequence[FileRecord]) -> str | None:
+    samples = [record.header.sample for record in records if record.header and record.header.sample]
+    if len(samples) < len(records):
+        return None
+    return samples[0] if len(samples) == 1 else blake2b("".join(samples).encode(), digest_size=8).hexdigest()
 
 
 def _fault_of_single(header: HeaderFacts) -> str | None:

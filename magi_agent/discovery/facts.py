@@ -59,5 +59,7 @@ class ModelFacts:
     has_audio: bool = False
     is_reranker: bool = False  # an embedding model that scores a text against a question
     projectors: tuple[str, ...] = ()  # paths of all projectors that go with it, the chosen one first
+    # Of the data of all parts. That it is known only now makes no difference between two facts.
+    sample: str | None = field(default=None, compare=False)
     # Of the first part; not kept in the registry file, so that it makes no difference between two facts.
     header: HeaderFacts | None = field(default=None, compare=False)

@@ -9,11 +9,12 @@ has touched for a while are runs of zeros left out by a copying program, and do 
 """
 
 import errno
+import logging
 import operator
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magi_agent.discovery.access import denial, shown
 from magi_agent.discovery.facts import FileIdentity
@@ -21,8 +22,10 @@ from magi_agent.discovery.header_cache import HeaderCache
 from magi_agent.gguf.errors import GgufError, TruncatedHeader
 from magi_agent.gguf.facts import HeaderFacts
 from magi_agent.gguf.reading import read_facts
+from magi_agent.gguf.sample import read_sample
 from magi_agent.vocabulary import ModelStatus
 
+_LOG = logging.getLogger(__name__)
 _REST_SECONDS = 60.0
 _HOLES_AT_REST = 0.01  # of the file
 _MAX_HOLES = 64
@@ -122,8 +125,11 @@ def _look(
             state, problem = ModelStatus.INVALID, error.message
     if state is ModelStatus.OK and facts is not None:
         state, problem, settled = _wholeness(fd, status.st_size, facts.required_size, age, filename, downloading)
-    if state is ModelStatus.OK and facts is not None and not racy:
-        cache.put(identity, facts)
+    if state is ModelStatus.OK and facts is not None:
+        if facts.sample is None:
+            facts = _sampled(fd, facts, path)
+        if not racy:
+            cache.put(identity, facts)
     read = not remembered and stat.S_ISREG(status.st_mode) and status.st_size > 0
     return FileRecord(
         path,
@@ -136,6 +142,15 @@ def _look(
         from_file=read,
         changed_ns=status.st_ctime_ns,
     )
+
+
+def _sampled(fd: int, facts: HeaderFacts, path: str) -> HeaderFacts:
+    """The facts with a sample of the data, if that can be read; a model is none the worse without."""
+    try:
+        return replace(facts, sample=read_sample(fd, facts.required_size))
+    except OSError as error:
+        _LOG.debug("no sample of %s: %s", path.encode(errors="replace").decode(), error.strerror)
+        return facts
 
 
 def _precluded(status: os.stat_result) -> tuple[ModelStatus, str | None, bool]:

@@ -2,14 +2,15 @@
 
 The file's first line says what it is. Every further one is a digest and, as JSON, some entries; a save appends one with
 what is new, and so costs what changed, not what is known. The file holds nothing that cannot be read again: one of
-another version is dropped, and of a damaged one what stands behind the damage.
+another version is dropped, and of a damaged one what stands behind the damage. One of an earlier agent, that only lacks
+what is taken of a file beside its header, is read and then written anew.
 """
 
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from hashlib import blake2b
@@ -33,6 +34,7 @@ MAX_STALE = 1000
 """Entries in the file that are forgotten or overtaken, beyond as many as hold; then a save writes the file anew."""
 
 _FIELDS = tuple(field.name for field in fields(HeaderFacts))
+_EARLIER_FIELDS = _FIELDS[: _FIELDS.index("sample")]
 _THINKING_MODE = _FIELDS.index("thinking_mode")
 _TUPLES = tuple(number for number, field in enumerate(fields(HeaderFacts)) if get_origin(field.type) is tuple)
 _WORDS = tuple(
@@ -92,7 +94,7 @@ class HeaderCache:
             return
         try:
             if self._outdated or not self._is_worth_keeping() or not self._append(self._path):
-                write_atomically(self._path, _head() + b"".join(_lines(self._known.items())), durable=False)
+                write_atomically(self._path, _head(_FIELDS) + b"".join(_lines(self._known.items())), durable=False)
                 self._written = len(self._known)
         except OSError as error:
             self._outdated = True  # half a line may stand at its end
@@ -135,8 +137,10 @@ class HeaderCache:
     def _take(self, file: BinaryIO, known: dict[FileIdentity, HeaderFacts]) -> None:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             raise ValueError(f"it is larger than {MAX_FILE_BYTES} bytes")
-        head = _head()
-        if file.readline(len(head)) != head:
+        head = file.readline(len(_head(_FIELDS)))
+        if head == _head(_EARLIER_FIELDS):
+            self._outdated = True
+        elif head != _head(_FIELDS):
             raise ValueError("it is of another version")
         for line in file:
             entries = _entries(line)
@@ -150,8 +154,8 @@ def _forget_oldest(known: dict[FileIdentity, HeaderFacts]) -> None:
         del known[next(iter(known))]
 
 
-def _head() -> bytes:
-    return json.dumps({"magi_header_cache": VERSION, "fields": _FIELDS}).encode() + b"\n"
+def _head(names: Sequence[str]) -> bytes:
+    return json.dumps({"magi_header_cache": VERSION, "fields": names}).encode() + b"\n"
 
 
 def _lines(entries: Iterable[tuple[FileIdentity, HeaderFacts]]) -> Iterator[bytes]:

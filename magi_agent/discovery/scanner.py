@@ -49,6 +49,7 @@ class ScanResult:
     unsettled: tuple[str, ...]  # files to look at again soon: they may change without a new identity
     growing: Mapping[str, int]  # files shorter than their header says, or empty, with the bytes at which to look again
     folders: Mapping[str, tuple[int, int]]  # device and inode by path; the same object as before where nothing changed
+    devices: frozenset[int]  # those of the folders, and of where configured ones would be that are not there
     headers_read: int  # from files, in this scan; the rest was remembered
     files_seen: int  # in this scan
     duration: float  # seconds
@@ -94,6 +95,7 @@ class Scanner:
         self._problems: dict[str, FolderProblem] = {}  # of folders, by path
         self._last: tuple[ModelFacts, ...] | None = None
         self._listed: dict[str, tuple[int, int]] = {}
+        self._devices: frozenset[int] = frozenset()
         self.whereabouts = Whereabouts()
         """What is being looked at now; may be asked from any thread."""
         self._file_systems = AnsweringFileSystems()
@@ -182,6 +184,7 @@ class Scanner:
         if self._pending.folders:
             listed = {path: folder.identity for path, folder in self._folders.items() if folder.identity is not None}
             self._listed = self._listed if listed == self._listed else listed
+            self._devices = frozenset({device for device, _ in listed.values()} | self._devices_of_missing_roots())
         self._cache.save()
         self.whereabouts.at(None)
         problems = [*self._problems.values()]
@@ -199,10 +202,17 @@ class Scanner:
             unsettled=tuple(unsettled),
             growing=growing,
             folders=self._listed,
+            devices=self._devices,
             headers_read=self._looker.headers_read,
             files_seen=self._files_seen,
             duration=time.monotonic() - begin,
         )
+
+    def _devices_of_missing_roots(self) -> set[int]:
+        """The devices from which configured folders were removed, or on which nothing is mounted at them."""
+        missing = [root for root in self._roots if root not in self._folders and not self._is_silent(root)]
+        above = [next(filter(None, map(_folder_identity, map(str, Path(root).parents))), None) for root in missing]
+        return {identity[0] for identity in above if identity}
 
     def _identities(self) -> set[FileIdentity]:
         return {
@@ -380,9 +390,9 @@ class Scanner:
         folder.links = [record for record in folder.records.values() if record.link_target is not None]
         folder.unsettled = [record.path for record in folder.records.values() if not record.settled]
         folder.growing = dict(_growing(folder.records.values()))
-        before = folder.assembly.candidates
+        before, samples = folder.assembly.candidates, folder.assembly.samples
         folder.assembly.update(folder.records.values())
-        if folder.assembly.candidates != before:
+        if folder.assembly.candidates != before or folder.assembly.samples != samples:
             self._last = None
 
     def _assembly(self, path: str) -> FolderAssembly:

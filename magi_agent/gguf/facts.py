@@ -89,3 +89,5 @@ class HeaderFacts:
     embedding_type: int | None = None  # its ggml_type
     has_output_matrix: bool = False  # output.weight is there: token_embd.weight does not serve as one
     matrices_by_type: tuple[int, ...] = ()  # ggml_type, bytes, ggml_type, bytes, ...: what llama.cpp could repack
+    # Not of the header: of the file's data, where all of it is there and somebody took it.
+    sample: str | None = None  # hex; equal for equal files

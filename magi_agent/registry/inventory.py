@@ -229,7 +229,7 @@ class Inventory:
             self.scans.last_seconds = result.duration
             self._require_a_folder(result)
             try:
-                merged = await self._registry.merge(result.models, self._running())
+                merged = await self._registry.merge(result.models, self._running(), result.devices)
             except RegistrySaveFailed as error:
                 raise RescanFailed(error.message, error.details) from None
         except MagiError:
@@ -340,7 +340,7 @@ class Inventory:
         if result.models is self._merged:
             return used
         self._require_a_folder(result)
-        merged = await self._registry.merge(result.models, self._running())
+        merged = await self._registry.merge(result.models, self._running(), result.devices)
         self._merged = result.models
         if merged.is_news:
             _say_news(merged, result)

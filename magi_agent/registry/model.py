@@ -1,8 +1,9 @@
 """A model as the registry knows it: the facts of its files joined with the choices people made for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from magi_agent.discovery.facts import ModelFacts
+from magi_agent.registry.content import Content, content_of
 from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.vocabulary import ModelStatus, ThinkingMode, Tier
 
@@ -29,6 +30,19 @@ class Model:
     """Whether it is listed. One that went is remembered, with its id and choices, in case it comes back."""
     former_id: str | None = None
     """The id it had in a registry of an earlier MAGI, by which profiles may still call it."""
+    last_whole: Content | None = None
+    """What its files held when they were last whole, while they are not."""
+    copy_number: int = 0
+    """Of models with equal content that nobody has chosen anything for: which copy it came as; 0 of any other."""
+
+    @property
+    def content(self) -> Content | None:
+        """What its files hold, or held when they were last whole; ``None`` where they never were."""
+        return self.last_whole or content_of(self.facts)
+
+    def choosing(self, choices: Choices) -> "Model":
+        """The model with these choices: no copy any more of which nobody has made anything."""
+        return replace(self, choices=choices, copy_number=0)
 
     @property
     def effective_tier(self) -> Tier:

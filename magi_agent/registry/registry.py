@@ -27,8 +27,6 @@ from magi_agent.serial_changes import SerialChanges
 
 _LOG: Final = logging.getLogger(__name__)
 _MAX_BYTES: Final = 256 << 20
-_MOVE_SECONDS: Final = 3600.0
-"""How long after a file became whole the one that it was copied from may go, and it still counts as moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,6 @@ class Registry:
         self._content = RegistryContent()
         self._writer = RegistryWriter()
         self._changes = SerialChanges("registry")
-        self._became_whole: dict[str, float] = {}
-        """When models became whole lately, by id, on the monotonic clock; not of those from before this agent."""
         self._loaded = False
         self._unsaved = False
         self._present: dict[str, Model] = {}
@@ -120,24 +116,22 @@ class Registry:
         """Every port that was given to a model, listed or remembered."""
         return frozenset(model.choices.port for model in self._content.models.values() if model.choices.port)
 
-    async def merge(self, found: Iterable[ModelFacts], running: Collection[str]) -> Merge:
+    async def merge(
+        self, found: Iterable[ModelFacts], running: Collection[str], devices: Collection[int] | None = None
+    ) -> Merge:
         """Take in what a scan found. ``running`` are the ids of models whose servers run.
 
+        ``devices`` are those that it met; ``None`` says that no disk is away.
         Facts can be found again, so they count even where they cannot be saved. Raises ``RegistrySaveFailed`` then.
         """
-        return await self._changes.make(partial(self._merge, tuple(found), running))
+        return await self._changes.make(partial(self._merge, tuple(found), running, devices))
 
-    async def _merge(self, found: tuple[ModelFacts, ...], running: Collection[str]) -> Merge:
-        now = time.monotonic()
-        self._became_whole = {model_id: at for model_id, at in self._became_whole.items() if now - at < _MOVE_SECONDS}
-        before = self._content.models
-        merged = await asyncio.to_thread(merge, before, found, running, self._became_whole.keys())
-        for model_id in (*merged.added, *merged.changed):
-            known = before.get(model_id)
-            if merged.models[model_id].is_usable and not (known and known.present and known.is_usable):
-                self._became_whole[model_id] = now
+    async def _merge(
+        self, found: tuple[ModelFacts, ...], running: Collection[str], devices: Collection[int] | None
+    ) -> Merge:
+        merged = await asyncio.to_thread(merge, self._content.models, found, running, devices)
         content = replace(self._content, models=merged.models, last_scan=datetime.now(UTC))
-        self._unsaved |= merged.is_news or not await asyncio.to_thread(os.path.exists, self._path)
+        self._unsaved |= merged.is_news or merged.has_learned or not await asyncio.to_thread(os.path.exists, self._path)
         try:
             if self._unsaved:
                 await self._save(content)
@@ -161,7 +155,7 @@ class Registry:
         choices = change(before.choices)
         if choices == before.choices:
             return before
-        after = replace(before, choices=choices)
+        after = before.choosing(choices)
         content = replace(self._content, models={**self._content.models, before.model_id: after})
         await self._save(content)
         self._show(content)
@@ -182,7 +176,7 @@ class Registry:
         choices = await asyncio.to_thread(change, self._content.models)
         for model_id, chosen in choices.items():
             if models[model_id].choices != chosen:
-                models[model_id] = replace(models[model_id], choices=chosen)
+                models[model_id] = models[model_id].choosing(chosen)
                 changed.append(model_id)
         if changed:
             content = replace(self._content, models=models)
@@ -223,7 +217,7 @@ class Registry:
         for model in self._content.models.values():
             choices = change(model)
             if choices != model.choices:
-                models[model.model_id] = replace(model, choices=choices)
+                models[model.model_id] = model.choosing(choices)
                 changed.append(model.model_id)
         content = replace(
             self._content,

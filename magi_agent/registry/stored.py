@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from magi_agent.discovery.facts import FileIdentity, ModelFacts
+from magi_agent.registry.content import Content
 from magi_agent.registry.ids import id_for
 from magi_agent.registry.model import Choices, Model
 from magi_agent.runtime_settings.reading import read_kept, written
@@ -97,6 +98,7 @@ class _Facts(_Stored):
     active_params: float | None = None
     identity: _Identity | None = None
     fingerprint: str | None = None
+    sample: str | None = None
 
     def value(self) -> ModelFacts:
         fields = {name: getattr(self, name) for name in type(self).model_fields}
@@ -119,11 +121,22 @@ class _Choices(_Stored):
         return Choices(**{**fields, "runtime_settings": settings}), faults
 
 
+class _Content(_Stored):
+    size: int
+    fingerprint: str
+    sample: str | None = None
+
+    def value(self) -> Content:
+        return Content(self.size, self.fingerprint, self.sample)
+
+
 class _Model(_Stored):
     facts: _Facts
     choices: _Choices = Field(default_factory=_Choices)
     present: bool = True
     former_id: str | None = None
+    last_whole: _Content | None = None
+    copy_number: int = Field(0, ge=0)
 
 
 class _FirstModel(_Stored):
@@ -173,7 +186,15 @@ def read_registry(data: bytes) -> Reading:
             else:
                 stored = _Model.model_validate(entry)
                 choices, faults = stored.choices.value()
-                model = Model(model_id, stored.facts.value(), choices, stored.present, stored.former_id)
+                model = Model(
+                    model_id,
+                    stored.facts.value(),
+                    choices,
+                    stored.present,
+                    stored.former_id,
+                    stored.last_whole.value() if stored.last_whole else None,
+                    stored.copy_number,
+                )
                 problems += [
                     f"model {model_id!r}: its runtime setting {fault.name} is left out: {fault.message}"
                     for fault in faults
@@ -274,6 +295,10 @@ def _model_line(model: Model) -> bytes:
     entry: dict[str, object] = {"facts": facts, "choices": choices, "present": model.present}
     if model.former_id:
         entry["former_id"] = model.former_id
+    if model.last_whole:
+        entry["last_whole"] = {name: getattr(model.last_whole, name) for name in _Content.model_fields}
+    if model.copy_number:
+        entry["copy_number"] = model.copy_number
     return f"{json.dumps(model.model_id)}: {json.dumps(entry)}".encode()
 
 

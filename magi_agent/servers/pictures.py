@@ -97,7 +97,7 @@ class Pictures:
     def _restart_reasons(self, model: Model, unit: UnitStatus) -> tuple[str, ...]:
         launch = self._preparation.launch_of(model, model.choices.port or port_of(unit.argv) or 0)
         reasons = differences(launch, unit.argv, unit.environment)
-        return (*reasons, *self._preparation.binary_news(launch, unit))
+        return (*reasons, *self._preparation.refused_flags(launch), *self._preparation.binary_news(launch, unit))
 
     async def _usage(self, unit: UnitStatus) -> tuple[int | None, float | None]:
         """Memory in bytes and CPU time in seconds, as well as they can be known."""

@@ -8,6 +8,7 @@ from magi_agent.errors import ModelNotUsable, PortInUse, ValidationFailed
 from magi_agent.host.listeners import listeners
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.registry import Registry
+from magi_agent.runtime_settings.passing import disallowed
 from magi_agent.runtime_settings.settings import Fault, RuntimeSettings
 from magi_agent.servers.binaries import Binaries
 from magi_agent.servers.effective import EffectiveSettings
@@ -85,6 +86,13 @@ class StartPreparation:
             # systemd has restarted it since: what runs is the new one already.
             return ()
         return (f"binary: {launch.binary} is another file than the one that runs",)
+
+    def refused_flags(self, launch: LaunchSpecification) -> tuple[str, ...]:
+        """The extra flags that hold and are not allowed any more, so that a restart would fail; for a person."""
+        if launch.known_options is None:
+            return ()
+        faults = disallowed(launch.runtime_settings, self._settings.allowed_flags, launch.known_options)
+        return tuple(f"{fault.name}: {fault.message}" for fault in faults)
 
     async def faults_of(self, settings: RuntimeSettings) -> tuple[Fault, ...]:
         """Why a server could not be run with ``settings``: what the configuration, the binary or the files forbid."""

@@ -1,5 +1,6 @@
 """The header cache: a start reads no header twice, and a cache that is damaged is only a loss of time."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -11,7 +12,8 @@ from magi_agent.discovery import header_cache
 from magi_agent.discovery.header_cache import VERSION, HeaderCache
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.gguf.reading import read_facts
-from tests.discovery.model_files import THINKS, identity, model_bytes, rest, write_file
+from magi_agent.vocabulary import ModelStatus
+from tests.discovery.model_files import THINKS, identity, model_bytes, rest, write_file, write_split
 from tests.faulty_disk import filled, small_disk
 
 CONTENT = model_bytes("llama", template=THINKS, texts={"general.name": "Some \N{LLAMA} Name"})
@@ -152,6 +154,66 @@ def test_what_stands_before_the_damage_is_used(models, cache, damage, left, capl
     rest(models / "x4.gguf", age=100)
     assert headers_read(models, cache) == 1
     assert headers_read(models, cache) == 0
+
+
+def as_an_earlier_agent_wrote_it(cache: Path) -> None:
+    """Take out of the cache what agents did not know that took no samples."""
+    head, *lines = cache.read_bytes().splitlines()
+    fields = json.loads(head)
+    assert fields["fields"].pop() == "sample"
+    bodies = [json.dumps([row[:-1] for row in json.loads(line.partition(b" ")[2])]).encode() + b"\n" for line in lines]
+    cache.write_bytes(
+        json.dumps(fields).encode() + b"\n" + b"".join(header_cache._digest(body) + b" " + body for body in bodies)
+    )
+
+
+def test_a_cache_of_an_earlier_agent_is_read_and_gets_the_samples(models, cache, caplog):
+    first = Scanner([models], cache_path=cache).scan()
+    written = cache.read_bytes()
+    as_an_earlier_agent_wrote_it(cache)
+    old = {path: HeaderCache(cache).get(identity(path)) for path in models.iterdir()}
+    assert all(facts is not None and facts.sample is None for facts in old.values())
+    second = Scanner([models], cache_path=cache).scan()
+    assert (second.headers_read, caplog.text) == (0, "")
+    assert second.models == first.models
+    assert [model.sample for model in second.models] == [model.sample for model in first.models]
+    assert sorted(cache.read_bytes()) == sorted(written), "it is written anew, with the samples"
+    assert headers_read(models, cache) == 0
+
+
+def test_a_cache_of_an_earlier_agent_gets_what_is_new_too(models, cache):
+    headers_read(models, cache)
+    as_an_earlier_agent_wrote_it(cache)
+    rest(models / "x1.gguf", age=60)
+    assert headers_read(models, cache) == 1
+    assert headers_read(models, cache) == 0
+
+
+def test_data_that_cannot_be_read_costs_a_model_its_sample_and_nothing_else(models, cache, monkeypatch):
+    def broken(_fd: int, _size: int) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("magi_agent.discovery.files.read_sample", broken)
+        first = Scanner([models], cache_path=cache).scan()
+    assert {(model.status, model.sample) for model in first.models} == {(ModelStatus.OK, None)}
+    second = Scanner([models], cache_path=cache).scan()
+    assert second.headers_read == 0
+    assert None not in {model.sample for model in second.models}
+
+
+def test_a_sample_follows_the_data_of_all_parts(tmp_path):
+    parts = write_split(tmp_path, "x", 2)
+    scanner = Scanner([tmp_path])
+    (before,) = scanner.scan().models
+    content = parts[1].read_bytes()
+    write_file(parts[1], content[:-1] + b"\1", age=1000)
+    (after,) = scanner.scan().models
+    assert (after.fingerprint, after.size_bytes) == (before.fingerprint, before.size_bytes)
+    assert after.sample != before.sample
+    parts[1].unlink()
+    (cut,) = scanner.scan().models
+    assert cut.sample is None
 
 
 def test_a_cache_that_was_removed_meanwhile_is_written_whole(models, cache):

@@ -21,10 +21,11 @@ from tests.registry.kept_inventory import LONG, Kept, eventually, keeping
 async def test_a_copied_file_comes_and_a_removed_one_goes(tmp_path: Path, toy_model: MakeToyModel) -> None:
     models = tmp_path / "models"
     first = toy_model(models / "one.gguf")
+    other = toy_model(tmp_path / "other.gguf", name="Other")
     async with keeping([models], tmp_path) as kept:
         assert kept.ids == ["one"]
         scans = kept.scanner.scans
-        shutil.copyfile(first, models / "two.gguf")
+        shutil.copyfile(other, models / "two.gguf")
         await eventually(lambda: kept.status("two") is ModelStatus.OK, "the copy is listed and whole")
         first.unlink()
         await eventually(lambda: kept.ids == ["two"], "the removed one is gone")

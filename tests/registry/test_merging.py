@@ -31,7 +31,7 @@ def after(*scans: list[ModelFacts], running: tuple[str, ...] = ()) -> dict[str, 
 
 
 def chosen_for(known: dict[str, Model], model_id: str, choices: Choices = CHOSEN) -> dict[str, Model]:
-    return {**known, model_id: replace(known[model_id], choices=choices)}
+    return {**known, model_id: known[model_id].choosing(choices)}
 
 
 def listed(known: dict[str, Model]) -> dict[str, str]:
@@ -95,37 +95,279 @@ def test_a_copy_is_a_model_of_its_own():
     assert merged.models["c"].choices == Choices()
 
 
-@pytest.mark.parametrize("was_seen", ["as it grew", "whole"])
-def test_a_file_that_is_moved_to_another_disk_keeps_its_id_and_choices(was_seen):
-    here, there = facts_at("/one/a.gguf", fingerprint="f"), facts_at("/two/a.gguf", fingerprint="f")
-    growing = replace(there, status=ModelStatus.INCOMPLETE, size_bytes=10, fingerprint=None)
-    known = chosen_for(after([here]), "a")
-    known = merge(known, [here, growing if was_seen == "as it grew" else there], ()).models
+def on_disk(disk: str, name: str = "a", *, device: int | None = None, sample: str | None = "s", **other) -> ModelFacts:
+    """A model's facts on a disk; each disk has a device number of its own."""
+    facts = facts_at(f"/{disk}/{name}.gguf", fingerprint="f", sample=sample)
+    assert facts.identity is not None
+    number = {"one": 1, "two": 2, "three": 3}[disk] if device is None else device
+    return replace(facts, identity=replace(facts.identity, device=number), **other)
+
+
+def grown_half(facts: ModelFacts) -> ModelFacts:
+    return replace(facts, status=ModelStatus.INCOMPLETE, size_bytes=10, fingerprint=None, sample=None)
+
+
+ALL_DISKS = (1, 2, 3)
+
+
+@pytest.mark.parametrize("choices", [CHOSEN, Choices()], ids=["chosen for", "nothing chosen"])
+@pytest.mark.parametrize("was_seen", ["as it grew", "whole", "as it grew, and whole"])
+def test_a_file_that_is_moved_to_another_disk_keeps_its_id_and_choices(was_seen, choices):
+    here, there = on_disk("one"), on_disk("two")
+    known = chosen_for(after([here]), "a", choices)
+    if "as it grew" in was_seen:
+        known = merge(known, [here, grown_half(there)], (), ALL_DISKS).models
+    if "whole" in was_seen:
+        for _ in range(3):
+            known = merge(known, [here, there], (), ALL_DISKS).models
     assert listed(known) == {"a": "/one/a.gguf", "a-two": "/two/a.gguf"}
 
-    merged = merge(known, [there], (), {"a-two"} if was_seen == "whole" else ())
+    merged = merge(known, [there], (), ALL_DISKS)
 
     assert listed(merged.models) == {"a": "/two/a.gguf"}
-    assert merged.models["a"].choices == CHOSEN
+    assert merged.models["a"].choices == choices
     assert (merged.added, merged.changed, merged.removed) == ((), ("a",), ("a-two",))
-    assert "a-two" not in merged.models
-    assert not merge(merged.models, [there], ()).is_news
+    assert not merge(merged.models, [there], (), ALL_DISKS).is_news
+
+    elsewhere = replace(there, file_path="/three/two/a.gguf", sample="other")
+    assert "a-two" not in listed(merge(merged.models, [there, elsewhere], (), ALL_DISKS).models), "it was another's"
 
 
-@pytest.mark.parametrize("why", ["it is old", "it has choices", "its server runs", "nothing was chosen for the other"])
+def test_a_file_that_goes_before_its_copy_is_whole_is_the_copy_then():
+    here, there = on_disk("one"), on_disk("two")
+    known = chosen_for(after([here]), "a")
+    known = merge(known, [here, grown_half(there)], (), ALL_DISKS).models
+    known = merge(known, [grown_half(there)], (), ALL_DISKS).models
+    assert listed(known) == {"a-two": "/two/a.gguf"}
+    merged = merge(known, [there], (), ALL_DISKS)
+    assert listed(merged.models) == {"a": "/two/a.gguf"}
+    assert merged.models["a"].choices == CHOSEN
+    assert (merged.added, merged.changed, merged.removed) == (("a",), (), ("a-two",))
+
+
+def test_a_file_that_moves_to_and_fro_keeps_its_id():
+    here, there = on_disk("one"), on_disk("two")
+    known = chosen_for(after([here]), "a")
+    for source, target in ((here, there), (there, here), (here, there), (there, here)):
+        known = merge(known, [source, target], (), ALL_DISKS).models
+        assert len(listed(known)) == 2
+        known = merge(known, [target], (), ALL_DISKS).models
+        assert listed(known) == {"a": target.file_path}
+    assert known["a"].choices == CHOSEN
+
+
+@pytest.mark.parametrize(
+    "why",
+    [
+        "it has choices",
+        "it had choices",
+        "its server runs",
+        "it came first",
+        "both came at once",
+        "the disk went",
+        "its data is other data",
+    ],
+)
 def test_a_copy_stays_the_model_that_it_is_when_the_original_goes(why):
-    here, there = facts_at("/one/a.gguf", fingerprint="f"), facts_at("/two/a.gguf", fingerprint="f")
-    known = after([here, there])
-    if why != "nothing was chosen for the other":
+    here, there = on_disk("one"), on_disk("two")
+    if why == "its data is other data":
+        there = replace(there, sample="other")
+    known = after([there] if why == "it came first" else [here])
+    known = merge(known, [here, there], (), ALL_DISKS).models
+    if why == "both came at once":
+        known = after([here, there])
+    one, two = ("a-one", "a") if why == "it came first" else ("a", "a-two")
+    known = chosen_for(known, one)
+    if why.endswith("choices"):
+        known = chosen_for(known, two, Choices(tier_override=Tier.FAST))
+    if why == "it had choices":
+        known = chosen_for(known, two, Choices())
+    running = (two,) if why == "its server runs" else ()
+
+    merged = merge(known, [there], running, (2,) if why == "the disk went" else ALL_DISKS)
+
+    assert listed(merged.models) == {two: "/two/a.gguf"}
+    assert merged.removed == (one,)
+    assert merged.models[one].choices == CHOSEN
+    assert merged.models[two].choices == known[two].choices
+    assert listed(merge(merged.models, [here, there], running, ALL_DISKS).models) == listed(known), "it comes back"
+
+
+def test_disks_that_come_late_or_go_for_a_while_change_no_id():
+    here, there = on_disk("one"), on_disk("two")
+    known = after([here], [here, there])
+    assert listed(known) == {"a": "/one/a.gguf", "a-two": "/two/a.gguf"}
+    for found, devices in (
+        ([there], (2,)), ([here, there], (1, 2)), ([here], (1,)), ([here, there], (1, 2)), ([], ()), ([there], (2,)),
+        ([here, there], (1, 2)),
+    ):  # fmt: skip
+        known = merge(known, found, (), devices).models
+        assert set(listed(known).values()) == {facts.file_path for facts in found}
+    assert listed(known) == {"a": "/one/a.gguf", "a-two": "/two/a.gguf"}
+    assert listed(merge(known, [there], (), ALL_DISKS).models) == {"a": "/two/a.gguf"}, "the numbers hold"
+
+
+def test_of_several_copies_the_last_goes_on():
+    first, second, third = (on_disk(disk) for disk in ("one", "two", "three"))
+    for order in ((first, second, third), (third, second, first)):
+        known = after(list(order[:1]), list(order[:2]), list(order))
         known = chosen_for(known, "a")
-    if why == "it has choices":
-        known = chosen_for(known, "a-two", Choices(tier_override=Tier.FAST))
-    running = ("a-two",) if why == "its server runs" else ()
+        merged = merge(known, list(order[1:]), (), ALL_DISKS)
+        assert listed(merged.models)["a"] == order[2].file_path
+        assert len(listed(merged.models)) == 2
 
-    merged = merge(known, [there], running, () if why == "it is old" else {"a", "a-two"})
 
+def test_a_copy_that_goes_does_not_go_on_at_an_earlier_one():
+    first, second, third = (on_disk(disk) for disk in ("one", "two", "three"))
+    known = after([first], [first, second], [first, second, third])
+    merged = merge(known, [first, second], (), ALL_DISKS)
+    assert listed(merged.models) == {"a": "/one/a.gguf", "a-two": "/two/a.gguf"}
+    assert merged.removed == ("a-three",)
+
+
+def test_of_what_went_at_once_the_one_with_choices_goes_on():
+    here, there, new = on_disk("one"), on_disk("two"), on_disk("three")
+    known = chosen_for(after([here], [here, there]), "a-two")
+    known = merge(known, [here, there, new], (), ALL_DISKS).models
+    merged = merge(known, [new], (), ALL_DISKS)
+    assert listed(merged.models) == {"a-two": "/three/a.gguf"}
+    assert merged.models["a-two"].choices == CHOSEN
+
+
+def test_a_copy_that_overwrites_another_model_is_that_one_until_the_original_goes():
+    here, other = on_disk("one"), on_disk("two", "b", sample="other")
+    known = chosen_for(after([here, other]), "a")
+    overwritten = on_disk("two", "b")
+    known = merge(known, [here, overwritten], (), ALL_DISKS).models
+    assert listed(known) == {"a": "/one/a.gguf", "b": "/two/b.gguf"}, "the path is b's"
+    known = merge(known, [overwritten], (), ALL_DISKS).models
+    assert listed(known) == {"a": "/two/b.gguf"}
+    assert known["a"].choices == CHOSEN
+
+
+@pytest.mark.parametrize("choices", [Choices(), Choices(tier_override=Tier.FAST)], ids=["nothing chosen", "chosen for"])
+def test_a_model_that_is_overwritten_by_a_move_gives_way_if_nobody_chose_anything_for_it(choices):
+    here, other = on_disk("one"), on_disk("two", "b", sample="other")
+    known = chosen_for(chosen_for(after([here, other]), "a"), "b", choices)
+    merged = merge(known, [on_disk("two", "b")], (), ALL_DISKS)
+    assert listed(merged.models) == {"b" if choices != Choices() else "a": "/two/b.gguf"}
+    assert (merged.models["a"].choices, merged.models["b"].choices) == (CHOSEN, choices)
+    if choices == Choices():
+        back = merge(merged.models, [on_disk("two", "b"), on_disk("three", sample="other")], (), ALL_DISKS)
+        assert listed(back.models) == {"a": "/two/b.gguf", "b": "/three/a.gguf"}, "its own content is remembered"
+
+
+def test_a_copy_for_which_something_is_chosen_as_it_grows_is_a_model_of_its_own():
+    here, there = on_disk("one"), on_disk("two")
+    known = after([here], [here, grown_half(there)])
+    known = chosen_for(chosen_for(known, "a"), "a-two", Choices(tier_override=Tier.FAST))
+    merged = merge(known, [there], (), ALL_DISKS)
     assert listed(merged.models) == {"a-two": "/two/a.gguf"}
-    assert merged.removed == ("a",)
+    assert merged.models["a"].choices == CHOSEN
+
+
+@pytest.mark.parametrize("seen", ["half way", "at its end"])
+def test_a_file_that_is_moved_to_where_a_copy_of_it_lay_keeps_its_id(seen):
+    here, there = on_disk("one"), on_disk("two")
+    known = chosen_for(after([there], [here, there]), "a-one")
+    known = merge(known, [here], (), ALL_DISKS).models
+    new = replace(there, identity=FileIdentity(2, 99, 1000, 1))
+    if seen == "half way":
+        known = merge(known, [here, new], (), ALL_DISKS).models
+        assert listed(known) == {"a-one": "/one/a.gguf", "a": "/two/a.gguf"}
+    merged = merge(known, [new], (), ALL_DISKS)
+    assert listed(merged.models) == {"a-one": "/two/a.gguf"}
+
+
+def test_a_model_that_earlier_profiles_call_by_another_id_keeps_its_file():
+    here, there = on_disk("one"), on_disk("two")
+    known = after([here], [here, there])
+    known["a-two"] = replace(known["a-two"], former_id="old id")
+    assert listed(merge(known, [there], (), ALL_DISKS).models) == {"a-two": "/two/a.gguf"}
+
+
+def test_a_model_that_lost_parts_and_the_rest_as_its_server_ran_comes_back_with_its_content():
+    known = chosen_for(after([set_of("one", (1, 2, 3))]), "s")
+    known = merge(known, [set_of("one", (1, 2))], ("s",), ALL_DISKS).models
+    known = merge(known, [], ("s",), ALL_DISKS).models
+    assert known["s"].facts.status is ModelStatus.MISSING
+    known = merge(known, [set_of("two", (1, 2, 3))], ("s",), ALL_DISKS).models
+    assert listed(known) == {"s": "/two/s-00001-of-00003.gguf"}
+
+
+def test_a_model_whose_server_runs_goes_on_where_its_file_went():
+    here, there = on_disk("one"), on_disk("two")
+    known = chosen_for(after([here], [here, there]), "a")
+    merged = merge(known, [there], ("a",), ALL_DISKS)
+    assert listed(merged.models) == {"a": "/two/a.gguf"}
+    assert (merged.models["a"].facts.status, merged.changed) == (ModelStatus.OK, ("a",))
+
+
+def set_of(disk: str, numbers: tuple[int, ...], count: int = 3) -> ModelFacts:
+    """A split set, as far as its parts are there: its first one gives identity and header."""
+    facts = on_disk(disk, f"s-00001-of-{count:05d}", size_bytes=1000 * len(numbers))
+    if len(numbers) < count:
+        facts = replace(facts, status=ModelStatus.INCOMPLETE, sample=None)
+    return facts if 1 in numbers else replace(facts, identity=None, fingerprint=None)
+
+
+MOVES_OF_SETS = {
+    "copied, then removed": [((1, 2, 3), (1,)), ((1, 2, 3), (1, 2)), ((1, 2, 3), (1, 2, 3)), ((2, 3), (1, 2, 3)),
+                             ((3,), (1, 2, 3))],
+    "part by part": [((2, 3), (1,)), ((3,), (1, 2)), ((3,), (1, 2, 3))],
+    "backwards": [((1, 2, 3), (3,)), ((1, 2), (3,)), ((1,), (2, 3)), ((1,), (1, 2, 3))],
+    "the last part in one look": [((2, 3), (1,)), ((3,), (1, 2))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MOVES_OF_SETS)
+def test_a_split_set_that_is_moved_to_another_disk_keeps_its_id_and_choices(how):
+    known = chosen_for(after([set_of("one", (1, 2, 3))]), "s")
+    for here, there in MOVES_OF_SETS[how]:
+        known = merge(known, [set_of("one", here), set_of("two", there)], (), ALL_DISKS).models
+        assert known["s"].facts.file_path.startswith("/one/")
+    known = merge(known, [set_of("two", (1, 2, 3))], (), ALL_DISKS).models
+    assert listed(known) == {"s": "/two/s-00001-of-00003.gguf"}
+    assert known["s"].choices == CHOSEN
+    assert known["s"].last_whole is None
+
+
+def test_a_model_that_was_overwritten_half_and_went_comes_back_with_its_content():
+    here = on_disk("one")
+    known = chosen_for(after([here], [grown_half(here)], []), "a")
+    assert listed(merge(known, [on_disk("two", "b")], (), ALL_DISKS).models) == {"a": "/two/b.gguf"}
+
+
+@pytest.mark.parametrize("inode", [5, 6], ids=["with the inode that came free", "with an inode of its own"])
+def test_of_two_models_with_one_header_the_data_decides(inode):
+    def checkpoint(path: str, inode: int, sample: str | None) -> ModelFacts:
+        return facts_at(path, inode=inode, fingerprint="f", sample=sample)
+
+    known = chosen_for(after([checkpoint("/m/first.gguf", 5, "1")]), "first")
+    other = merge(known, [checkpoint("/m/second.gguf", inode, "2")], ())
+    assert listed(other.models) == {"second": "/m/second.gguf"}
+    assert other.models["first"].choices == CHOSEN
+    for sample in ("1", None):
+        same = merge(known, [checkpoint("/m/second.gguf", inode, sample)], ())
+        assert listed(same.models) == {"first": "/m/second.gguf"}, "what was never taken tells nothing apart"
+    unsampled = chosen_for(after([checkpoint("/m/first.gguf", 5, None)]), "first")
+    same = merge(unsampled, [checkpoint("/m/second.gguf", inode, "2")], ())
+    assert listed(same.models) == {"first": "/m/second.gguf"}
+
+
+def test_equal_samples_go_before_what_was_never_sampled():
+    names = [("a", "1"), ("b", None), ("c", "3")]
+    known = after([facts_at(f"/m/{name}.gguf", fingerprint="f", sample=sample) for name, sample in names])
+    moved = [facts_at(f"/n/{number}.gguf", fingerprint="f", sample=number) for number in "123"]
+    assert listed(merge(known, moved, ()).models) == {"a": "/n/1.gguf", "b": "/n/2.gguf", "c": "/n/3.gguf"}
+
+
+def test_a_sample_that_is_known_only_now_is_kept_and_no_news():
+    facts = facts_at("/m/a.gguf", fingerprint="f")
+    merged = merge(after([facts]), [replace(facts, sample="s")], ())
+    assert (merged.is_news, merged.has_learned) == (False, True)
+    assert merged.models["a"].facts.sample == "s"
+    assert not merge(merged.models, [replace(facts, sample="s")], ()).has_learned
 
 
 def test_a_file_that_is_put_aside_for_another_keeps_its_id():
@@ -438,12 +680,15 @@ def test_nothing_is_lost_and_no_id_doubled_whatever_happens_on_disk(seed):
         assert missing <= set(running)
         lies_at = {inode: path for path, (inode, _) in disk.files.items()}
         gone: dict[str, set[str]] = {}
+        went_on: list[tuple[str, str]] = []
         for model_id, model in known.items():
             identity = model.facts.identity
-            assert identity is not None
-            if (path := lies_at.pop(identity.inode, None)) is not None:
+            assert identity is not None or not model.present
+            path = lies_at.pop(identity.inode, None) if identity else None
+            if path is not None and models[model_id].present:
                 assert models[model_id].facts.file_path == path, "a file is told by itself first"
-                assert models[model_id].present
+            elif path is not None:
+                went_on.append((model_id, path))
             else:
                 gone.setdefault(model.facts.file_path, set()).add(model_id)
         at_path = {
@@ -451,8 +696,21 @@ def test_nothing_is_lost_and_no_id_doubled_whatever_happens_on_disk(seed):
             for model_id, model in models.items()
             if model_id in present.keys() - missing
         }
+        its_content = {facts.file_path: facts.fingerprint for facts in found}
+        may_go_on = {
+            model_id: known[model_id].facts.fingerprint
+            for model_id in set().union(*gone.values())
+            if known[model_id].content is not None
+        }
+        for model_id, path in went_on:
+            assert known[model_id].choices == Choices()
+            assert model_id not in running
+            assert may_go_on[at_path[path]] == its_content[path], "it is one that went, with this content"
         for path in lies_at.values():
-            if lost := gone.get(path):
+            lost = gone.get(path, set())
+            if lost and may_go_on.get(at_path[path]) == its_content[path] and at_path[path] not in lost:
+                assert any(known[model_id].choices == Choices() for model_id in lost)
+            elif lost:
                 assert at_path[path] in lost, "what is new at a path is what lay there before"
                 assert known[at_path[path]].present or not any(known[model_id].present for model_id in lost)
 

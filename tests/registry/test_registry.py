@@ -43,7 +43,7 @@ async def with_models(path: Path, *found: ModelFacts) -> Registry:
     return registry
 
 
-def on_port(port: int):
+def on_port(port: int | None):
     return lambda choices: replace(choices, port=port)
 
 
@@ -380,25 +380,44 @@ async def test_a_renamed_file_keeps_id_and_choices_over_a_restart(path, tmp_path
     assert again.model("toy").choices.port == 8081
 
 
-async def test_a_move_to_another_disk_that_is_looked_at_half_way_keeps_id_and_choices(
-    path, tmp_path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch
-):
-    scanner = Scanner([tmp_path / "one", tmp_path / "two"])
+async def test_a_move_to_another_disk_keeps_id_and_choices_whenever_it_ends(path, tmp_path, toy_model: MakeToyModel):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    toy = toy_model(tmp_path / "one" / "toy.gguf")
     registry = await opened(path)
-    for name in ("soon", "late"):
-        toy = toy_model(tmp_path / "one" / f"{name}.gguf", name=name)
-        await registry.merge(scanner.scan().models, ())
-        await registry.choose(name, on_port(8081))
-        (tmp_path / "two").mkdir(exist_ok=True)
-        copy = shutil.copy2(toy, tmp_path / "two")
-        await registry.merge(scanner.scan().models, ())
-        if name == "late":
-            monkeypatch.setattr("magi_agent.registry.registry._MOVE_SECONDS", 0.0)
-        toy.unlink()
-        await registry.merge(scanner.scan().models, ())
-        model = registry.model(name if name == "soon" else "late-two")
-        assert model.facts.file_path == str(copy)
-        assert model.choices.port == (8081 if name == "soon" else None)
+    await registry.merge(Scanner(folders).scan().models, ())
+    await registry.choose("toy", on_port(8081))
+    (tmp_path / "two").mkdir()
+    copy = shutil.copy2(toy, tmp_path / "two")
+    await registry.merge(Scanner(folders).scan().models, ())
+    assert sorted(registry.models) == ["toy", "toy-two"]
+    again = await opened(path)
+    toy.unlink()
+    await again.merge(Scanner(folders).scan().models, ())
+    assert sorted(again.models) == ["toy"]
+    assert again.model("toy").facts.file_path == str(copy)
+    assert again.model("toy").choices.port == 8081
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        lambda registry: registry.choose("a-two", on_port(8082)),
+        lambda registry: registry.choose_each(lambda _: {"a-two": Choices(port=8082)}),
+        lambda registry: registry.choose_for_all(
+            lambda model: Choices(port=8082) if model.model_id == "a-two" else model.choices
+        ),
+    ],
+    ids=["for it", "by an import", "by a profile"],
+)
+async def test_what_is_chosen_for_a_copy_makes_it_a_model_of_its_own_for_ever(path, chosen):
+    here, there = (facts_at(f"/{disk}/a.gguf", fingerprint="f") for disk in ("one", "two"))
+    registry = await with_models(path, here)
+    await registry.merge([here, there], ())
+    await chosen(registry)
+    await registry.choose("a-two", on_port(None))
+    again = await opened(path)
+    await again.merge([there], ())
+    assert list(again.models) == ["a-two"]
 
 
 async def test_leftovers_of_a_killed_agent_are_removed(path):

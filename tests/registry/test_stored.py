@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from magi_agent.discovery.facts import FileIdentity, ModelFacts
+from magi_agent.registry.content import Content
 from magi_agent.registry.model import Choices, Model
 from magi_agent.registry.stored import (
     DamagedRegistry,
@@ -67,13 +68,17 @@ FACTS = st.builds(
     identity=st.none()
     | st.builds(FileIdentity, NUMBERS, st.integers(0, 2**64 - 1), NUMBERS, st.integers(-(2**63), 2**63)),
     fingerprint=st.none() | st.text(),
+    sample=st.none() | st.text(),
     header=st.none(),
 )
+CONTENT = st.builds(Content, NUMBERS, st.text(), st.none() | st.text())
 CONTENTS = st.builds(
     RegistryContent,
     st.dictionaries(
         st.text(st.sampled_from("abc-_.0"), min_size=1),
-        st.tuples(FACTS, CHOICES, st.booleans(), st.none() | st.text(min_size=1)),
+        st.tuples(
+            FACTS, CHOICES, st.booleans(), st.none() | st.text(min_size=1), st.none() | CONTENT, st.integers(0, 9)
+        ),
         max_size=4,
     ).map(lambda models: {model_id: Model(model_id, *parts) for model_id, parts in models.items()}),
     st.none() | st.datetimes(timezones=st.just(UTC)),
@@ -119,6 +124,9 @@ def test_what_is_written_is_read_again(content):
     data = RegistryWriter().written(content)
     reading = read_registry(data)
     assert (reading.content, reading.version, reading.problems) == (content, 2, ())
+    # No part of two facts' being equal.
+    for model_id, model in content.models.items():
+        assert reading.content.models[model_id].facts.sample == model.facts.sample
 
 
 def test_what_a_reader_assumes_is_not_written():
