@@ -198,7 +198,8 @@ class _Listener:
         self._anew = False
         self._wake_fd = -1
         self._queued: QueuedEvents | None = None
-        self._ask_at = math.inf  # when the instances are to be asked; until then, nobody need listen to the kernel
+        self._ask_at = math.inf  # when the instances are asked; while that is not known, the kernel is listened to
+        self._may_come = False  # whether something had been queued when they were asked last
         self._lock = threading.Lock()
         self._watched: dict[str, tuple[FolderIdentity, _Instance]] = {}
         self._instances: list[_Instance] = []
@@ -310,11 +311,14 @@ class _Listener:
 
     def _ask(self, now: float) -> None:
         """Ask all instances what they heard."""
+        is_surprised = not self._may_come and now >= self._busy_until
         # Of what is queued from here on, it is told again; but watchfiles may not have read yet what came just before.
-        may_come = self._queued is not None and self._queued.take()
+        self._may_come = self._queued is not None and self._queued.take()
         for instance in tuple(self._instances):
-            self._hear(instance, now)
-        if may_come or not all(instance.is_announced for instance in self._instances):
+            if self._hear(instance, now) and is_surprised and not self._may_come:
+                # Some kernels take the order and tell of nothing.
+                instance.is_announced = False
+        if self._may_come or not all(instance.is_announced for instance in self._instances):
             self._ask_at = now + _PACE
         else:
             self._ask_at = math.inf
@@ -475,14 +479,15 @@ class _Listener:
         self._begin([other for other, (_, by) in self._watched.items() if by is instance])
         self._drop_instances()
 
-    def _hear(self, instance: _Instance, now: float) -> None:
+    def _hear(self, instance: _Instance, now: float) -> bool:
+        """Ask one instance, tell what it heard, and return whether that was anything."""
         try:
             changes = instance.changes()
         except Exception as error:  # noqa: BLE001  # see _Instance
             self._lose(instance, error, now)
-            return
+            return False
         if not changes:
-            return
+            return False
         self._busy_until = now + _BUSY_SECONDS
         if len(changes) >= _BURST:
             self._tell_doubt()
@@ -494,6 +499,7 @@ class _Listener:
             self._set_up_by(now)
         if paths := self._growing.worth_a_look(paths, now):
             self._tell_paths(frozenset(paths))
+        return True
 
     def _lose(self, instance: _Instance, error: BaseException, now: float) -> None:
         """Go on without an instance that has ended, and what it heard last."""

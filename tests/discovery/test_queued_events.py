@@ -148,6 +148,7 @@ async def test_no_event_is_missed_by_a_watch_that_sleeps(no_net: None, tmp_path:
             await idle(kept)
             (models / f"m{number}.gguf").unlink()
             await eventually(kept.lists(*(f"m{left}" for left in range(number + 1, 15))), "it is gone")
+        assert all(each.is_announced for each in kept.inventory._watch._listener._instances)
 
 
 async def test_a_watch_that_hears_nothing_wakes_once_a_second(
@@ -162,16 +163,19 @@ async def test_a_watch_that_hears_nothing_wakes_once_a_second(
         assert kept.scanner.refreshes == looks
 
 
-async def test_an_event_that_was_not_told_of_is_found_within_a_second(
+async def test_where_an_event_was_not_told_of_the_watch_asks(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_BUSY_SECONDS", 0.05)
     monkeypatch.setattr(QueuedEvents, "announce_new", lambda *_: True)
     async with keeping([models], tmp_path) as kept:
-        for number in range(3):
-            await idle(kept)
-            write_model(models / f"m{number}.gguf")
-            await eventually(kept.has(f"m{number}"), "it is heard of with the look at the configured folders", 3)
+        await idle(kept)
+        write_model(models / "first.gguf")
+        await eventually(kept.has("first"), "it is heard of with the look at the configured folders", 3)
+        monkeypatch.setattr(watching, "_LOOK_AT_ROOTS", FAR)
+        await asyncio.sleep(1.5)
+        write_model(models / "second.gguf")
+        await eventually(kept.has("second"), "it is asked for")
 
 
 def no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,14 +204,14 @@ async def test_where_the_kernel_does_not_tell_the_watch_asks(
 ) -> None:
     hindrance(monkeypatch)
     async with keeping([models], tmp_path) as kept:
-        for number in range(3):
+        for number in range(2):
             await asyncio.sleep(0.5)
             write_model(models / f"m{number}.gguf")
             await eventually(kept.has(f"m{number}"), "it is heard of")
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.5)
         before = turns()
-        await asyncio.sleep(3)
-        assert 6 <= turns() - before <= 12
+        await asyncio.sleep(2)
+        assert 4 <= turns() - before <= 8
 
 
 async def test_of_two_instances_made_at_once_both_are_asked(
