@@ -73,6 +73,11 @@ class GrowingFiles:
                 rested.add(path)
         return rested
 
+    def rests_at(self) -> float:
+        """When ``at_rest`` may give the next one, if none of them grows until then."""
+        moments = (growth.grew_at + growth.rest for growth in self._held.values() if not growth.told)
+        return min(moments, default=math.inf)
+
     def folders(self, now: float) -> set[str]:
         """The folders in which files have been growing for longer than a moment, and still do."""
         return set(self._growing_folders(now))

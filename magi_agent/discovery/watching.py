@@ -15,11 +15,15 @@ file name that is not UTF-8 ends all of an instance. So
 
 watchfiles holds the interpreter's lock while it sets up its watches. That is why folders on network file systems are
 left out, whose server may not answer for minutes, and why an instance has no more than some hundred folders. All of it
-happens in a thread of its own, which wakes a few times a second: watchfiles can be asked, but does not call.
+happens in a thread of its own. watchfiles can be asked, but does not call; the kernel tells when there may be something
+to ask for (``QueuedEvents``). So the thread sleeps while nothing happens, but for a look at the configured folders once
+a second. While something does, it asks a few times a second and does not listen to the kernel, which tells of every
+write, and of every opening of a file. Where the kernel does not tell, it asks a few times a second always.
 """
 
 import asyncio
 import logging
+import math
 import os
 import select
 import threading
@@ -27,7 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Final
 
@@ -36,13 +40,16 @@ from watchfiles._rust_notify import RustNotify  # documented: https://watchfiles
 
 from magi_agent.discovery.file_systems import MOUNTS_PATH, Mount, MountTable
 from magi_agent.discovery.growing import GrowingFiles
+from magi_agent.discovery.queued_events import QueuedEvents, inotify_descriptors
 
 FolderIdentity = tuple[int, int]
 """Device and inode."""
 _LOG: Final = logging.getLogger(__name__)
-_PACE_MS: Final = 300
-"""How often the instances are asked what they heard."""
-_BUSY_PACE_MS: Final = 100
+_SOON: Final = 0.02
+"""Seconds from a first event to the question what it was: by then watchfiles has read it, and a small file is whole."""
+_PACE: Final = 0.3
+"""Seconds between questions where the kernel does not tell of events, or told of one that watchfiles did not."""
+_BUSY_PACE: Final = 0.1
 """The same while something is being written."""
 _BUSY_SECONDS: Final = 2.0
 _CHUNK: Final = 512
@@ -142,9 +149,10 @@ class _Glance:
 class _Instance:
     """One instance of watchfiles, that is, of inotify, with some folders."""
 
-    def __init__(self, folders: Collection[str]) -> None:
+    def __init__(self, folders: Collection[str], queued: QueuedEvents | None) -> None:
         """Begin to watch. What this raises is not closed: OSError and errors of watchfiles' own."""
         self.folders = frozenset(folders)
+        others = inotify_descriptors()
         # A refused permission would have it ignore all other errors, too.
         self._notify = RustNotify(
             [*folders],
@@ -154,6 +162,8 @@ class _Instance:
             recursive=False,
             ignore_permission_denied=False,
         )
+        self.is_announced = queued is not None and queued.announce_new(others)
+        """Whether the kernel tells when there may be something new."""
 
     def changes(self) -> set[tuple[Change, str]]:
         """What happened since the last time; waits for nothing. Raises when the watch has ended."""
@@ -187,6 +197,9 @@ class _Listener:
         self._has_begun = False
         self._anew = False
         self._wake_fd = -1
+        self._queued: QueuedEvents | None = None
+        self._ask_at = math.inf  # when the instances are asked; while that is not known, the kernel is listened to
+        self._may_come = False  # whether something had been queued when they were asked last
         self._lock = threading.Lock()
         self._watched: dict[str, tuple[FolderIdentity, _Instance]] = {}
         self._instances: list[_Instance] = []
@@ -241,16 +254,37 @@ class _Listener:
                 poll.register(stack.enter_context(MOUNTS_PATH.open("rb")), select.POLLPRI)
             except OSError:
                 _LOG.debug("mounts are not heard of here")
+            try:
+                self._queued = stack.enter_context(closing(QueuedEvents()))
+            except OSError as error:
+                _LOG.debug("the kernel does not tell of queued events here: %s", error)
             self._read_mounts()
             while not self.stopping:
-                now = time.monotonic()
-                self._listen_once(now)
-                busy = self._sampled or now < self._busy_until
-                for fd, _ in poll.poll(_BUSY_PACE_MS if busy else _PACE_MS):
+                self._listen_once(time.monotonic())
+                for fd, _ in self._wait(poll):
                     if fd == wake_fd:
                         os.eventfd_read(fd)
+                    elif self._queued is not None and fd == self._queued.fileno():
+                        self._ask_at = time.monotonic() + _SOON
                     else:
                         self._read_mounts()
+
+    def _wait(self, poll: select.poll) -> list[tuple[int, int]]:
+        """Wait until something is due, or heard."""
+        due = [self._ask_at, self._growing.rests_at()]
+        if self._told_what_is_there:
+            due.append(self._look_at_roots_at)
+        if self._set_up_at is not None:
+            due.append(self._set_up_at)
+        until = min(due)
+        pause = None if math.isinf(until) else max(0.0, until - time.monotonic()) * 1e3
+        if self._queued is None or not math.isinf(self._ask_at):
+            return poll.poll(pause)
+        poll.register(self._queued, select.POLLIN)
+        try:
+            return poll.poll(pause)
+        finally:
+            poll.unregister(self._queued)
 
     def _end(self) -> None:
         with self._lock:
@@ -263,13 +297,31 @@ class _Listener:
         if self._told_what_is_there and now >= self._look_at_roots_at:
             self._look_at_roots_at = now + _LOOK_AT_ROOTS
             self._look_at_roots(now)
+            # In case that an event was not told of.
+            self._ask_at = min(self._ask_at, now)
         if self._set_up_at is not None and self._set_up_at <= now:
             self._set_up(now)
-        for instance in tuple(self._instances):
-            self._hear(instance, now)
+        if self._ask_at <= now:
+            self._ask(now)
         self._sample(now)
         if rested := self._growing.at_rest(now):
             self._tell_paths(frozenset(rested))
+        if self._sampled or now < self._busy_until:
+            self._ask_at = min(self._ask_at, now + _BUSY_PACE)
+
+    def _ask(self, now: float) -> None:
+        """Ask all instances what they heard."""
+        is_surprised = not self._may_come and now >= self._busy_until
+        # Of what is queued from here on, it is told again; but watchfiles may not have read yet what came just before.
+        self._may_come = self._queued is not None and self._queued.take()
+        for instance in tuple(self._instances):
+            if self._hear(instance, now) and is_surprised and not self._may_come:
+                # Some kernels take the order and tell of nothing.
+                instance.is_announced = False
+        if self._may_come or not all(instance.is_announced for instance in self._instances):
+            self._ask_at = now + _PACE
+        else:
+            self._ask_at = math.inf
 
     def _take_orders(self, now: float) -> None:
         with self._lock:
@@ -372,13 +424,15 @@ class _Listener:
         for first in range(0, len(folders), _CHUNK):
             chunk = folders[first : first + _CHUNK]
             try:
-                instance = _Instance(chunk)
+                instance = _Instance(chunk, self._queued)
             except Exception as error:  # noqa: BLE001  # see _Instance
                 self._say(error)
                 continue
             self._instances.append(instance)
             self._watched.update({folder: (self._wanted[folder], instance) for folder in chunk})
             begun.update(chunk)
+            # What it hears before it is announced is told of by nobody.
+            self._busy_until = max(self._busy_until, time.monotonic() + _PACE)
         if len(begun) == len(folders):
             self._said = None
         return begun
@@ -425,14 +479,15 @@ class _Listener:
         self._begin([other for other, (_, by) in self._watched.items() if by is instance])
         self._drop_instances()
 
-    def _hear(self, instance: _Instance, now: float) -> None:
+    def _hear(self, instance: _Instance, now: float) -> bool:
+        """Ask one instance, tell what it heard, and return whether that was anything."""
         try:
             changes = instance.changes()
         except Exception as error:  # noqa: BLE001  # see _Instance
             self._lose(instance, error, now)
-            return
+            return False
         if not changes:
-            return
+            return False
         self._busy_until = now + _BUSY_SECONDS
         if len(changes) >= _BURST:
             self._tell_doubt()
@@ -444,6 +499,7 @@ class _Listener:
             self._set_up_by(now)
         if paths := self._growing.worth_a_look(paths, now):
             self._tell_paths(frozenset(paths))
+        return True
 
     def _lose(self, instance: _Instance, error: BaseException, now: float) -> None:
         """Go on without an instance that has ended, and what it heard last."""

@@ -85,7 +85,7 @@ async def test_copies_and_renames_are_seen_within_half_a_second(tmp_path: Path, 
         at_work = [seconds for number in range(6) for seconds in await measured(number)]
         idle = []
         for number in range(6, 9):
-            # The watch is slower when nothing has happened for a while.
+            # When nothing has happened for a while, it is the kernel that wakes the watch.
             await eventually(is_idle, "nothing is going on")
             idle.append((await measured(number))[0])
         # Some are late on a machine that is busy with other things.

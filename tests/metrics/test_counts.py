@@ -33,6 +33,7 @@ def test_requests() -> None:
 async def test_a_loop_that_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_lag, "_PAUSE", 0.05)
     lag = LoopLag()
+    lag.taken()
     task = asyncio.create_task(lag.run())
     await asyncio.sleep(0.01)
     time.sleep(0.3)  # noqa: ASYNC251
@@ -44,6 +45,37 @@ async def test_a_loop_that_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = lag.taken()
     assert sum(taken.buckets[4:]) == 1
     assert 0.2 < taken.total < 2
+
+
+async def test_a_loop_is_looked_at_for_as_long_as_somebody_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_lag, "_PAUSE", 0.01)
+    monkeypatch.setattr(loop_lag, "_READ_FOR", 0.3)
+    lag = LoopLag()
+
+    def looks() -> int:
+        return sum(lag._buckets)
+
+    task = asyncio.create_task(lag.run())
+    await asyncio.sleep(0.1)
+    assert looks() == 0
+    for _ in range(2):
+        before = looks()
+        lag.taken()
+        await asyncio.sleep(0.2)
+        assert looks() > before
+        # Whoever reads it in time has no gap.
+        lag.taken()
+        await asyncio.sleep(0.2)
+        before = looks()
+        await asyncio.sleep(0.05)
+        assert looks() > before
+        await asyncio.sleep(0.5)
+        before = looks()
+        await asyncio.sleep(0.1)
+        assert looks() == before
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def test_on_the_bound_is_below_it() -> None:
