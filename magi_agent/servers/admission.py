@@ -22,7 +22,7 @@ from magi_agent.memory.need import Basis
 from magi_agent.servers.launch import LaunchSpecification, model_id_of
 from magi_agent.servers.llama_server import differences
 from magi_agent.servers.placed import Placed, Placing
-from magi_agent.servers.shortage import Shortage, insufficient_memory, outstanding, room_of, shortage_of
+from magi_agent.servers.shortage import Shortage, arithmetic, insufficient_memory, outstanding, room_of, shortage_of
 from magi_agent.servers.start_order import Rank
 from magi_agent.systemd.status import UnitStatus
 
@@ -181,6 +181,7 @@ class Admission:
                 async with self._turn:
                     placed, shortage, ceiling = await self._decide(launch, placed, {model_id})
                     if shortage is None or is_forced():
+                        placed = replace(placed, overruled=arithmetic(shortage) if shortage else None)
                         self._promises[model_id] = placed
                         self._took = True
                         return placed

@@ -20,13 +20,15 @@ def note_start(model_id: str, record: ServerRecord, wish: Wish | None, unit: Uni
         return
     record.start_told = invocation_id
     record.retries_told = 0
-    is_retry = record.attempts > 0
-    message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}"
+    is_retry, is_forced = record.attempts > 0, wish is not None and wish.is_forced
+    by_force = f", by force{f', though {record.overruled}' if record.overruled else ''}" if is_forced else ""
+    message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}{by_force}"
     note(
         model_id,
         Happened.STARTED,
         message,
         by=BY_AGENT if is_retry or wish is None else wish.by,
+        is_forced=is_forced,
         invocation_id=invocation_id,
     )
 

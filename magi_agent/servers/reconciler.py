@@ -72,6 +72,8 @@ _SURVIVORS_PAUSE: Final = 1.0
 
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
+_BEING_STARTED: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
+
 _PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "cleared away"}
 
 OUTCOMES: Final = frozenset(
@@ -661,6 +663,7 @@ class Reconciler:
         placed = await self._admission.admit(
             self._order.rank(model_id), partial(self._prepared, model_id), partial(self._is_forced, model_id)
         )
+        record.overruled = placed.overruled
         async with self._starting:
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
@@ -719,6 +722,7 @@ class Reconciler:
                     after=state,
                     result=failure.result if failure else None,
                     message=failure.message if failure else None,
+                    is_forced=state in _BEING_STARTED and self._is_forced(model_id),
                 )
             )
 

@@ -273,7 +273,10 @@ async def test_systemd_that_executes_itself_anew_is_waited_for(serve: Serve) -> 
     await asyncio.gather(watching, executing)
 
 
-async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(serve: Serve) -> None:
+async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "magi_agent.api.changes")
     api = await serve("api-one", "api-two", memory_reserve="1000T")
     path = "/api/models/servers/api-one"
     for verb in ("start", "restart", "start?force=false"):
@@ -293,6 +296,11 @@ async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(serv
     forced = (await api.ask("POST", f"{path}/start?{WAIT}&force=true")).success()
 
     assert forced["server"]["state"] == "ready"
+    assert any(
+        f"POST {path}/start by force: 200" in record.getMessage()
+        for record in caplog.records
+        if record.name == "magi_agent.api.changes"
+    )
     assert (await api.ask("POST", f"{path}/start")).success()["changed"] is False
     # It was forced once, and is that until it is stopped.
     assert (await api.ask("POST", f"{path}/restart?{WAIT}")).success()["server"]["state"] == "ready"
