@@ -63,8 +63,8 @@ def logs(
 ) -> None:
     """Show the log of a model's server, of earlier runs too.
 
-    Lines that systemd says of the server are marked. magictl history shows the ids of runs. Times are those of this host's zone; a TIME without a zone is
-    in that of the agent's host.
+    Lines that systemd says of the server are marked; magictl history shows the ids of runs. Times are those of this
+    host's zone; a TIME without a zone is in that of the agent's host.
 
     With --json: one JSON object for each line.
     """

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final
 
 from magi_agent.cli.answers import records, text
@@ -52,14 +53,9 @@ def _runs(client: Client, model_id: str) -> dict[str, object]:
 
 def _refusal(kind: str, message: str, word: str, runs: Mapping[str, object], meant: list[str]) -> CommandError:
     candidates = meant[:_MOST_LISTED]
-    digits = max(SHOWN_DIGITS, 1 + max(map(len, map(os.path.commonprefix, _pairs(candidates))), default=0))
+    # Of ids in their order, no other two have as much in common as neighbours.
+    digits = max(SHOWN_DIGITS, 1 + max(map(len, map(os.path.commonprefix, pairwise(sorted(candidates)))), default=0))
     listed = ", ".join(f"{run[:digits]} ({local_time(runs[run])})" for run in candidates)
     more = f", and {len(meant) - len(candidates)} more: magictl history" if len(meant) > len(candidates) else ""
     they = f"; these there are: {listed}{more}" if candidates else "; the journal knows of none"
     return CommandError(kind, f"{message}{they}", {"run": word, "candidates": candidates})
-
-
-def _pairs(runs: list[str]) -> list[tuple[str, str]]:
-    """Neighbours by their letters: no other two have as much in common."""
-    ordered = sorted(runs)
-    return list(zip(ordered, ordered[1:], strict=False))

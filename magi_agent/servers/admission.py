@@ -196,6 +196,15 @@ class Admission:
             del self._undecided[model_id]
             self._tell()
 
+    async def promised(self) -> int:
+        """What the servers that were admitted will take yet of the host's memory, in bytes.
+
+        Raises ``TimeoutError`` where files or drivers do not tell in time what one of them needs.
+        """
+        async with asyncio.timeout(_PATIENCE), self._turn:
+            host, _ = await self._outstanding(())
+        return host
+
     async def check(self, launch: LaunchSpecification, running: UnitStatus | None = None) -> None:
         """See that a start would not be refused as things stand; one that would have to wait is none.
 
