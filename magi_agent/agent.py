@@ -55,6 +55,7 @@ from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.limited_launch import LimitedPlacing
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.narrow_limits import NarrowLimits
 from magi_agent.servers.offload import Offload
 from magi_agent.servers.placements import Placements
 from magi_agent.servers.preparation import StartPreparation
@@ -234,6 +235,7 @@ class Agent:
             preparation=self._preparation,
             effective=self._effective,
             memory=self._memory,
+            narrow_limits=NarrowLimits(self._registry, self._preparation, self._memory, self._effective),
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,

@@ -382,6 +382,7 @@ class SettingsAnswer(Answer):
     runtime_settings: RuntimeSettings = Field(description="what was chosen for the model")
     effective: RuntimeSettings = Field(description="what holds: the profile's, the model's, its tier's, the host's")
     sources: dict[str, Source] = Field(description="where each setting that holds was said")
+    warnings: list[str] = Field(description="what holds and will hardly do, as a limit of memory below the need")
 
 
 class SettingsChangedAnswer(SettingsAnswer):
@@ -456,6 +457,9 @@ class PlanAnswer(Answer):
     )
     settings_not_usable: dict[str, str] = Field(
         description="in a dry run, models that could not be started with their settings, and why"
+    )
+    warnings: dict[str, list[str]] = Field(
+        description="models with settings that will hardly do, as a limit of memory below the need; they are started"
     )
     operation_id: str | None = Field(description="by which starts and stops can be followed")
 

@@ -47,6 +47,8 @@ from magi_agent.servers.life_notes import (
     note_stop_from_outside,
 )
 from magi_agent.servers.liveness import RHYTHM, Rhythm
+from magi_agent.servers.memory_limits import chosen_limits
+from magi_agent.servers.narrow_limits import warnings_of
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, awaits_retry, condition_of, make_plan
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.readiness_watch import OffloadCheck, ReadinessWatch, RunEvidence
@@ -664,6 +666,9 @@ class Reconciler:
             self._order.rank(model_id), partial(self._prepared, model_id), partial(self._is_forced, model_id)
         )
         record.overruled = placed.overruled
+        if placed.need:
+            for warning in warnings_of(placed.need, chosen_limits(placed.launch.runtime_settings)):
+                _LOG.warning("%s is started, but: %s", model_id, warning, extra={"magi_model": model_id})
         async with self._starting:
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
