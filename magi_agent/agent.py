@@ -22,7 +22,7 @@ from magi_agent import __version__
 from magi_agent.api.application import make_application
 from magi_agent.api.listeners import Listeners
 from magi_agent.api.services import Services
-from magi_agent.configuration import Configuration
+from magi_agent.configuration import Configuration, ConfigurationSources
 from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
@@ -101,12 +101,14 @@ class Agent:
         settings: Settings,
         environment: MutableMapping[str, str] | None = None,
         read_settings: Callable[[], Settings] | None = None,
+        sources: ConfigurationSources | None = None,
     ) -> None:
         """``environment`` holds what systemd hands over; its variables are taken out once they are used.
 
-        ``read_settings`` reads the settings again for a reload, raising ``ConfigurationError``.
+        ``read_settings`` reads the settings again for a reload, raising ``ConfigurationError``; ``sources`` say where
+        they come from.
         """
-        self._configuration = Configuration(settings, read_settings)
+        self._configuration = Configuration(settings, read_settings, sources)
         environment = os.environ if environment is None else environment
         self._notifier = Notifier()
         self._lock = StateLock(settings.state_directory)

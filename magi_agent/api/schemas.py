@@ -428,6 +428,15 @@ class DrainRequest(Request):
     draining: bool
 
 
+class ConfigurationAnswer(Answer):
+    """Where the agent's configuration comes from: an option wins over a variable, and that over the file."""
+
+    pid: int = Field(description="the agent's process")
+    file: str | None = Field(description="the configuration file, there or not; null where there is no such thing")
+    variables: dict[str, str] = Field(description="of its environment, those that set something")
+    options: dict[str, str] = Field(description="of its command line, likewise: `--port-range`, and what is given")
+
+
 class DrainAnswer(Answer):
     """Whether the host is being drained."""
 
