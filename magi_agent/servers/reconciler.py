@@ -74,6 +74,7 @@ _SURVIVORS_PAUSE: Final = 1.0
 
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
 
+_ENDED: Final = frozenset({ServerState.STOPPED, ServerState.FAILED, ServerState.COOLDOWN})
 _BEING_STARTED: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
 
 _PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "cleared away"}
@@ -719,7 +720,7 @@ class Reconciler:
         )
         if state is not None and state is not record.state:
             before, record.state = record.state, state
-            failure = self._failure_behind(state, record, unit)
+            failure = self._failure_behind(before, state, record, unit)
             self._events.publish(
                 ServerChanged(
                     model_id=model_id,
@@ -732,14 +733,19 @@ class Reconciler:
             )
 
     @staticmethod
-    def _failure_behind(state: ServerState, record: ServerRecord, unit: UnitStatus | None) -> Failure | None:
-        """Why a server is in a state, where a failure is behind it."""
+    def _failure_behind(
+        before: ServerState, state: ServerState, record: ServerRecord, unit: UnitStatus | None
+    ) -> Failure | None:
+        """Why a server went from a state to another, where a failure is behind it."""
         if state is ServerState.STUCK:
             return record.stuck
         if state in (ServerState.FAILED, ServerState.COOLDOWN):
             return record.failure
         if state is ServerState.DEGRADED:
             return record.lack
+        if before in _ENDED:
+            # It is started anew, and what its last run failed with was told.
+            return None
         if state is ServerState.STARTING and unit and unit.main_pid is None and unit.result not in ("", "success"):
             # It died, and systemd starts it anew.
             return failure_of(unit)

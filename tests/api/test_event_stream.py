@@ -142,6 +142,27 @@ async def test_a_server_that_cannot_run_is_told_with_the_reason(serve: Serve, mo
         assert failed["failure"]["message"]
 
 
+async def test_a_start_anew_is_not_told_with_what_the_last_run_failed_with(
+    serve: Serve, models: Path, toy_model: MakeToyModel
+) -> None:
+    api = await serve("api-one")
+    toy_model(models / "api-broken.gguf", architecture="nonesuch")
+    (await api.ask("POST", "/api/models/rescan")).success()
+    start = "/api/models/servers/api-broken/start"
+    async with listening(api, "?types=serverChanged") as heard:
+        await heard.place()
+        (await api.ask("POST", start)).success(202)
+        failed = await heard.until("serverChanged", after="cooldown")
+        assert failed["failure"]["result"] == "exit-code"
+        (await api.ask("POST", start)).success(202)
+        again = await heard.until("serverChanged", before="cooldown")
+        assert (again["after"], again["failure"]) == ("starting", None)
+        # systemd's own starts, after it has died, are told with it.
+        died = await heard.until("serverChanged", before="loading")
+        assert (died["after"], died["failure"]["result"]) == ("starting", "exit-code")
+    (await api.ask("POST", "/api/models/servers/api-broken/stop?wait=60")).success()
+
+
 async def test_a_server_that_loads_is_told_how_far_it_is(serve: Serve) -> None:
     api = await serve("api-one")
     async with listening(api) as heard:
