@@ -541,14 +541,20 @@ class Agent:
                         if after in _FAILED:
                             # It may be why, and is in the journal then.
                             _ = await self._host.nvidia_problem()
-                    # Until then the profile has not spoken yet, and all are looked at right after it.
-                    case ModelsChanged(added=added) if added and self._settled:
-                        await self._want_what_is_chosen(added)
+                    case ModelsChanged(added=added, changed=changed):
+                        self._reconciler.retry_with_new_files(filter(self._is_usable, (*added, *changed)))
+                        # Until then the profile has not spoken yet, and all are looked at right after it.
+                        if added and self._settled:
+                            await self._want_what_is_chosen(added)
                     case ProfilesChanged(name=name) if name == self._active_profile.slug:
                         await self._reload_profile()
                     case _:
                         pass
                 self._say_status()
+
+    def _is_usable(self, model_id: str) -> bool:
+        model = self._registry.models.get(model_id)
+        return model is not None and model.facts.status is ModelStatus.OK
 
     async def _reload_profile(self) -> None:
         try:

@@ -21,7 +21,7 @@ there, or while the bus was gone. So nothing is started after such a time until 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -324,6 +324,14 @@ class Reconciler:
             self._admission.note_ended(model_id, is_to_start=self._is_to_start(model_id) and record.failure is None)
             self._retry_for_memory()
         self._announce(model_id)
+        self.wake()
+
+    def retry_with_new_files(self, model_ids: Iterable[str]) -> None:
+        """Have those of some models tried at once that failed: their files are there again, or are others."""
+        for model_id in model_ids:
+            record = self._records.get(model_id)
+            if record is not None and record.failure is not None and record.retry_at:
+                record.try_early()
         self.wake()
 
     def _retry_for_memory(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
@@ -316,3 +317,23 @@ async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(
     assert (server["state"], server["failure"]["result"]) == ("cooldown", "insufficient-memory")
     (await api.ask("POST", f"/api/models/servers/api-two/start?{WAIT}")).failure(409, "InsufficientMemory")
     (await api.ask("POST", f"/api/models/servers/stop-all?{WAIT}")).success()
+
+
+async def test_a_model_whose_file_is_mended_is_tried_at_once(
+    serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magi_agent.servers.record._FIRST_COOLDOWN", 3600.0)
+    api = await serve("api-cut", "api-other")
+    whole = (models / "api-cut.gguf").read_bytes()
+    (models / "api-cut.gguf").write_bytes(whole[:-2000])
+    (await api.ask("POST", "/api/models/rescan")).success()
+    await api.services.servers._desired.wish(["api-cut"], run=True, by="test")
+    await api.until_state("api-cut", "cooldown")
+    (models / "api-other.gguf").write_bytes(whole + b"x")
+    (await api.ask("POST", "/api/models/rescan")).success()
+    assert (await api.get("/api/models/servers/api-cut"))["retryInSeconds"] > 200, "that was another's file"
+
+    (models / "api-cut.gguf").write_bytes(whole)
+    (await api.ask("POST", "/api/models/rescan")).success()
+
+    await api.until_state("api-cut", "ready")
