@@ -18,7 +18,7 @@ from magi_agent.cli.exits import UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import local_time, number
-from magi_agent.cli.runs import run_named
+from magi_agent.cli.runs import refuse_unknown, run_named
 from magi_agent.cli.screen import Screen
 
 _MOST_LINES: Final = 1_000_000
@@ -85,6 +85,8 @@ def logs(
         for entry in _last(session, path, query, most):
             _show(session.screen, entry)
             shown += 1
+        if run and not shown and most and not (since or until or priority):
+            refuse_unknown(session.client, model_id, run)
     except UnreachableError as error:
         raise _without_agent(session, model_id, error) from None
     if not shown and not session.screen.as_json and session.screen.is_terminal(session.screen.out):

@@ -26,8 +26,10 @@ def run_named(client: Client, model_id: str, word: str) -> str:
     A whole id, and what is no id, is left to the agent. Raises ``CommandError`` where it is not one run that begins so,
     with those that it may be.
     """
-    if not _DIGITS.fullmatch(word) or len(word) >= _ALL_DIGITS:
+    if not _DIGITS.fullmatch(word):
         return word
+    if len(word) >= _ALL_DIGITS:
+        return word.lower()
     runs = _runs(client, model_id)
     found = [run for run in runs if run.startswith(word.lower())]
     if len(word) < _LEAST_DIGITS:
@@ -39,6 +41,15 @@ def run_named(client: Client, model_id: str, word: str) -> str:
         message = f"{len(found)} runs of {model_id} have an id that begins with {word}"
         raise _refusal("RunAmbiguous", message, word, runs, found)
     return found[0]
+
+
+def refuse_unknown(client: Client, model_id: str, run: str) -> None:
+    """Raise ``CommandError``, with the runs there are, where the model's history knows of none with this whole id."""
+    if len(run) != _ALL_DIGITS:
+        return
+    runs = _runs(client, model_id)
+    if run not in runs:
+        raise _refusal("RunNotFound", f"no run of {model_id} has the id {run}", run, runs, list(runs))
 
 
 def _runs(client: Client, model_id: str) -> dict[str, object]:

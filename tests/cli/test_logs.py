@@ -106,7 +106,7 @@ def test_since_until_priority_and_run_choose(speaker: Voice, environment: dict[s
     assert told("--run", first, "--since", since) == ["bad", "usual"]
     assert told("--run", "current") == ["odd"]
     assert told("--run", "previous") == ["bad", "usual"]
-    assert told("--run", second[::-1]) == []
+    assert told("--run", second[::-1], "--since", since) == []
 
 
 def test_a_run_is_named_by_the_first_digits_of_its_id(agent: AgentProcess, environment: dict[str, str]) -> None:
@@ -137,6 +137,10 @@ def test_a_run_is_named_by_the_first_digits_of_its_id(agent: AgentProcess, envir
     assert error["error"] == "RunAmbiguous"
     assert error["details"]["candidates"][0] == last
     assert "; the journal knows of none" in silent.stderr
+    whole = piped("logs", RUNS, "--run", last[::-1], environment=environment)
+    assert (whole.returncode, whole.stdout) == (1, "")
+    assert f"no run of {RUNS} has the id {last[::-1]}; these there are: {last[:8]} (20" in whole.stderr
+    assert piped("logs", RUNS, "--run", last, "-n", "0", environment=environment).returncode == 0
     assert piped("logs", "cli-logs-nobody", "--run", other, environment=environment).returncode == 4
 
 

@@ -43,6 +43,7 @@ def test_what_is_a_whole_id_or_none_is_left_to_the_agent(word: str) -> None:
     history = History(ONE)
     assert run_named(history, "toy", word) == word  # type: ignore[arg-type]
     assert history.asked == 0
+    assert named("A" * 32) == "a" * 32
 
 
 def test_of_several_the_newest_come_first_with_as_many_digits_as_tell_them_apart() -> None:

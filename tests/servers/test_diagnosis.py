@@ -16,6 +16,7 @@ import pytest
 
 from magi_agent.cli.setting_words import assigned, setting_of
 from magi_agent.errors import StartFailed
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
 from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.failure import Failure
@@ -26,6 +27,7 @@ from magi_agent.systemd.status import unit_status
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS
+from tests.servers.system import systemctl
 
 FAILED = Failure(datetime(2026, 1, 1, tzinfo=UTC), "exit-code", "it exited with status 1", exit_status=1)
 
@@ -319,6 +321,21 @@ async def test_where_the_limit_comes_from_is_told_with_it(held: int | None, sour
     end = await evidence.memory_end(replace(unit_status(TOY, {}, {}), environment=tuple(made + chosen)))
 
     assert end == MemoryEnd(held, None, source)  # type: ignore[arg-type]
+
+
+async def test_of_a_unit_of_a_server_the_origin_is_read(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / "srv-limited.gguf")
+    async with make_agent() as agent:
+        await agent.choose("srv-limited", RuntimeSettings(memory_max=3 << 30))
+        await agent.ready("srv-limited")
+        unit = agent.unit("srv-limited")
+        evidence = UnitEvidence(agent.manager, agent.journal)
+        assert await evidence.memory_end(unit) == MemoryEnd(3 << 30, None, "set")
+        await systemctl("set-property", "--runtime", unit.name, f"MemoryMax={4 << 30}")
+        assert await evidence.memory_end(unit) == MemoryEnd(4 << 30, None, "operator")
+        await agent.servers.stop("srv-limited", by="test", wait=PATIENCE_OF_TESTS)
 
 
 class _Limits:
