@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from magi_agent.errors import MagiError
 from magi_agent.memory.need import MemoryNeed, NeedUnknown
 from magi_agent.registry.model import Model
 from magi_agent.registry.registry import Registry
@@ -85,5 +86,5 @@ class NarrowLimits:
         launch = self._preparation.launch_of(model, model.choices.port or 0, effective)
         try:
             return warnings_of(await self._needs.need_of(launch), chosen_limits(launch.runtime_settings))
-        except NeedUnknown:
+        except (NeedUnknown, MagiError):
             return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.api.conftest import Serve
 async def test_where_it_comes_from_is_told(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     api = await serve()
     path = "/api/configuration"
-    nothing = {"pid": os.getpid(), "file": None, "variables": {}, "options": {}}
+    nothing: dict[str, Any] = {"pid": os.getpid(), "file": None, "variables": {}, "options": {}}
     assert await api.get(path) == nothing, "it was made of settings alone"
 
     environment = {"MAGI_CONFIG": "/srv/\udcff.toml", "MAGI_TCP": "off", "PATH": "/bin", "MAGI_TOKEN_FILE": "/secret"}

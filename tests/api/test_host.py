@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,27 @@ async def test_what_a_start_may_need_is_told_as_admission_has_it(serve: Serve) -
 
     (await api.ask("POST", "/api/models/servers/api-host/stop?wait=60")).success()
     assert (await api.ask("GET", "/api/host")).body["memory"]["promisedBytes"] == 0
+
+
+async def test_who_only_looks_at_what_is_promised_holds_up_no_start(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve("api-host")
+    looks, outstanding = 0, admission.Admission._outstanding
+
+    async def counted(self: admission.Admission, but: Collection[str]) -> Any:
+        nonlocal looks
+        looks += not but
+        return await outstanding(self, but)
+
+    monkeypatch.setattr(admission.Admission, "_outstanding", counted)
+    monkeypatch.setattr(admission, "_FRESH", 60.0)
+    await asyncio.gather(*(api.ask("GET", "/api/host") for _ in range(20)))
+    assert looks == 1
+    # What changes what is promised is seen at once.
+    (await api.ask("POST", "/api/models/servers/api-host/start?wait=60")).success()
+    assert (await api.ask("GET", "/api/host")).body["memory"]["promisedBytes"] > 0
+    assert looks == 2
 
 
 async def test_where_more_is_kept_in_reserve_than_there_is_no_start_has_room(serve: Serve) -> None:
