@@ -12,7 +12,7 @@ from magi_agent.cli.exits import CommandError
 from magi_agent.cli.phrasing import local_time
 
 SHOWN_DIGITS: Final = 8
-"""Of an id, where it stands in a table; more where these are not enough to tell two of them apart."""
+"""Of an id, where it is shown; among candidates more, where these do not tell all of them apart."""
 _LEAST_DIGITS: Final = 4
 _ALL_DIGITS: Final = 32
 _MOST_EVENTS: Final = 1000
