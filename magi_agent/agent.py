@@ -22,7 +22,7 @@ from magi_agent import __version__
 from magi_agent.api.application import make_application
 from magi_agent.api.listeners import Listeners
 from magi_agent.api.services import Services
-from magi_agent.configuration import Configuration
+from magi_agent.configuration import Configuration, ConfigurationSources
 from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.errors import ConfigurationError, MagiError, RescanFailed
@@ -55,6 +55,7 @@ from magi_agent.servers.launch import UNIT_PATTERN
 from magi_agent.servers.launcher import DirectLauncher
 from magi_agent.servers.limited_launch import LimitedPlacing
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.narrow_limits import NarrowLimits
 from magi_agent.servers.offload import Offload
 from magi_agent.servers.placements import Placements
 from magi_agent.servers.preparation import StartPreparation
@@ -100,12 +101,14 @@ class Agent:
         settings: Settings,
         environment: MutableMapping[str, str] | None = None,
         read_settings: Callable[[], Settings] | None = None,
+        sources: ConfigurationSources | None = None,
     ) -> None:
         """``environment`` holds what systemd hands over; its variables are taken out once they are used.
 
-        ``read_settings`` reads the settings again for a reload, raising ``ConfigurationError``.
+        ``read_settings`` reads the settings again for a reload, raising ``ConfigurationError``; ``sources`` say where
+        they come from.
         """
-        self._configuration = Configuration(settings, read_settings)
+        self._configuration = Configuration(settings, read_settings, sources)
         environment = os.environ if environment is None else environment
         self._notifier = Notifier()
         self._lock = StateLock(settings.state_directory)
@@ -234,6 +237,7 @@ class Agent:
             preparation=self._preparation,
             effective=self._effective,
             memory=self._memory,
+            narrow_limits=NarrowLimits(self._registry, self._preparation, self._memory, self._effective),
             manager=self._manager,
             transfer=Transfer(self._configuration, self._registry, self._profiles, self._active_profile),
             events=self._events,
@@ -537,14 +541,20 @@ class Agent:
                         if after in _FAILED:
                             # It may be why, and is in the journal then.
                             _ = await self._host.nvidia_problem()
-                    # Until then the profile has not spoken yet, and all are looked at right after it.
-                    case ModelsChanged(added=added) if added and self._settled:
-                        await self._want_what_is_chosen(added)
+                    case ModelsChanged(added=added, changed=changed):
+                        self._reconciler.retry_with_new_files(filter(self._is_usable, (*added, *changed)))
+                        # Until then the profile has not spoken yet, and all are looked at right after it.
+                        if added and self._settled:
+                            await self._want_what_is_chosen(added)
                     case ProfilesChanged(name=name) if name == self._active_profile.slug:
                         await self._reload_profile()
                     case _:
                         pass
                 self._say_status()
+
+    def _is_usable(self, model_id: str) -> bool:
+        model = self._registry.models.get(model_id)
+        return model is not None and model.facts.status is ModelStatus.OK
 
     async def _reload_profile(self) -> None:
         try:

@@ -35,6 +35,17 @@ class ConfigurationSources:
     config: Path | None = None
     """The file named on the command line."""
 
+    @property
+    def file(self) -> Path:
+        """The configuration file, whether it is there or not."""
+        return (self.config or Path(self.environment.get("MAGI_CONFIG") or DEFAULT_CONFIG)).absolute()
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """Of the environment, what sets something."""
+        names = ("MAGI_CONFIG", *(setting.variable for setting in SETTINGS))
+        return {name: self.environment[name] for name in names if name in self.environment}
+
     def read(self) -> Settings:
         """Read file, environment and command line. Raises ``ConfigurationError``."""
         settings = load_settings(self.options, self.environment, self.config)
@@ -57,9 +68,18 @@ class Reload:
 class Configuration:
     """The settings that hold: one object at a time, and another one after a reload that changed anything."""
 
-    def __init__(self, settings: Settings, read: Callable[[], Settings] | None = None) -> None:
-        """``read`` reads all sources again, raising ``ConfigurationError``; without it nothing ever changes."""
+    def __init__(
+        self,
+        settings: Settings,
+        read: Callable[[], Settings] | None = None,
+        sources: ConfigurationSources | None = None,
+    ) -> None:
+        """``read`` reads all sources again, raising ``ConfigurationError``; without it nothing ever changes.
+
+        ``sources`` are these, where they are known.
+        """
         self._read = read or (lambda: settings)
+        self.sources = sources
         self.settings = settings
         self.revision = 0
         """Grows with every change of ``settings``."""

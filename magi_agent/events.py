@@ -53,6 +53,8 @@ class ServerChanged(Event):
     """Where it failed, in one word: why."""
     message: str | None = None
     """The same in one sentence."""
+    is_forced: bool = False
+    """Whether it is being started by somebody's word that it be so also where it does not fit into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from aiohttp import web
 from magi_agent.api.about_routes import AboutRoutes
 from magi_agent.api.access import Admission, Identify, group_id
 from magi_agent.api.answering import answering
+from magi_agent.api.configuration_routes import ConfigurationRoutes
 from magi_agent.api.cors import CrossOrigin
 from magi_agent.api.counted_requests import CountedRequests
 from magi_agent.api.drain_routes import DrainRoutes
@@ -40,6 +41,7 @@ def make_application(services: Services, *, identify: Identify | None = None) ->
     routes: list[Route] = []
     for group in (
         AboutRoutes(routes),
+        ConfigurationRoutes(services),
         HealthRoutes(services),
         ModelRoutes(services),
         MemoryRoutes(services),

@@ -122,7 +122,13 @@ class EventDocuments:
             case ServerChanged(model_id=model_id, before=before, after=after):
                 failure = _failure(event.result, event.message)
                 return ServerChangedEvent(
-                    id=name, at=at, model_id=model_id, before=before, after=after, failure=failure
+                    id=name,
+                    at=at,
+                    model_id=model_id,
+                    before=before,
+                    after=after,
+                    failure=failure,
+                    forced=event.is_forced,
                 )
             case ServerProgress(model_id=model_id):
                 return ServerProgressEvent(

@@ -54,6 +54,7 @@ class ServerChangedEvent(OneEvent):
     before: ServerState
     after: ServerState
     failure: EventFailure | None = Field(description="where a failure led to it; the server's own has the log lines")
+    forced: bool = Field(description="whether it starts by force: also where it does not fit into memory")
 
 
 class ServerProgressEvent(OneEvent):

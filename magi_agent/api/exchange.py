@@ -22,7 +22,7 @@ JSON: Final = "application/json"
 CALLER: Final = web.RequestKey("caller", Caller)
 """Who makes the request; set for every handler."""
 ASKED: Final = web.RequestKey("asked", str)
-"""What the body asked for, as the log has it; there once the body was read."""
+"""What the body asked for, or a flag, as the log has it; there once that was read."""
 ANSWER_HEADERS: Final = web.RequestKey("answer_headers", dict[str, str])
 """What the answer says in headers, whatever it comes to; there where a handler put any."""
 MOST_ERRORS: Final = 100

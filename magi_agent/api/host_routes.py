@@ -39,6 +39,7 @@ _WIRE: Final = {
 }
 """What fields of a GPU are called on the wire, where that is not the same."""
 _KERNEL_IS_SILENT: Final = "the kernel does not tell it"
+_NEEDS_ARE_SILENT: Final = "a file or a driver does not tell in time what a server needs that is starting, or runs"
 
 
 class HostRoutes:
@@ -78,10 +79,19 @@ class HostRoutes:
             known = ", ".join(each for each, _ in settings.llama_server_alternatives) or "none"
             message = f"{name!r} is none of servers.llama_server_alternatives; these are: {known}"
             raise ValidationFailed([{"field": "binary", "message": message}])
-        return answer(_host(await self._services.host.picture(binary, refresh=refresh), binary))
+        picture = await self._services.host.picture(binary, refresh=refresh)
+        # After it: what running servers need may depend on devices, which were perhaps to be asked for anew.
+        promised = await self._promised_memory()
+        return answer(_host(picture, binary, promised, settings.memory_reserve))
+
+    async def _promised_memory(self) -> int | None:
+        try:
+            return await self._services.servers.promised_memory()
+        except TimeoutError:
+            return None
 
 
-def _host(picture: HostPicture, binary: Path) -> HostAnswer:
+def _host(picture: HostPicture, binary: Path, promised: int | None, reserve: int) -> HostAnswer:
     unavailable = {}
     if picture.systemd_version is None:
         unavailable["systemdVersion"] = "systemd is not reachable"
@@ -97,7 +107,7 @@ def _host(picture: HostPicture, binary: Path) -> HostAnswer:
         booted_at=picture.booted_at,
         uptime_seconds=int(picture.uptime),
         cpu=_processors(picture.processors),
-        memory=_memory(picture.memory),
+        memory=_memory(picture.memory, promised, reserve),
         gpus=[_gpu(gpu, picture.gpus) for gpu in picture.gpus.gpus],
         llama_server=readable(str(binary)),
         devices_listed_at=picture.gpus.listed_at,
@@ -117,17 +127,23 @@ def _processors(found: Processors) -> ProcessorsAnswer:
     )
 
 
-def _memory(memory: HostMemory) -> MemoryAnswer:
+def _memory(memory: HostMemory, promised: int | None, reserve: int) -> MemoryAnswer:
     pressure = memory.pressure
+    unavailable = {} if pressure else {"pressure": "the kernel does not count it (CONFIG_PSI, psi=1)"}
+    if promised is None:
+        unavailable |= dict.fromkeys(("promisedBytes", "roomForStartBytes"), _NEEDS_ARE_SILENT)
     return MemoryAnswer(
         total_bytes=memory.total,
         available_bytes=memory.available,
         swap_total_bytes=memory.swap_total,
         swap_free_bytes=memory.swap_free,
         room_bytes=memory.room,
+        promised_bytes=promised,
+        reserve_bytes=reserve,
+        room_for_start_bytes=None if promised is None else max(0, memory.room - promised - reserve),
         limits=list(_limits(memory.limits, memory.binding)),
         pressure=PressureAnswer(some=list(pressure.some), full=list(pressure.full)) if pressure else None,
-        unavailable={} if pressure else {"pressure": "the kernel does not count it (CONFIG_PSI, psi=1)"},
+        unavailable=unavailable,
     )
 
 

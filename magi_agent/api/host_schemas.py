@@ -50,7 +50,14 @@ class MemoryAnswer(Answer):
     swap_total_bytes: int
     swap_free_bytes: int
     room_bytes: int = Field(
-        description="what servers may still take: what is available and not mapped, or what a limit leaves of it"
+        description="what all servers together may still take: what is available and not mapped, or what a limit leaves"
+    )
+    promised_bytes: int | None = Field(
+        description="of roomBytes, what servers that are starting, or run, have not taken yet and will"
+    )
+    reserve_bytes: int = Field(description="of roomBytes, what no server gets (servers.memory_reserve)")
+    room_for_start_bytes: int | None = Field(
+        description="what is left of roomBytes without both: a start that needs more is refused; 0 where it is less"
     )
     limits: list[MemoryLimitAnswer] = Field(description="from the servers' slice upwards")
     pressure: PressureAnswer | None

@@ -134,6 +134,7 @@ class LogRoutes:
                 exit_status=event.exit_status,
                 signal=event.signal,
                 invocation_id=event.invocation_id,
+                forced=event.is_forced,
             )
             for event in past.events
         ]

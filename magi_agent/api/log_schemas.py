@@ -135,6 +135,9 @@ class HistoryEventAnswer(Answer):
     exit_status: int | None
     signal: str | None
     invocation_id: str | None = Field(description="the run: `run` of the question for its log")
+    forced: bool | None = Field(
+        description="of a start, whether it was forced: made also where it does not fit; null where nobody tells"
+    )
 
 
 class HistoryAnswer(Answer):

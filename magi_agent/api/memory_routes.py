@@ -24,6 +24,7 @@ from magi_agent.servers.launch import unit_name
 from magi_agent.servers.limited_launch import with_limits
 from magi_agent.servers.llama_server import memory_limits_of, set_memory_limits_of
 from magi_agent.servers.memory_limits import MemoryLimits, chosen_limits, source_of
+from magi_agent.servers.narrow_limits import warnings_of
 from magi_agent.servers.states import RUNNING
 from magi_agent.systemd.errors import BusError
 
@@ -66,6 +67,7 @@ class MemoryRoutes:
         if used is None:
             runs = services.servers.state(model_id) in RUNNING
             reason = "neither its control group nor its process tells" if runs else "it does not run"
+        running = await self._running_limits(model_id)
         return answer(
             MemoryAnswer(
                 model_id=model_id,
@@ -86,7 +88,8 @@ class MemoryRoutes:
                 else None,
                 used_unavailable=reason,
                 limits=await self._next_limits(model_id, need),
-                running_limits=await self._running_limits(model_id),
+                running_limits=running,
+                warnings=self._warnings(model_id, need, running) if need else [],
             )
         )
 
@@ -113,6 +116,17 @@ class MemoryRoutes:
             return None
         chosen = set_memory_limits_of(unit.environment)
         return _limits_answer(in_force, chosen, memory_limits_of(unit.environment) or chosen)
+
+    def _warnings(self, model_id: str, need: MemoryNeed, running: MemoryLimitsAnswer | None) -> list[str]:
+        """What limits are too narrow for: those of the settings, and those that an operator gave to what runs."""
+        launch = self._services.preparation.launch_of(self._services.registry.model(model_id), 0)
+        at_unit = MemoryLimits(_operators(running.high), _operators(running.max)) if running else MemoryLimits()
+        chosen = chosen_limits(launch.runtime_settings)
+        return [*warnings_of(need, chosen), *warnings_of(need, at_unit, unit_name(model_id))]
+
+
+def _operators(limit: MemoryLimitAnswer | None) -> int | None:
+    return limit.limit_bytes if limit and limit.source == "operator" else None
 
 
 def _limits_answer(in_force: MemoryLimits, chosen: MemoryLimits, made_with: MemoryLimits) -> MemoryLimitsAnswer:

@@ -83,3 +83,4 @@ class MemoryAnswer(Answer):
     used_unavailable: str | None = Field(description="why nothing is said of what is used")
     limits: MemoryLimitsAnswer = Field(description="of a server that is started now")
     running_limits: MemoryLimitsAnswer | None = Field(description="of the server that runs; null where none does")
+    warnings: list[str] = Field(description="which limits that somebody set are below the need, and what comes of it")

@@ -170,19 +170,19 @@ class ProfileRoutes:
             starts = [model_id for model_id, run in plan.runs.items() if run]
             not_runnable = await services.servers.not_runnable(starts, effective)
             message = f"Profile '{slug}' would be activated"
-            return answer(self._plan_answer(plan, message, None, not_fitting, not_runnable))
+            return answer(await self._plan_answer(plan, message, None, not_fitting, not_runnable))
         if services.servers.drain and any((await services.active_profile.plan(slug)).runs.values()):
             services.servers.refuse_while_draining()
         plan = await services.active_profile.activate(slug, by=request[CALLER].name)
         operation = services.servers.follow("activate", plan.runs)
         ended = await services.servers.operations.finished(operation, wait)
         return answer(
-            self._plan_answer(plan, f"Profile '{slug}' is active", operation.operation_id),
+            await self._plan_answer(plan, f"Profile '{slug}' is active", operation.operation_id),
             status=200 if ended else 202,
             headers=None if ended else location(request, f"/api/operations/{operation.operation_id}"),
         )
 
-    def _plan_answer(
+    async def _plan_answer(
         self,
         plan: Plan,
         message: str,
@@ -191,6 +191,8 @@ class ProfileRoutes:
         not_runnable: Mapping[str, MagiError] = MappingProxyType({}),
     ) -> PlanAnswer:
         services = self._services
+        effective = services.effective.with_profile(plan.settings)
+        narrow = await services.narrow_limits.of_each(plan.places, effective)
         return PlanAnswer(
             message=message,
             profile=plan.slug,
@@ -199,13 +201,14 @@ class ProfileRoutes:
             disable=list(plan.disable),
             start=[model_id for model_id, run in plan.runs.items() if run],
             stop=[model_id for model_id, run in plan.runs.items() if not run],
-            restart=list(services.servers.changed_by(services.effective.with_profile(plan.settings), plan.keep)),
+            restart=list(services.servers.changed_by(effective, plan.keep)),
             keep=list(plan.keep),
             absent=list(plan.absent),
             unknown=list(plan.unknown),
             unusable={model_id: readable(problem) for model_id, problem in plan.unusable.items()},
             insufficient_memory={model_id: readable(error.message) for model_id, error in not_fitting.items()},
             settings_not_usable={model_id: readable(error.message) for model_id, error in not_runnable.items()},
+            warnings={model_id: list(warnings) for model_id, warnings in narrow.items()},
             operation_id=operation_id,
         )
 

@@ -389,6 +389,7 @@ class SettingsAnswer(Answer):
     runtime_settings: RuntimeSettings = Field(description="what was chosen for the model")
     effective: RuntimeSettings = Field(description="what holds: the profile's, the model's, its tier's, the host's")
     sources: dict[str, Source] = Field(description="where each setting that holds was said")
+    warnings: list[str] = Field(description="what holds and will hardly do, as a limit of memory below the need")
 
 
 class SettingsChangedAnswer(SettingsAnswer):
@@ -434,6 +435,15 @@ class DrainRequest(Request):
     draining: bool
 
 
+class ConfigurationAnswer(Answer):
+    """Where the agent's configuration comes from: an option wins over a variable, and that over the file."""
+
+    pid: int = Field(description="the agent's process")
+    file: str | None = Field(description="the configuration file, there or not; null where there is no such thing")
+    variables: dict[str, str] = Field(description="of its environment, those that set something")
+    options: dict[str, str] = Field(description="of its command line, likewise: `--port-range`, and what is given")
+
+
 class DrainAnswer(Answer):
     """Whether the host is being drained."""
 
@@ -463,6 +473,9 @@ class PlanAnswer(Answer):
     )
     settings_not_usable: dict[str, str] = Field(
         description="in a dry run, models that could not be started with their settings, and why"
+    )
+    warnings: dict[str, list[str]] = Field(
+        description="models with settings that will hardly do, as a limit of memory below the need; they are started"
     )
     operation_id: str | None = Field(description="by which starts and stops can be followed")
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from magi_agent.api.etag import answer_unless_known, tagged
-from magi_agent.api.exchange import CALLER, answer, flag_of, location, wait_of
+from magi_agent.api.exchange import ASKED, CALLER, answer, flag_of, location, wait_of
 from magi_agent.api.representations import operation_answer, server_answer
 from magi_agent.api.routes import FORCE, WAIT, Access, Route
 from magi_agent.api.schemas import OperationAnswer, ServerActionAnswer, ServerAnswer, ServersAnswer
@@ -167,7 +167,7 @@ class ServerRoutes:
         """POST /api/models/servers/{modelId}/start."""
         await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
-        forced = flag_of(request, "force")
+        forced = _forced(request)
         return _on_one(request, await self._servers.start(model_id, by=by, wait=wait, forced=forced))
 
     async def stop_server(self, request: web.Request) -> web.Response:
@@ -180,7 +180,7 @@ class ServerRoutes:
         """POST /api/models/servers/{modelId}/restart."""
         await require_systemd(self._manager)
         model_id, by, wait = request.match_info["modelId"], request[CALLER].name, wait_of(request)
-        forced = flag_of(request, "force")
+        forced = _forced(request)
         return _on_one(request, await self._servers.restart(model_id, by=by, wait=wait, forced=forced))
 
     async def start_all_servers(self, request: web.Request) -> web.Response:
@@ -231,3 +231,11 @@ def _on_one(request: web.Request, outcome: Outcome) -> web.Response:
         status=200 if outcome.settled else 202,
         headers=None if outcome.settled else location(request, path),
     )
+
+
+def _forced(request: web.Request) -> bool:
+    forced = flag_of(request, "force")
+    if forced:
+        # What the journal has of a change is its path and its body, and this is in neither.
+        request[ASKED] = "by force"
+    return forced

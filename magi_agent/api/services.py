@@ -21,6 +21,7 @@ from magi_agent.servers.connections import ServerConnections
 from magi_agent.servers.effective import EffectiveSettings
 from magi_agent.servers.history import History
 from magi_agent.servers.memory_needs import MemoryNeeds
+from magi_agent.servers.narrow_limits import NarrowLimits
 from magi_agent.servers.preparation import StartPreparation
 from magi_agent.servers.self_reports import SelfReports
 from magi_agent.servers.server_log import ServerLogs
@@ -46,6 +47,7 @@ class Services:
     preparation: StartPreparation
     effective: EffectiveSettings
     memory: MemoryNeeds
+    narrow_limits: NarrowLimits
     manager: SystemdManager
     transfer: Transfer
     events: EventStream

@@ -109,7 +109,8 @@ class SettingsRoutes:
 
     async def get_settings(self, request: web.Request) -> web.Response:
         """GET /api/models/{modelId}/settings."""
-        return answer(SettingsAnswer(**self._settings(self._services.registry.model(request.match_info["modelId"]))))
+        model = self._services.registry.model(request.match_info["modelId"])
+        return answer(SettingsAnswer(**await self._settings(model)))
 
     async def replace_settings(self, request: web.Request) -> web.Response:
         """PUT /api/models/{modelId}/settings."""
@@ -137,7 +138,7 @@ class SettingsRoutes:
         return answer(
             SettingsChangedAnswer(
                 message=f"Settings updated for {model.model_id}",
-                **self._settings(model),
+                **await self._settings(model),
                 restart_required=bool(server.restart_reasons),
                 restart_reasons=list(server.restart_reasons),
             ),
@@ -145,13 +146,14 @@ class SettingsRoutes:
             headers=None if settled else location(request, path),
         )
 
-    def _settings(self, model: Model) -> dict[str, object]:
+    async def _settings(self, model: Model) -> dict[str, object]:
         effective = self._services.effective
         return {
             "model_id": model.model_id,
             "runtime_settings": model.choices.runtime_settings,
             "effective": effective.of(model),
             "sources": {wire_name(name): source for name, source in effective.sources(model).items()},
+            "warnings": list(await self._services.narrow_limits.of(model)),
         }
 
     async def set_port(self, request: web.Request) -> web.Response:

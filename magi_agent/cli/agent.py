@@ -104,7 +104,7 @@ async def _serve(settings: Settings, sources: ConfigurationSources) -> int:
     from magi_agent.log_output import set_up_logging
 
     set_up_logging(settings.log_level)
-    outcome = AgentExit.OK if await Agent(settings, read_settings=sources.read).run() else AgentExit.DIED
+    outcome = AgentExit.OK if await Agent(settings, None, sources.read, sources).run() else AgentExit.DIED
     _end_by_force(outcome)
     return outcome
 

@@ -34,9 +34,10 @@ Check = Callable[[Patient], Iterator[Finding]]
 def doctor(session: Session) -> int:
     """Check this host, and say how to mend what is wrong.
 
-    Configuration, tokens, service, sockets, launcher, users, llama-server with its libraries and devices, GPUs, model
-    folders, ports, systemd, control groups and memory. It works with the agent down, and without root, who sees more.
-    Nothing is changed; llama-server is run only as the servers are. Exit status 0: nothing is wrong; 1: something is.
+    Configuration (the one that the running agent goes by, else the one that its unit names), tokens, service, sockets,
+    launcher, users, llama-server with its libraries and devices, GPUs, model folders, ports, systemd, control groups
+    and memory. It works with the agent down, and without root, who sees more. Nothing is changed; llama-server is run
+    only as the servers are. Exit status 0: nothing is wrong; 1: something is.
 
     With --json: an object with the findings (check, result, found, mend), and how many there are of each result.
     """

@@ -42,20 +42,35 @@ def configuration(patient: Patient) -> Iterator[Finding]:
             yield warning(f"{file.path}: {line!r} sets nothing; it should be NAME=VALUE", _editing(file.path, patient))
         for name in sorted(name for name in file.variables if name.startswith(_OURS) and name not in _KNOWN):
             yield warning(f"{file.path}: no setting is called {name}", _editing(file.path, patient))
+    yield from _of_another(patient)
     is_there = os.path.lexists(patient.config)
     if is_there and not patient.is_root and not os.access(patient.config, os.R_OK):
         yield unknown(f"{patient.config} may not be read by you", AS_ROOT)
         return
     if isinstance(patient.configured, ConfigurationError):
-        yield failed(f"the configuration is not valid: {patient.configured}", _mending(patient.configured, patient))
+        yield failed(
+            f"the configuration is not valid: {patient.configured} ({patient.config}, {patient.why_config})",
+            _mending(patient.configured, patient),
+        )
         return
     if is_there:
         yield from _may_be_read(patient.config, patient.agents_account)
     set_by_file = sum(len(file.variables) for file in patient.environment_files)
     also = f", with {counted(set_by_file, 'variable')} of the service's environment file" if set_by_file else ""
-    yield ok(
-        f"{patient.config} is valid{also}" if is_there else f"there is no {patient.config}: the defaults hold{also}"
-    )
+    judged = f"{patient.config}, {patient.why_config}"
+    yield ok(f"{judged}, is valid{also}" if is_there else f"there is no {judged}: the defaults hold{also}")
+
+
+def _of_another(patient: Patient) -> Iterator[Finding]:
+    """Whether another configuration file counts for the next start, or may count for the agent that runs."""
+    if patient.told and patient.service_unit and patient.config_of_start != patient.config:
+        yield warning(
+            f"the running agent goes by {patient.config}, and the next start by {patient.config_of_start}, "
+            f"which {UNIT} names",
+            f"{patient.control} restart {UNIT}",
+        )
+    elif patient.answers and not patient.told and not patient.service_unit:
+        yield unknown(f"the running agent does not say which configuration it goes by; {patient.config} is looked at")
 
 
 def _mending(error: ConfigurationError, patient: Patient) -> str:
@@ -66,7 +81,7 @@ def _mending(error: ConfigurationError, patient: Patient) -> str:
     file = patient.file_of_variable(found[1])
     if file:
         return _editing(file, patient)
-    if not patient.unit_or_none:
+    if not patient.service_unit:
         return f"unset {found[1]}, or give it another value"
     edit = f"{patient.control} edit {UNIT} (below [Service] Environment={found[1]}=VALUE)"
     return f"{edit}; then: {patient.control} restart {UNIT}"

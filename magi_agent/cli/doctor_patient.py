@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from magi_agent.cli.address import SocketAddress
-from magi_agent.cli.answers import models_of, record, records
+from magi_agent.cli.answers import models_of, record, records, text
 from magi_agent.cli.client import Client
 from magi_agent.cli.exits import CommandError
+from magi_agent.cli.phrasing import number
 from magi_agent.errors import ConfigurationError
 from magi_agent.host.accounts import DYNAMIC, Account, account_named, account_of_process, own_account
 from magi_agent.host.environment_file import read_environment_file
@@ -30,7 +31,8 @@ from magi_agent.vocabulary import Scope
 UNIT: Final = "magi-agent.service"
 _UNIT_PROPERTIES: Final = (
     "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NRestarts", "MainPID", "User",
-    "Environment", "EnvironmentFiles", "TriggeredBy", "Slice", "IPAddressAllow", "IPAddressDeny", "StatusText",
+    "Environment", "EnvironmentFiles", "ExecStart", "TriggeredBy", "Slice", "IPAddressAllow", "IPAddressDeny",
+    "StatusText",
 )  # fmt: skip
 _SOCKETS: Final = ("magi-agent.socket", "magi-agent-tcp.socket")
 _SOCKET_PROPERTIES: Final = ("LoadState", "ActiveState", "Result", "UnitFileState", "Listen")
@@ -39,6 +41,11 @@ UP: Final = frozenset({"active", "activating", "reloading"})
 """Words of systemd's for a unit that works, or will in a moment."""
 _NOT_READY: Final = frozenset({503})
 _SECONDS: Final = 10.0
+_OF_USER: Final = ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "HOME")
+"""Variables that a user's manager gives to its services, and that decide where these look."""
+_ARGUMENTS: Final = re.compile(r"argv\[\]=(.*?) ; ")
+"""The command line of a unit as ``systemctl show`` has it."""
+_CONFIG_OPTION: Final = re.compile(r"(?:^| )--config[ =](\S+)")
 _FILE_OF_LIST: Final = re.compile(r"^(.*) \(ignore_errors=(?:yes|no)\)$")
 
 
@@ -109,32 +116,62 @@ class Patient:
         return {name: SocketUnit(each) for name, each in asked.items() if each.get("LoadState") not in _NOT_WANTED}
 
     @cached_property
+    def told(self) -> dict[str, object]:
+        """What the agent that answers says its configuration comes from; empty where nobody says it."""
+        said = self._ask("/api/configuration")
+        return said if text(said.get("file")) else {}
+
+    @cached_property
+    def service_unit(self) -> dict[str, str]:
+        """The service's unit; empty too where the agent that answers is known to be another process than its."""
+        pid = number(self.told.get("pid"))
+        is_another = pid is not None and f"{pid:.0f}" != self.unit_or_none.get("MainPID")
+        return {} if is_another else self.unit_or_none
+
+    @cached_property
     def environment_files(self) -> tuple[EnvironmentFile, ...]:
         """The files that the service's unit takes variables from, those that are there."""
-        lines = self.unit_or_none.get("EnvironmentFiles", "").splitlines()
+        lines = self.service_unit.get("EnvironmentFiles", "").splitlines()
         paths = [Path(found[1]) for line in lines if (found := _FILE_OF_LIST.match(line))]
         return tuple(_read(path) for path in paths if os.path.lexists(path))
 
     @cached_property
     def environment(self) -> dict[str, str]:
-        """The variables that the service has: its unit's, or without a unit this process's own."""
-        if not self.unit_or_none:
-            return dict(os.environ)
+        """The variables that the service has: its unit's, or else the agent's own, or else those of this process."""
+        of_user = {name: os.environ[name] for name in _OF_USER if name in os.environ}
+        if not self.service_unit:
+            said = record(self.told.get("variables"))
+            return of_user | {name: text(value) for name, value in said.items()} if self.told else dict(os.environ)
         try:
-            words = shlex.split(self.unit_or_none.get("Environment", ""))
+            words = shlex.split(self.service_unit.get("Environment", ""))
         except ValueError:
             words = []
         variables = dict(word.partition("=")[::2] for word in words)
         for file in self.environment_files:
             variables |= file.variables
-        if self.scope is Scope.USER and "XDG_RUNTIME_DIR" in os.environ:
-            variables.setdefault("XDG_RUNTIME_DIR", os.environ["XDG_RUNTIME_DIR"])
-        return variables
+        return of_user | variables if self.scope is Scope.USER else variables
 
     @cached_property
     def config(self) -> Path:
-        """The configuration file that counts."""
-        return Path(self.environment.get("MAGI_CONFIG") or DEFAULT_CONFIG)
+        """The configuration file that counts: what the agent that answers goes by, or else what a start would."""
+        return Path(text(self.told.get("file")) or self.config_of_start)
+
+    @cached_property
+    def config_of_start(self) -> Path:
+        """The configuration file that the service's unit names, or without a unit this process's environment."""
+        command = _ARGUMENTS.search(self.service_unit.get("ExecStart", ""))
+        option = _CONFIG_OPTION.search(command[1]) if command else None
+        return Path((option and option[1]) or self.environment.get("MAGI_CONFIG") or DEFAULT_CONFIG)
+
+    @property
+    def why_config(self) -> str:
+        """Why that file is the one that counts, as the end of a sentence about it."""
+        if self.told:
+            return "which the running agent goes by"
+        where = UNIT if self.service_unit else "MAGI_CONFIG here"
+        if self.config == DEFAULT_CONFIG and not self.environment.get("MAGI_CONFIG"):
+            return f"the default, as {where} names no other"
+        return f"which {where} names"
 
     @property
     def control(self) -> str:
@@ -155,7 +192,7 @@ class Patient:
 
     def taking_up(self, path: Path) -> str:
         """What is to be done once a file of the service's was changed, as the end of a sentence."""
-        if not self.unit_or_none:
+        if not self.service_unit:
             return ""
         # What an environment file says is taken up by a start alone.
         is_variable = any(path == file.path for file in self.environment_files)
@@ -164,9 +201,14 @@ class Patient:
     @cached_property
     def configured(self) -> Settings | ConfigurationError:
         """The settings, or why there are none."""
-        known = {setting.variable for setting in SETTINGS} | {"MAGI_CONFIG", "XDG_RUNTIME_DIR"}
+        known = {setting.variable for setting in SETTINGS} | {*_OF_USER}
+        variables = {name: value for name, value in self.environment.items() if name in known}
+        said = {} if self.service_unit else record(self.told.get("options"))
+        options = {setting.name: text(said[setting.option]) for setting in SETTINGS if setting.option in said}
+        # That the default is not there is a mistake only where somebody names it.
+        config = None if self.config == DEFAULT_CONFIG and not self.environment.get("MAGI_CONFIG") else self.config
         try:
-            return load_settings({}, {name: value for name, value in self.environment.items() if name in known})
+            return load_settings(options, variables, config)
         except ConfigurationError as error:
             return error
 
@@ -196,16 +238,16 @@ class Patient:
         """Whom the agent runs as: its process tells, else its unit; without a unit, whoever calls."""
         if running := self._agents_process():
             return running
-        unit = self.unit_or_none
+        unit = self.service_unit
         if unit and self.scope is Scope.SYSTEM:
             return account_named(unit.get("User") or "root")
         return own_account()
 
     def _agents_process(self) -> Account | None:
-        pid = self.unit_or_none.get("MainPID", "0")
+        pid = self.service_unit.get("MainPID", "0")
         if pid.isdecimal() and pid != "0":
             return account_of_process(int(pid))
-        if self.unit_or_none:
+        if self.service_unit:
             # A socket that systemd made tells of systemd, and a connection to it has the agent started.
             return None
         peer = _listener(self.client)

@@ -121,7 +121,8 @@ def _words(event: Mapping[str, object]) -> _Line:
 
 def _state_after(event: Mapping[str, object]) -> _Line:
     said = text(record(event.get("failure")).get("message"))
-    return [state_cell(event.get("after")), *([Cell(f": {said}", "red")] if said else [])]
+    by_force = [Cell(" (by force)", "yellow")] if event.get("forced") is True else []
+    return [state_cell(event.get("after")), *by_force, *([Cell(f": {said}", "red")] if said else [])]
 
 
 def _progress(event: Mapping[str, object]) -> str:

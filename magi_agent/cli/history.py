@@ -12,12 +12,12 @@ from magi_agent.cli.completing import model_ids
 from magi_agent.cli.grid import Cell, Column, Grid
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import NOTHING, local_time
+from magi_agent.cli.runs import SHOWN_DIGITS
 from magi_agent.cli.tables import failure_facts
 
 _MOST_EVENTS: Final = 1000
 _STYLES: Final = {"started": "cyan", "ready": "green", "stopped": "dim", "failed": "bold red"}
 _COLUMNS: Final = (Column("WHEN"), Column("EVENT"), Column("BY", 1), Column("RUN", 2), Column("WHAT", is_prose=True))
-_SHOWN_OF_ID: Final = 8
 
 
 @command(
@@ -38,8 +38,8 @@ def history(session: Session, model_id: str, limit: int) -> None:
 
     That is when it was started, ready, stopped, or failed.
 
-    It is as old as the journal of the agent's host. The log of a run: magictl logs ID --run RUN, with the whole of
-    the run's id, which is in the JSON.
+    It is as old as the journal of the agent's host. The log of a run: magictl logs ID --run RUN, with what stands
+    there of the run's id.
 
     With --json: the answer of GET /api/models/ID/history.
     """
@@ -67,6 +67,6 @@ def _rows(events: Iterable[Mapping[str, object]], model_id: str) -> Iterable[tup
             Cell(local_time(event.get("at"))),
             Cell(kind, _STYLES.get(kind, "")),
             Cell(text(event.get("by")) or NOTHING),
-            Cell(text(event.get("invocationId"))[:_SHOWN_OF_ID] or NOTHING, "dim"),
+            Cell(text(event.get("invocationId"))[:SHOWN_DIGITS] or NOTHING, "dim"),
             Cell(f"{message} ({known})" if known else message),
         )

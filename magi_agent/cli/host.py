@@ -85,10 +85,24 @@ def _memory(memory: Mapping[str, object]) -> Iterator[Fact]:
         style = "yellow" if limit.get("isBinding") is True else ""
         left = f"({size(limit.get('roomBytes'))} left)"
         yield Fact("limit", Cell(f"{size(least)} for {name}", style), left)
-    yield Fact("for models", Cell(size(memory.get("roomBytes"))))
+    yield from _room(memory)
     some = record(memory.get("pressure")).get("some")
     if isinstance(some, list) and some and (percent := number(some[0])):
         yield Fact("waited for", Cell(f"{percent:g} % of the last 10 s", "yellow"))
+
+
+def _room(memory: Mapping[str, object]) -> Iterator[Fact]:
+    """What a start is held against, as a sum that adds up."""
+    if "reserveBytes" not in memory:
+        # An agent of before says no more.
+        yield Fact("room", Cell(size(memory.get("roomBytes"))), "(of which memory_reserve is kept for all else)")
+        return
+    yield Fact("room", Cell(size(memory.get("roomBytes"))), "(available, or left by a limit, and not mapped)")
+    yield Fact("promised", Cell(size(memory.get("promisedBytes"))), "(of it, to servers that have not taken it yet)")
+    yield Fact("reserve", Cell(size(memory.get("reserveBytes"))), "(of it, for all else: memory_reserve)")
+    left, why = memory.get("roomForStartBytes"), text(record(memory.get("unavailable")).get("roomForStartBytes"))
+    remark = "" if number(left) else f"({why})" if why else "(what is started now would not fit)"
+    yield Fact("for a start", Cell(size(left), "" if number(left) else "yellow"), remark)
 
 
 def _disks(disks: list[Mapping[str, object]]) -> Iterator[Fact]:

@@ -18,6 +18,7 @@ from magi_agent.cli.exits import UnreachableError
 from magi_agent.cli.grid import Cell
 from magi_agent.cli.options import Session
 from magi_agent.cli.phrasing import local_time, number
+from magi_agent.cli.runs import refuse_unknown, run_named
 from magi_agent.cli.screen import Screen
 
 _MOST_LINES: Final = 1_000_000
@@ -34,6 +35,7 @@ _Entry = Mapping[str, object]
     "magictl logs smollm2-135m-instruct.q4_1 -f",
     "magictl logs smollm2-135m-instruct.q4_1 -n 500 --since '10 min ago'",
     "magictl logs smollm2-135m-instruct.q4_1 --run previous -p warning",
+    "magictl logs smollm2-135m-instruct.q4_1 --run 3f9a07c2",
 )
 @click.argument("model_id", metavar="ID", shell_complete=model_ids)
 @click.option(
@@ -46,7 +48,9 @@ _Entry = Mapping[str, object]
 @click.option("--since", metavar="TIME", help="Only what is newer: '2026-01-02 03:04', -1h, '10 min ago', yesterday.")
 @click.option("--until", metavar="TIME", help="Only what is older, likewise.")
 @click.option("-p", "--priority", metavar="WORD", help="Only what is as important: err, warning, notice, info, debug.")
-@click.option("--run", metavar="RUN", help="One run alone: current (or the last one), previous, or its id.")
+@click.option(
+    "--run", metavar="RUN", help="One run alone: current (or the last one), previous, or at least 4 digits of its id."
+)
 def logs(
     session: Session,
     model_id: str,
@@ -59,18 +63,19 @@ def logs(
 ) -> None:
     """Show the log of a model's server, of earlier runs too.
 
-    Lines that systemd says of the server are marked. Times are those of this host's zone; a TIME without a zone is
-    in that of the agent's host.
+    Lines that systemd says of the server are marked; magictl history shows the ids of runs. Times are those of this
+    host's zone; a TIME without a zone is in that of the agent's host.
 
     With --json: one JSON object for each line.
     """
     if follow and until is not None:
         raise click.UsageError("--follow goes on with what is yet to come: leave --until out")
     most = lines if lines is not None else _MOST_LINES if since else _USUAL
-    wanted = {"since": since, "until": until, "priority": priority, "run": run}
     path = server_path(model_id, "logs")
-    query = {key: value for key, value in wanted.items() if value is not None}
     try:
+        run = run_named(session.client, model_id, run) if run else run
+        wanted = {"since": since, "until": until, "priority": priority, "run": run}
+        query = {key: value for key, value in wanted.items() if value is not None}
         if follow:
             with suppress(KeyboardInterrupt):
                 for entry in _followed(session, path, {**query, "lines": str(min(most, _MOST_AT_ONCE))}):
@@ -80,6 +85,8 @@ def logs(
         for entry in _last(session, path, query, most):
             _show(session.screen, entry)
             shown += 1
+        if run and not shown and most and not (since or until or priority):
+            refuse_unknown(session.client, model_id, run)
     except UnreachableError as error:
         raise _without_agent(session, model_id, error) from None
     if not shown and not session.screen.as_json and session.screen.is_terminal(session.screen.out):

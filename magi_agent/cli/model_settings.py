@@ -106,6 +106,12 @@ def setting_facts(document: Mapping[str, object]) -> Iterator[Fact]:
         yield Fact(name, Cell(summary(name, value)), f"({remark})" if remark else "")
 
 
+def say_warnings(screen: Screen, document: Mapping[str, object]) -> None:
+    """Write what holds and will hardly do, of an answer about a model's settings."""
+    for warning in texts(document.get("warnings")):
+        screen.note(Cell("! ", "yellow"), warning)
+
+
 def _asked(client: Client, model_id: str) -> dict[str, object]:
     return client.get(_path(model_id), "runtimeSettings", "effective")
 
@@ -127,6 +133,7 @@ def _show_or_apply(session: Session, model_id: str, *, now: bool) -> int:
     facts = list(setting_facts(document))
     screen.line(Cell(model_id, "bold"))
     write_section(screen, "Settings", facts, label_width=max([len(fact.label) for fact in facts], default=0))
+    say_warnings(screen, document)
     if not facts:
         screen.line("nothing is set: llama-server's own defaults hold; what there is: magictl settings --list")
     return Exit.OK
@@ -180,6 +187,7 @@ def _say_chosen(screen: Screen, model_id: str, document: Mapping[str, object], *
     overruled = [name for name in setting_names() if _is_overruled(document, wire_name(name))]
     if overruled:
         screen.note(Cell("! ", "yellow"), f"the active profile says otherwise of {', '.join(overruled)}")
+    say_warnings(screen, document)
     if document.get("restartRequired") is True and not now:
         reasons = "; ".join(texts(document.get("restartReasons")))
         screen.note(Cell("! ", "yellow"), f"restart due: {reasons or 'it runs with others'}")

@@ -70,6 +70,9 @@ def _show(screen: Screen, name: str, plan: Mapping[str, object], *, dry_run: boo
         screen.note(Cell("! ", "yellow"), f"{unknown}: no model has this id")
     for model_id, problem in record(plan.get("unusable")).items():
         screen.note(Cell("! ", "yellow"), f"{model_id} cannot be used: {problem}")
+    for model_id, warnings in record(plan.get("warnings")).items():
+        for warning in texts(warnings):
+            screen.note(Cell("! ", "yellow"), f"{model_id}: {warning}")
     refused = (record(plan.get(key)).values() for key in ("insufficientMemory", "settingsNotUsable"))
     for problem in texts([problem for problems in refused for problem in problems]):
         screen.note(Cell("! ", "yellow"), problem)

@@ -55,7 +55,7 @@ def show(session: Session, model_id: str) -> None:
         screen.line(name)
     set_here = list(setting_facts(settings))
     sections = (
-        ("Model", [*_facts(model), *memory_facts(memory)]),
+        ("Model", [*_facts(model), *memory_facts(memory), *_warnings(settings, memory)]),
         ("Choices", list(_choices(model))),
         ("Settings", set_here or [Fact("none", Cell("llama-server's own defaults hold", "dim"))]),
         ("Server", list(_server(server))),
@@ -64,6 +64,12 @@ def show(session: Session, model_id: str) -> None:
     for title, facts in sections:
         write_section(screen, title, facts, label_width=width)
     _show_log(screen, server)
+
+
+def _warnings(*answers: Mapping[str, object]) -> Iterator[Fact]:
+    """What will hardly do, each thing once, whichever of the answers says it."""
+    told = dict.fromkeys(warning for answer in answers for warning in texts(answer.get("warnings")))
+    yield from (Fact("warning", Cell(warning, "yellow")) for warning in told)
 
 
 def _facts(model: Mapping[str, object]) -> Iterator[Fact]:

@@ -22,7 +22,7 @@ from magi_agent.memory.need import Basis
 from magi_agent.servers.launch import LaunchSpecification, model_id_of
 from magi_agent.servers.llama_server import differences
 from magi_agent.servers.placed import Placed, Placing
-from magi_agent.servers.shortage import Shortage, insufficient_memory, outstanding, room_of, shortage_of
+from magi_agent.servers.shortage import Shortage, arithmetic, insufficient_memory, outstanding, room_of, shortage_of
 from magi_agent.servers.start_order import Rank
 from magi_agent.systemd.status import UnitStatus
 
@@ -110,6 +110,8 @@ class Admission:
         """When it was asked last whether it is known more surely what a server needs."""
         self._checked: tuple[float, LaunchSpecification, Placed] | None = None
         """When what launch was checked last, and its place: the start that follows needs no other."""
+        self._promised: tuple[float, int] | None = None
+        """When it was reckoned for somebody who looks what is promised, and how much that is, while that holds."""
         self._told: set[tuple[str, str]] = set()
         self.look: Callable[[], Situation] = Situation
         """How things are; the reconciler's."""
@@ -181,6 +183,7 @@ class Admission:
                 async with self._turn:
                     placed, shortage, ceiling = await self._decide(launch, placed, {model_id})
                     if shortage is None or is_forced():
+                        placed = replace(placed, overruled=arithmetic(shortage) if shortage else None)
                         self._promises[model_id] = placed
                         self._took = True
                         return placed
@@ -194,6 +197,19 @@ class Admission:
         finally:
             del self._undecided[model_id]
             self._tell()
+
+    async def promised(self) -> int:
+        """What the servers that were admitted will take yet of the host's memory, in bytes; at most a second old.
+
+        Raises ``TimeoutError`` where files or drivers do not tell in time what one of them needs.
+        """
+        async with asyncio.timeout(_PATIENCE), self._turn:
+            now = asyncio.get_running_loop().time()
+            # Who only looks must not hold up starts, however many do.
+            if self._promised is None or now - self._promised[0] >= _FRESH:
+                host, _ = await self._outstanding(())
+                self._promised = now, host
+            return self._promised[1]
 
     async def check(self, launch: LaunchSpecification, running: UnitStatus | None = None) -> None:
         """See that a start would not be refused as things stand; one that would have to wait is none.
@@ -387,6 +403,7 @@ class Admission:
 
     def _tell(self) -> None:
         """Have the start that is wanted most look again at once; the others look again soon."""
+        self._promised = None
         first = min(self._undecided.values(), key=lambda each: each.least, default=None)
         if first is not None:
             first.news.set()

@@ -15,6 +15,7 @@ from typing import Final
 
 from magi_agent.servers.failure import NOT_EXECUTED, Failure
 from magi_agent.servers.launch import unit_name
+from magi_agent.servers.memory_limits import LimitOrigin
 
 READ_LINES: Final = 120
 """Lines of a log in which the cause is looked for: after a wrong argument, a page of usage follows."""
@@ -39,14 +40,17 @@ class MemoryEnd:
     """Bytes that the unit might use; ``None`` for no limit, or where nobody tells."""
     group: str | None = None
     """Whose limit it was, as the kernel says: a unit's name, empty for the host's; ``None`` where it was not read."""
+    source: LimitOrigin | None = None
+    """Where the unit's limit comes from."""
 
     def diagnosis(self, unit: str) -> Diagnosis:
         """The cause, and what to do, for the server in ``unit``."""
         cause, limit = "it was killed because memory ran out", self.limit and _size(self.limit)
+        wider = f"{_WIDER_LIMIT[self.source].format(unit=unit)} {_OR_LESS}"
         if limit and self.group == unit:
-            return Diagnosis(f"{cause}, at its limit of {limit} (MemoryMax)", _WIDER_LIMIT)
+            return Diagnosis(f"{cause}, at its limit of {limit} (MemoryMax)", wider)
         if limit and self.group is None:
-            return Diagnosis(f"{cause}, its own of {limit} (MemoryMax) or the host's", _WIDER_LIMIT)
+            return Diagnosis(f"{cause}, its own of {limit} (MemoryMax) or the host's", wider)
         if self.group:
             return Diagnosis(f"{cause}, that of {_quoted(self.group)}", _LESS_MEMORY)
         return Diagnosis(cause if self.group is None else f"{cause}, the host's", _LESS_MEMORY)
@@ -71,10 +75,13 @@ class _Sign:
 _LESS_MEMORY: Final = (
     "give it less to hold (magictl settings MODEL ctx_size=…, or a smaller quantization), or stop another model"
 )
-_WIDER_LIMIT: Final = (
-    "give it more (magictl settings MODEL memory_max=…) or less to hold (magictl settings MODEL ctx_size=…); one that "
-    "leaks comes to any limit"
-)
+_WIDER_LIMIT: Final[dict[LimitOrigin | None, str]] = {
+    "set": "raise memory_max (magictl settings MODEL memory_max=…; magictl settings MODEL shows where it is set)",
+    "operator": "raise MemoryMax where it is set at the unit (systemctl set-property {unit} MemoryMax=…, or a drop-in)",
+    "derived": "give it more than follows from its need (magictl settings MODEL memory_max=…)",
+    None: "give it more (magictl settings MODEL memory_max=…)",
+}
+_OR_LESS: Final = "or give it less to hold (magictl settings MODEL ctx_size=…); one that leaks comes to any limit"
 _GPU_MEMORY: Final = (
     "the memory of the GPU is too small for it as it is set",
     "keep fewer layers there (magictl settings MODEL n_gpu_layers=…), shorten ctx_size, or stop another model",

@@ -13,6 +13,8 @@ from magi_agent.host.listeners import owned_by
 from magi_agent.host.unix_listeners import unix_listener, unix_owned_by
 from magi_agent.servers.diagnosis import READ_LINES, Diagnosis, MemoryEnd
 from magi_agent.servers.failure import Failure
+from magi_agent.servers.llama_server import memory_limits_of, set_memory_limits_of
+from magi_agent.servers.memory_limits import source_of
 from magi_agent.servers.port_holder import holder_of, holder_of_socket
 from magi_agent.servers.program_faults import program_fault
 from magi_agent.servers.reach import AtPort, AtSocket, Reach
@@ -90,7 +92,9 @@ class UnitEvidence:
         with contextlib.suppress(JournalError, TimeoutError):
             async with asyncio.timeout(_ANSWER_WAIT):
                 group = await self._group_out_of_memory(unit)
-        return MemoryEnd(limit, group)
+        chosen = set_memory_limits_of(unit.environment)
+        made_with = memory_limits_of(unit.environment) or chosen
+        return MemoryEnd(limit, group, source_of(limit, chosen.max, made_with.max))
 
     async def _group_out_of_memory(self, unit: UnitStatus) -> str | None:
         ended = unit.exec_main_exit_timestamp or time.time()

@@ -64,6 +64,8 @@ class HistoryEvent:
     exit_status: int | None = None
     signal: str | None = None
     invocation_id: str | None = None
+    is_forced: bool | None = None
+    """Of a start of the agent's, whether somebody had it made also where it does not fit into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def note(
     exit_status: int | None = None,
     signal: str | None = None,
     invocation_id: str | None = None,
+    is_forced: bool | None = None,
 ) -> None:
     """Write an event down. ``message`` is a line of the log, whose reader does not know which model it is about."""
     _LOG.log(
@@ -100,6 +103,7 @@ def note(
             "magi_exit_status": exit_status,
             "magi_signal": signal,
             "magi_invocation": invocation_id,
+            "magi_forced": None if is_forced is None else str(is_forced).lower(),
         },
     )
 
@@ -135,7 +139,8 @@ class History:
             ],
             fields=(
                 *("MESSAGE_ID", "MAGI_EVENT", "MAGI_BY", "MAGI_RESULT", "MAGI_EXIT_STATUS", "MAGI_SIGNAL"),
-                *("MAGI_INVOCATION", "INVOCATION_ID", "USER_INVOCATION_ID", "UNIT_RESULT", "EXIT_CODE", "EXIT_STATUS"),
+                *("MAGI_INVOCATION", "MAGI_FORCED"),
+                *("INVOCATION_ID", "USER_INVOCATION_ID", "UNIT_RESULT", "EXIT_CODE", "EXIT_STATUS"),
             ),
         )
 
@@ -188,6 +193,7 @@ def _by_agent(record: JournalEntry) -> HistoryEvent | None:
         exit_status=int(status) if status.isdecimal() else None,
         signal=fields.get("MAGI_SIGNAL"),
         invocation_id=fields.get("MAGI_INVOCATION"),
+        is_forced={"true": True, "false": False}.get(fields.get("MAGI_FORCED", "")),
     )
 
 

@@ -20,13 +20,15 @@ def note_start(model_id: str, record: ServerRecord, wish: Wish | None, unit: Uni
         return
     record.start_told = invocation_id
     record.retries_told = 0
-    is_retry = record.attempts > 0
-    message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}"
+    is_retry, is_forced = record.attempts > 0, wish is not None and wish.is_forced
+    by_force = f", by force{f', though {record.overruled}' if record.overruled else ''}" if is_forced else ""
+    message = f"server of {model_id} was started{' again after it had failed' if is_retry else ''}{by_force}"
     note(
         model_id,
         Happened.STARTED,
         message,
         by=BY_AGENT if is_retry or wish is None else wish.by,
+        is_forced=is_forced,
         invocation_id=invocation_id,
     )
 
@@ -53,15 +55,20 @@ def note_ready(model_id: str, where: str, lack: Failure | None, unit: UnitStatus
 
 
 def note_stop(model_id: str, record: ServerRecord, wish: Wish | None, unit: UnitStatus, *, is_wanted: bool) -> None:
-    """Write down that the agent has stopped a server, and who wanted that."""
+    """Write down that the agent has stopped a server, and who wanted that; once for each run."""
+    invocation_id = unit.invocation_id or None
+    if invocation_id is not None and invocation_id == record.stop_told:
+        # Where systemd's signals come late, the same is planned and done again.
+        return
+    record.stop_told = invocation_id
     failure = record.failure
-    is_for_failure = failure is not None and failure.invocation_id == (unit.invocation_id or None)
+    is_for_failure = failure is not None and failure.invocation_id == invocation_id
     note(
         model_id,
         Happened.STOPPED,
         f"server of {model_id} was stopped{', to be started anew' if is_wanted else ''}",
         by=BY_AGENT if is_for_failure or wish is None else wish.by,
-        invocation_id=unit.invocation_id or None,
+        invocation_id=invocation_id,
     )
 
 

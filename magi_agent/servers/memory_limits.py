@@ -53,6 +53,10 @@ _OWN_MEMORY: Final = ("CUDA", "ROCm")
 """Back ends whose memory is no control group's, as their drivers take it; others may share the host's."""
 
 
+LimitOrigin = Literal["set", "derived", "operator"]
+"""Where a limit comes from: chosen for the model, derived from its need, or set at the unit by somebody else."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryLimits:
     """Bytes that the unit may use, swap left out; ``None`` for no limit."""
@@ -122,9 +126,7 @@ def written_limits(limits: MemoryLimits) -> str:
     return json.dumps({"memory_high": limits.high, "memory_max": limits.max}, separators=(",", ":"))
 
 
-def source_of(
-    in_force: int | None, chosen: int | None, made_with: int | None
-) -> Literal["set", "derived", "operator"] | None:
+def source_of(in_force: int | None, chosen: int | None, made_with: int | None) -> LimitOrigin | None:
     """Where a limit that is in force comes from: chosen for the model, else made with the unit, else from outside.
 
     ``None`` where there is no limit.

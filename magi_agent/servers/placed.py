@@ -34,6 +34,8 @@ class Placed:
     gpu_shortage: GpuShortage | None
     shared_bytes: int = 0
     """Of ``gpu_bytes``, those of GPUs that have no memory but the host's: they count against that too."""
+    overruled: str | None = None
+    """Why it does not fit, where somebody has forced it all the same."""
 
 
 class Placing(Protocol):

@@ -21,7 +21,7 @@ there, or while the bus was gone. So nothing is started after such a time until 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -47,6 +47,8 @@ from magi_agent.servers.life_notes import (
     note_stop_from_outside,
 )
 from magi_agent.servers.liveness import RHYTHM, Rhythm
+from magi_agent.servers.memory_limits import chosen_limits
+from magi_agent.servers.narrow_limits import warnings_of
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, awaits_retry, condition_of, make_plan
 from magi_agent.servers.readiness import Patience
 from magi_agent.servers.readiness_watch import OffloadCheck, ReadinessWatch, RunEvidence
@@ -71,6 +73,9 @@ _SURVIVORS_PAUSE: Final = 1.0
 """Seconds between two looks whether what survived SIGKILL is gone: systemd does not tell."""
 
 _ON_THE_MOVE: Final = frozenset({UnitCondition.GOING, UnitCondition.QUEUED})
+
+_ENDED: Final = frozenset({ServerState.STOPPED, ServerState.FAILED, ServerState.COOLDOWN})
+_BEING_STARTED: Final = frozenset({ServerState.STARTING, ServerState.LOADING})
 
 _PAST: Final = {Verb.STOP: "stopped", Verb.RESTART: "stopped", Verb.CLEAR: "cleared away"}
 
@@ -319,6 +324,14 @@ class Reconciler:
             self._admission.note_ended(model_id, is_to_start=self._is_to_start(model_id) and record.failure is None)
             self._retry_for_memory()
         self._announce(model_id)
+        self.wake()
+
+    def retry_with_new_files(self, model_ids: Iterable[str]) -> None:
+        """Have those of some models tried at once that failed: their files are there again, or are others."""
+        for model_id in model_ids:
+            record = self._records.get(model_id)
+            if record is not None and record.failure is not None and record.retry_at:
+                record.try_early()
         self.wake()
 
     def _retry_for_memory(self) -> None:
@@ -661,6 +674,10 @@ class Reconciler:
         placed = await self._admission.admit(
             self._order.rank(model_id), partial(self._prepared, model_id), partial(self._is_forced, model_id)
         )
+        record.overruled = placed.overruled
+        if placed.need:
+            for warning in warnings_of(placed.need, chosen_limits(placed.launch.runtime_settings)):
+                _LOG.warning("%s is started, but: %s", model_id, warning, extra={"magi_model": model_id})
         async with self._starting:
             if await self._manager.is_stopping():
                 _LOG.info("the host is going down: %s is not started", model_id)
@@ -711,7 +728,7 @@ class Reconciler:
         )
         if state is not None and state is not record.state:
             before, record.state = record.state, state
-            failure = self._failure_behind(state, record, unit)
+            failure = self._failure_behind(before, state, record, unit)
             self._events.publish(
                 ServerChanged(
                     model_id=model_id,
@@ -719,18 +736,24 @@ class Reconciler:
                     after=state,
                     result=failure.result if failure else None,
                     message=failure.message if failure else None,
+                    is_forced=state in _BEING_STARTED and self._is_forced(model_id),
                 )
             )
 
     @staticmethod
-    def _failure_behind(state: ServerState, record: ServerRecord, unit: UnitStatus | None) -> Failure | None:
-        """Why a server is in a state, where a failure is behind it."""
+    def _failure_behind(
+        before: ServerState, state: ServerState, record: ServerRecord, unit: UnitStatus | None
+    ) -> Failure | None:
+        """Why a server went from a state to another, where a failure is behind it."""
         if state is ServerState.STUCK:
             return record.stuck
         if state in (ServerState.FAILED, ServerState.COOLDOWN):
             return record.failure
         if state is ServerState.DEGRADED:
             return record.lack
+        if before in _ENDED:
+            # It is started anew, and what its last run failed with was told.
+            return None
         if state is ServerState.STARTING and unit and unit.main_pid is None and unit.result not in ("", "success"):
             # It died, and systemd starts it anew.
             return failure_of(unit)

@@ -53,6 +53,10 @@ class ServerRecord:
     """What was wished for when somebody else began to stop it."""
     start_told: str | None = None
     """Invocation of the start that was noted last."""
+    stop_told: str | None = None
+    """Invocation of the stop that was noted last."""
+    overruled: str | None = None
+    """Why its last start did not fit into memory, where somebody had forced it."""
     retries_told: int = 0
     """How often systemd had started it again by itself, when that was noted last."""
     ended: Failure | None = None

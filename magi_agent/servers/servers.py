@@ -359,6 +359,10 @@ class Servers:
         found = await self._admission.not_fitting([launch for launch in launches if launch], leaving)
         return {model_id: insufficient_memory(model_id, shortage) for model_id, shortage in found.items()}
 
+    async def promised_memory(self) -> int:
+        """What servers that are starting, or run, will take yet of the host's memory. Raises ``TimeoutError``."""
+        return await self._admission.promised()
+
     async def not_runnable(
         self, model_ids: Iterable[str], effective: EffectiveSettings
     ) -> dict[str, SettingsNotUsable]:

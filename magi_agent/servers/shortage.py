@@ -108,10 +108,9 @@ def outstanding(placed: Placed, used: UnitMemory | None, *, is_ready: bool) -> i
     return anonymous if is_ready else anonymous + max(0, need.mapped - used.mapped) + placed.shared_bytes
 
 
-def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory:
-    """The refusal of a start, with the arithmetic in words and for programs."""
+def arithmetic(shortage: Shortage) -> str:
+    """Why a start does not fit, in words."""
     parts = []
-    details: dict[str, object] = {"modelId": model_id, "advice": ADVICE.format(model_id)}
     room = shortage.room
     if room is not None and shortage.short_by:
         where = f" below the limit of {room.limit}" if room.limit else ""
@@ -123,6 +122,19 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
             f"{size(room.promised)} are promised to other servers and {size(room.reserve)} are kept in reserve "
             f"(memory_reserve): {size(shortage.short_by)} are missing"
         )
+    if gpu := shortage.gpu:
+        parts.append(
+            f"it needs {size(gpu.needed)} of GPU memory ({shortage.gpu_basis}) on {', '.join(gpu.devices) or 'GPUs'}; "
+            f"{size(gpu.free)} are free, of which {size(gpu.promised)} are promised to other servers: "
+            f"{size(shortage.gpu_short_by)} are missing"
+        )
+    return "; and ".join(parts)
+
+
+def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory:
+    """The refusal of a start, with the arithmetic in words and for programs."""
+    details: dict[str, object] = {"modelId": model_id, "advice": ADVICE.format(model_id)}
+    room = shortage.room
     if room is not None and shortage.needed:
         details |= {
             "neededBytes": shortage.needed,
@@ -137,11 +149,6 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
             "shortByBytes": shortage.short_by,
         }
     if gpu := shortage.gpu:
-        parts.append(
-            f"it needs {size(gpu.needed)} of GPU memory ({shortage.gpu_basis}) on {', '.join(gpu.devices) or 'GPUs'}; "
-            f"{size(gpu.free)} are free, of which {size(gpu.promised)} are promised to other servers: "
-            f"{size(shortage.gpu_short_by)} are missing"
-        )
         details["gpu"] = {
             "devices": list(gpu.devices),
             "neededBytes": gpu.needed,
@@ -150,7 +157,7 @@ def insufficient_memory(model_id: str, shortage: Shortage) -> InsufficientMemory
             "promisedBytes": gpu.promised,
             "shortByBytes": shortage.gpu_short_by,
         }
-    return InsufficientMemory(f"model {model_id} does not fit: {'; and '.join(parts)}", details)
+    return InsufficientMemory(f"model {model_id} does not fit: {arithmetic(shortage)}", details)
 
 
 def size(count: int) -> str:

@@ -49,6 +49,7 @@ async def test_activation_is_a_difference(serve: Serve) -> None:
         "unusable": {},
         "insufficientMemory": {},
         "settingsNotUsable": {},
+        "warnings": {},
         "operationId": None,
     }
     assert (await api.get("/api/models/profiles/active"))["name"] == "day"
@@ -304,3 +305,25 @@ async def test_a_dry_run_says_what_would_not_fit_into_memory(serve: Serve) -> No
         "api-fits": "succeeded",
     }
     assert "model api-big does not fit" in operation["models"]["api-big"]["message"]
+
+
+async def test_limits_that_are_too_narrow_are_in_the_plan_and_keep_nothing_from_being_done(serve: Serve) -> None:
+    api = await serve("api-narrow", "api-wide", "api-other")
+    by_hand = {"startPolicy": "manual"}
+    await put_settings(api, "api-other", {"memoryMax": 1 << 20})
+    limits = {"api-narrow": {**by_hand, "memoryMax": 1 << 20}, "api-wide": {**by_hand, "memoryMax": 8 << 30}}
+    await profile(api, "tight", "api-narrow", "api-wide", runtimeSettings=limits)
+
+    plan = (await api.ask("POST", "/api/models/profiles/tight/activate?dryRun=true")).success()
+    done = await activate(api, "tight")
+
+    assert plan["warnings"].keys() == {"api-narrow"}, "of what the profile has in use alone"
+    [warning] = plan["warnings"]["api-narrow"]
+    assert warning.startswith("memory_max is 1 MiB, and the server needs ")
+    assert done["warnings"] == plan["warnings"]
+    assert (done["enable"], plan["insufficientMemory"]) == (["api-narrow", "api-wide"], {})
+    assert (await api.get("/api/models/api-narrow/settings"))["warnings"] == [warning]
+
+
+async def put_settings(api: Api, model_id: str, settings: dict[str, Any]) -> None:
+    (await api.ask("PUT", f"/api/models/{model_id}/settings", settings)).success()

@@ -98,9 +98,21 @@ async def test_a_servers_life_is_told(serve: Serve) -> None:
         (await api.ask("POST", "/api/models/servers/api-one/stop?wait=60")).success()
         await heard.until("serverChanged", after="stopped")
     states = [event["after"] for event in heard.seen if event["type"] == "serverChanged"]
+    assert not any(event.get("forced") for event in heard.seen)
     assert states == ["starting", "loading", "ready", "stopping", "stopped"]
     numbers = [int(event["id"].rpartition("-")[2]) for event in heard.seen]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "none is missing, in order"
+
+
+async def test_a_start_by_force_is_told_as_one(serve: Serve) -> None:
+    api = await serve("api-one", "api-two", memory_reserve="1000T")
+    async with listening(api, "?types=serverChanged&modelId=api-one") as heard:
+        await heard.place()
+        (await api.ask("POST", "/api/models/servers/api-one/start?wait=60&force=true")).success()
+        ready = await heard.until("serverChanged", after="ready")
+    told = [(event["after"], event["forced"]) for event in heard.seen]
+    assert told == [("starting", True), ("loading", True), ("ready", False)]
+    assert list(ready)[-2:] == ["failure", "forced"]
 
 
 async def test_a_server_that_dies_is_told_with_the_reason(serve: Serve) -> None:
@@ -128,6 +140,27 @@ async def test_a_server_that_cannot_run_is_told_with_the_reason(serve: Serve, mo
         failed = await heard.until("serverChanged", after="cooldown")
         assert failed["failure"]["result"] == "not-usable"
         assert failed["failure"]["message"]
+
+
+async def test_a_start_anew_is_not_told_with_what_the_last_run_failed_with(
+    serve: Serve, models: Path, toy_model: MakeToyModel
+) -> None:
+    api = await serve("api-one")
+    toy_model(models / "api-broken.gguf", architecture="nonesuch")
+    (await api.ask("POST", "/api/models/rescan")).success()
+    start = "/api/models/servers/api-broken/start"
+    async with listening(api, "?types=serverChanged") as heard:
+        await heard.place()
+        (await api.ask("POST", start)).success(202)
+        failed = await heard.until("serverChanged", after="cooldown")
+        assert failed["failure"]["result"] == "exit-code"
+        (await api.ask("POST", start)).success(202)
+        again = await heard.until("serverChanged", before="cooldown")
+        assert (again["after"], again["failure"]) == ("starting", None)
+        # systemd's own starts, after it has died, are told with it.
+        died = await heard.until("serverChanged", before="loading")
+        assert (died["after"], died["failure"]["result"]) == ("starting", "exit-code")
+    (await api.ask("POST", "/api/models/servers/api-broken/stop?wait=60")).success()
 
 
 async def test_a_server_that_loads_is_told_how_far_it_is(serve: Serve) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from magi_agent.host.gpu_devices import Tree
 from magi_agent.host.nvidia_driver import NvidiaDriver
+from magi_agent.servers import admission
 from magi_agent.servers.questions import Question
 from tests.api.client import until
 from tests.api.conftest import Serve, systemctl
@@ -89,6 +90,74 @@ async def test_a_limit_on_the_servers_slice_binds_also_while_nothing_is_in_it(se
     metrics = (await api.ask("GET", "/metrics")).content.decode()
     [told] = [line for line in metrics.splitlines() if line.startswith("magi_host_memory_room_bytes ")]
     assert 0 < float(told.split()[1]) <= limited_slice
+
+
+async def test_what_a_start_may_need_is_told_as_admission_has_it(serve: Serve) -> None:
+    api = await serve("api-host", "api-wide", memory_reserve="300M")
+
+    def sums(memory: Mapping[str, Any]) -> None:
+        left = memory["roomBytes"] - memory["promisedBytes"] - memory["reserveBytes"]
+        assert memory["roomForStartBytes"] == max(0, left)
+
+    before = (await api.ask("GET", "/api/host")).body["memory"]
+    assert (before["promisedBytes"], before["reserveBytes"]) == (0, 300 * MIB)
+    sums(before)
+
+    # Its buffers for large batches are promised to it until the first long prompt comes.
+    wide = {"ctxSize": 100_000, "parallelSlots": 1, "ubatchSize": 2048, "batchSize": 2048}
+    (await api.ask("PUT", "/api/models/api-host/settings", wide)).success()
+    (await api.ask("POST", "/api/models/servers/api-host/start?wait=60")).success()
+    with_one = (await api.ask("GET", "/api/host")).body["memory"]
+    assert with_one["promisedBytes"] > MIB
+    sums(with_one)
+    too_much = {"ctxSize": 100_000_000, "parallelSlots": 1, "batchSize": 4096, "ubatchSize": 4096}
+    (await api.ask("PUT", "/api/models/api-wide/settings", too_much)).success()
+    refusal = (await api.ask("POST", "/api/models/servers/api-wide/start")).failure(409, "InsufficientMemory")
+    assert refusal["promisedBytes"] == pytest.approx(with_one["promisedBytes"], rel=0.1)
+    assert refusal["reserveBytes"] == with_one["reserveBytes"]
+
+    (await api.ask("POST", "/api/models/servers/api-host/stop?wait=60")).success()
+    assert (await api.ask("GET", "/api/host")).body["memory"]["promisedBytes"] == 0
+
+
+async def test_who_only_looks_at_what_is_promised_holds_up_no_start(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve("api-host")
+    looks, outstanding = 0, admission.Admission._outstanding
+
+    async def counted(self: admission.Admission, but: Collection[str]) -> Any:
+        nonlocal looks
+        looks += not but
+        return await outstanding(self, but)
+
+    monkeypatch.setattr(admission.Admission, "_outstanding", counted)
+    monkeypatch.setattr(admission, "_FRESH", 60.0)
+    await asyncio.gather(*(api.ask("GET", "/api/host") for _ in range(20)))
+    assert looks == 1
+    # What changes what is promised is seen at once.
+    (await api.ask("POST", "/api/models/servers/api-host/start?wait=60")).success()
+    assert (await api.ask("GET", "/api/host")).body["memory"]["promisedBytes"] > 0
+    assert looks == 2
+
+
+async def test_where_more_is_kept_in_reserve_than_there_is_no_start_has_room(serve: Serve) -> None:
+    memory = (await (await serve(memory_reserve="1000T")).ask("GET", "/api/host")).body["memory"]
+    assert (memory["roomForStartBytes"], memory["reserveBytes"]) == (0, 1000 << 40)
+    assert memory["roomBytes"] > 0
+
+
+async def test_where_nobody_tells_what_is_promised_that_is_null_and_the_rest_is_there(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve()
+    monkeypatch.setattr(admission, "_PATIENCE", 0.05)
+    async with api.agent._admission._turn:
+        host = (await api.ask("GET", "/api/host")).body
+    with_reasons(host)
+    assert host["memory"]["promisedBytes"] is host["memory"]["roomForStartBytes"] is None
+    assert host["memory"]["roomBytes"] > 0
+    assert (await api.ask("GET", "/api/host")).body["memory"]["promisedBytes"] == 0
 
 
 async def test_a_gpu_is_what_the_configured_llama_server_lists(serve: Serve, software_gpu: Path) -> None:

@@ -47,6 +47,7 @@ async def test_a_model_that_does_not_run_needs_what_is_estimated(serve: Serve) -
         "usedUnavailable",
         "limits",
         "runningLimits",
+        "warnings",
     }
     assert told["modelId"] == "api-mem"
     assert (told["used"], told["usedUnavailable"]) == (None, "it does not run")
@@ -330,9 +331,29 @@ async def test_a_unit_has_the_limits_that_follow_from_the_need(serve: Serve) -> 
     assert (server["restartRequired"], server["restartReasons"]) == (False, [])
 
     systemctl("set-property", "--runtime", "magi-llama-api-mem.service", f"MemoryMax={6 << 30}")
-    limits = (await memory(api, "api-mem"))["runningLimits"]
-    assert limits == {"max": {"limitBytes": 6 << 30, "source": "operator"}, "high": high}
+    limited = await memory(api, "api-mem")
+    assert limited["runningLimits"] == {"max": {"limitBytes": 6 << 30, "source": "operator"}, "high": high}
+    assert limited["warnings"] == after["warnings"] == []
     assert (await api.get("/api/models/api-mem"))["server"]["restartRequired"] is False
+
+
+@ONE_LISTENER
+async def test_a_limit_that_an_operator_gave_the_unit_is_told_of_where_it_is_too_narrow(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve("api-mem")
+    (await api.ask("POST", f"/api/models/servers/api-mem/start?{WAIT}")).success()
+    unit = "magi-llama-api-mem.service"
+    # So wide that it does no harm where limits are held, and more than anybody has room for.
+    systemctl("set-property", "--runtime", unit, f"MemoryMax={6 << 30}")
+    need_of = api.services.memory.need
+
+    async def far_more(model_id: str) -> MemoryNeed:
+        return replace(await need_of(model_id), measured_anonymous=7 << 30)
+
+    monkeypatch.setattr(api.services.memory, "need", far_more)
+    [warning] = (await memory(api, "api-mem"))["warnings"]
+    assert warning.startswith(f"MemoryMax of {unit} is 6.0 GiB, and the server needs 7.0 GiB of memory (")
 
 
 @ONE_LISTENER

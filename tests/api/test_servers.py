@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
@@ -273,7 +274,10 @@ async def test_systemd_that_executes_itself_anew_is_waited_for(serve: Serve) -> 
     await asyncio.gather(watching, executing)
 
 
-async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(serve: Serve) -> None:
+async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "magi_agent.api.changes")
     api = await serve("api-one", "api-two", memory_reserve="1000T")
     path = "/api/models/servers/api-one"
     for verb in ("start", "restart", "start?force=false"):
@@ -293,6 +297,11 @@ async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(serv
     forced = (await api.ask("POST", f"{path}/start?{WAIT}&force=true")).success()
 
     assert forced["server"]["state"] == "ready"
+    assert any(
+        f"POST {path}/start by force: 200" in record.getMessage()
+        for record in caplog.records
+        if record.name == "magi_agent.api.changes"
+    )
     assert (await api.ask("POST", f"{path}/start")).success()["changed"] is False
     # It was forced once, and is that until it is stopped.
     assert (await api.ask("POST", f"{path}/restart?{WAIT}")).success()["server"]["state"] == "ready"
@@ -308,3 +317,23 @@ async def test_what_does_not_fit_into_memory_is_refused_unless_it_is_forced(serv
     assert (server["state"], server["failure"]["result"]) == ("cooldown", "insufficient-memory")
     (await api.ask("POST", f"/api/models/servers/api-two/start?{WAIT}")).failure(409, "InsufficientMemory")
     (await api.ask("POST", f"/api/models/servers/stop-all?{WAIT}")).success()
+
+
+async def test_a_model_whose_file_is_mended_is_tried_at_once(
+    serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magi_agent.servers.record._FIRST_COOLDOWN", 3600.0)
+    api = await serve("api-cut", "api-other")
+    whole = (models / "api-cut.gguf").read_bytes()
+    (models / "api-cut.gguf").write_bytes(whole[:-2000])
+    (await api.ask("POST", "/api/models/rescan")).success()
+    await api.services.servers._desired.wish(["api-cut"], run=True, by="test")
+    await api.until_state("api-cut", "cooldown")
+    (models / "api-other.gguf").write_bytes(whole + b"x")
+    (await api.ask("POST", "/api/models/rescan")).success()
+    assert (await api.get("/api/models/servers/api-cut"))["retryInSeconds"] > 200, "that was another's file"
+
+    (models / "api-cut.gguf").write_bytes(whole)
+    (await api.ask("POST", "/api/models/rescan")).success()
+
+    await api.until_state("api-cut", "ready")

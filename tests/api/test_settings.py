@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from magi_agent.runtime_settings.settings import RuntimeSettings, wire_name
+from magi_agent.servers import narrow_limits
 from tests.api.client import Api
 from tests.api.conftest import Serve
 
@@ -31,6 +32,7 @@ async def test_settings_are_replaced_and_kept(serve: Serve, tmp_path: Path) -> N
         "runtimeSettings": ALL_UNSET,
         "effective": ALL_UNSET,
         "sources": {},
+        "warnings": [],
     }
 
     changed = await put(
@@ -53,6 +55,38 @@ async def test_settings_are_replaced_and_kept(serve: Serve, tmp_path: Path) -> N
 
     assert replaced["runtimeSettings"] == {**ALL_UNSET, "nThreads": 1}
     assert (await api.model("api-set"))["startPolicy"] == "alwaysOn"
+
+
+async def test_a_limit_of_memory_below_the_need_is_taken_and_told_of(
+    serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await serve("api-tight")
+    path = "/api/models/api-tight/settings"
+    need = (await api.get("/api/models/api-tight/memory"))["need"]
+    own = need["hostBytes"] - need["mappedBytes"]
+
+    async def told(**settings: int) -> list[str]:
+        changed = await put(api, path, settings)
+        assert changed["runtimeSettings"] == {**ALL_UNSET, **settings}, "it is no reason to refuse"
+        warnings: list[str] = changed["warnings"]
+        assert (await api.get(path))["warnings"] == warnings
+        assert (await api.get("/api/models/api-tight/memory"))["warnings"] == warnings
+        return warnings
+
+    assert await told(memoryMax=need["hostBytes"], memoryHigh=need["hostBytes"]) == []
+    [weights] = await told(memoryMax=own)
+    assert weights.startswith("memory_max is ")
+    assert "its weights do not all stay in memory" in weights
+    [killed] = await told(memoryMax=own - 1)
+    assert "estimated): it is killed as soon as it has taken so much (oom-kill); raise memory_max, or" in killed
+    [slow] = await told(memoryMax=8 << 30, memoryHigh=own - 1)
+    assert slow.startswith("memory_high is ")
+    assert "it is slowed down, until it hardly moves" in slow
+    assert len(await told(memoryMax=own - 1, memoryHigh=own - 1)) == 2
+    # What holds counts, whoever said it, and what nobody can reckon is no reason for a word, nor for an error.
+    assert await told(memoryMax=own - 1, ctxSize=2048) != []
+    monkeypatch.setattr(narrow_limits, "_PATIENCE", 0.0)
+    assert (await put(api, path, {"memoryMax": 1}))["warnings"] == []
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,8 @@ class StandIn:
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By model; there is no such path for a model that is not in it, as with an agent of the time before."""
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    """By model: what it says of its settings."""
     active: str | None = None
     """The active profile's slug."""
     host: dict[str, Any] = field(default_factory=dict)
@@ -375,6 +377,7 @@ class StandIn:
             "unusable": {name: "it is cut" for name in wanted if self.models[name]["status"] != "ok"},
             "insufficientMemory": {},
             "settingsNotUsable": {},
+            "warnings": {name: said for name, said in self.warnings.items() if name in wanted},
             "operationId": None,
         }
         if dry_run:
@@ -407,6 +410,7 @@ class StandIn:
             "runtimeSettings": chosen["runtimeSettings"],
             "effective": {**_NO_SETTINGS, **self.host, **own, **by_profile},
             "sources": {key: source for source, layer in layers.items() for key in layer},
+            "warnings": self.warnings.get(model_id, []),
         }
         if method == "GET":
             return 200, answer

@@ -212,7 +212,8 @@ def test_the_service_s_unit_is_read_as_systemd_has_it_up_or_failed(service: Unpr
 
     told = service.examined()
     assert re.fullmatch(r"magi-agent.service is active \(running\), process \d+", told.one("service")[1])
-    assert told.one("configuration")[1].startswith(f"{service.config} is valid, with ")
+    goes_by = f"{service.config}, which the running agent goes by, is valid, with "
+    assert told.one("configuration")[1].startswith(goes_by)
     assert told.one("users") == ("ok", "agent and servers run as user magi-agent", None)
 
     with service.variables.open("a") as file:
@@ -239,6 +240,25 @@ def test_the_service_s_unit_is_read_as_systemd_has_it_up_or_failed(service: Unpr
     )
 
 
+def test_a_file_that_counts_from_the_next_start_on_is_told_beside_the_one_that_counts_now(
+    service: UnprivilegedService,
+) -> None:
+    service.start()
+    other = service.folder / "other.toml"
+    other.write_text("[servers]\nport_rage = 1\n")
+    with service.variables.open("a") as file:
+        file.write(f"MAGI_CONFIG={other}\n")
+
+    news, judged = service.examined().of("configuration")
+
+    assert news == (
+        "warning",
+        f"the running agent goes by {service.config}, and the next start by {other}, which magi-agent.service names",
+        "systemctl --user restart magi-agent.service",
+    )
+    assert judged[1].startswith(f"{service.config}, which the running agent goes by, is valid, with ")
+
+
 @pytest.fixture
 def agent(
     systemd_user: SystemdUser, tmp_path: Path, toy_model: MakeToyModel, unused_ports: PortRanges, llama_server: Path
@@ -259,7 +279,11 @@ def test_a_host_that_is_well(agent: AgentProcess) -> None:
     told = examined(agent.environment())
 
     assert told.status == 0, told.findings
-    assert told.one("configuration") == ("ok", f"{agent.folder}/agent.toml is valid", None)
+    assert told.one("configuration") == (
+        "ok",
+        f"{agent.folder}/agent.toml, which the running agent goes by, is valid",
+        None,
+    )
     assert told.one("agent")[1].endswith(f" answers at {agent.socket}")
     assert told.one("model folders")[1].startswith(f"{agent.models}: 1 model file, readable by user ")
     assert told.one("ports") == ("ok", f"ports {low} to {high}: 3 free, 1 held by servers of ours", None)
@@ -271,6 +295,64 @@ def test_a_host_that_is_well(agent: AgentProcess) -> None:
     assert len(lines) == len(told.findings) + 2
     assert {line[:2] for line in lines[:-2]} == {"✓ ", "! "}
     assert lines[-1].startswith("nothing is wrong")
+
+
+@dataclass
+class OptionedAgent(AgentProcess):
+    """An agent that is started by hand with options."""
+
+    options: tuple[str, ...] = ()
+
+    def spawn(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(MAGICTL.parent / "magi-agent"), *self.options],
+                env=self.environment(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder,
+            )  # fmt: skip
+
+
+def test_what_an_agent_goes_by_that_was_started_by_hand_is_asked_of_it(
+    systemd_user: SystemdUser, tmp_path: Path, unused_ports: PortRanges, llama_server: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "by-hand.toml").write_text("[servers]\nstop_timeout = 7\n")
+    low, high = unused_ports(3)
+    options = ("--config", "by-hand.toml", f"--port-range={low}-{high}")
+    agent = OptionedAgent(tmp_path, tmp_path / "models", (low, low), llama_server, options=options)
+    # Nothing of it is in the environment of whoever asks.
+    environment = surroundings(MAGI_SOCKET=str(agent.socket), MAGI_SYSTEMD_SCOPE="user", **{
+        name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+    })  # fmt: skip
+    config = tmp_path / "by-hand.toml"
+    with ended(agent, "magi-llama-none-*.service"):
+        agent.start()
+        agent.wait_settled()
+
+        told = examined(environment)
+
+        assert told.one("configuration") == ("ok", f"{config}, which the running agent goes by, is valid", None)
+        assert told.one("ports")[1].startswith(f"ports {low} to {high}: ")
+        assert told.one("model folders")[1].startswith(f"{tmp_path}/models")
+        assert told.one("tokens")[1] == "there are none: nobody uses the API by token"
+        config.write_text("[servers]\nport_rage = 1\n")
+        (result, said, mend) = examined(environment).one("configuration")
+        assert (result, mend) == ("failed", f"sudoedit {config}")
+        assert said.endswith(f" ({config}, which the running agent goes by)")
+
+    # Without it, what a start would go by is what there is.
+    (_, said, _) = examined(environment).one("configuration")
+    assert said.startswith("there is no /etc/magi-agent/agent.toml, the default, as MAGI_CONFIG here names no other: ")
+
+
+def test_where_the_agent_does_not_say_what_it_goes_by_that_is_said(open_folder: Path) -> None:
+    patient = patient_of(open_folder)
+    patient.__dict__.update(told={}, service_unit={}, _about={"name": "magi-agent", "version": "0.0.1"})
+
+    unsaid, judged = findings(doctor_agent.configuration(patient))
+
+    assert unsaid[0] is Result.UNKNOWN
+    assert unsaid[1].startswith("the running agent does not say which configuration it goes by; ")
+    assert judged[0] is Result.OK
 
 
 def test_what_is_asked_of_llama_server_leaves_no_unit_behind(agent: AgentProcess) -> None:

@@ -242,6 +242,31 @@ def test_servers_at_an_address_that_the_agent_s_sandbox_denies_are_told_with_the
     assert [each.result for each in doctor_reach.reach(units.patient())] == [Result.OK]
 
 
+def test_the_file_that_counts_is_the_one_that_the_unit_names(units: Units) -> None:
+    def judged() -> str:
+        [found] = [each.found for each in doctor_agent.configuration(units.patient()) if each.result is Result.OK]
+        return found
+
+    units.write()
+    assert judged() == f"{units.config}, which {SERVICE} names, is valid"
+    by_file = units.folder / "by-file.toml"
+    by_file.touch()
+    units.variables.write_text(f"MAGI_CONFIG={by_file}\n")
+    assert judged().startswith(f"{by_file}, which {SERVICE} names, is valid, with 1 variable of ")
+    by_option = units.folder / "by-option.toml"
+    by_option.touch()
+    for written in (f"--config {by_option} --tcp off", f"--config={by_option}"):
+        units.drop_in(SERVICE, f"[Service]\nExecStart=\nExecStart=/bin/sleep infinity {written}\n")
+        assert judged().startswith(f"{by_option}, which {SERVICE} names, is valid")
+    units.drop_in(SERVICE, "[Service]\nEnvironment=\nEnvironmentFile=\n")
+    assert "the default, as magi-agent.service names no other" in judged()
+    # Only in words like these is it the option.
+    units.drop_in(
+        SERVICE, f"[Service]\nEnvironment=\nEnvironmentFile=\nExecStart=\nExecStart=/bin/sleep x--config {by_option}\n"
+    )
+    assert "the default, as magi-agent.service names no other" in judged()
+
+
 def test_what_a_variable_says_is_mended_where_it_is_said(units: Units) -> None:
     units.write()
     units.variables.write_text("MAGI_PORT_RANGE=nine\n")

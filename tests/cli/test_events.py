@@ -155,6 +155,11 @@ def test_no_agent_and_no_such_kind(agent: AgentProcess) -> None:
             "m  ready -> cooldown: it was ended by SIGKILL",
         ),
         (
+            {"type": "serverChanged", "modelId": "m", "before": "stopped", "after": "starting", "failure": None,
+             "forced": True},
+            "m  stopped -> starting (by force)",
+        ),
+        (
             {"type": "serverProgress", "modelId": "m", "elapsedSeconds": 12.25, "memoryBytes": 1_200_000_000,
              "readBytes": 800_000_000, "modelBytes": 4_700_000_000},
             "m  not ready yet, 12.2 s, 1.2 GB in memory, 800 MB of 4.7 GB read",

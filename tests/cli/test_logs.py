@@ -19,6 +19,7 @@ from tests.conftest import MakeToyModel, PortRanges, SystemdUser
 PREFIX = "cli-logs"
 MODEL = f"{PREFIX}-speaker.q4_1"
 SILENT = f"{PREFIX}-silent"
+RUNS = f"{PREFIX}-runs"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def agent(
     systemd_user: SystemdUser,
 ) -> Iterator[AgentProcess]:
     folder = tmp_path_factory.mktemp(PREFIX)
-    for model_id in (MODEL, SILENT):
+    for model_id in (MODEL, SILENT, RUNS):
         toy_model(folder / "models" / f"{model_id}.gguf")
     settings = {"MAGI_JOURNAL_DIRECTORY": str(systemd_user.journal)}
     agent = AgentProcess(folder, folder / "models", unused_ports(4), llama_server, settings)
@@ -105,7 +106,42 @@ def test_since_until_priority_and_run_choose(speaker: Voice, environment: dict[s
     assert told("--run", first, "--since", since) == ["bad", "usual"]
     assert told("--run", "current") == ["odd"]
     assert told("--run", "previous") == ["bad", "usual"]
-    assert told("--run", second[::-1]) == []
+    assert told("--run", second[::-1], "--since", since) == []
+
+
+def test_a_run_is_named_by_the_first_digits_of_its_id(agent: AgentProcess, environment: dict[str, str]) -> None:
+    for verb in ("start", "restart", "stop"):
+        agent.must("POST", f"/api/models/servers/{RUNS}/{verb}?wait=60")
+    events = agent.must("GET", f"/api/models/{RUNS}/history")["events"]
+    first, last = dict.fromkeys(event["invocationId"] for event in events)
+    other = "0000" if not (first + last).startswith("0000") else "ffff"
+
+    def entries(run: str) -> list[dict[str, str]]:
+        ended = piped("logs", RUNS, "--json", "-n", "1000", "--run", run, environment=environment)
+        assert ended.returncode == 0, ended.stderr
+        return [json.loads(line) for line in ended.stdout.splitlines()]
+
+    assert {entry["invocationId"] for entry in entries(first[:8].upper())} == {first}
+    assert entries(last[:12]) == entries(last) != entries(first)
+
+    unknown = piped("logs", RUNS, "--run", other, environment=environment)
+    short = piped("logs", RUNS, "-f", "--run", last[:3], "--json", environment=environment)
+    silent = piped("logs", SILENT, "--run", other, environment=environment)
+
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    said_of_it = f"no run of {RUNS} has an id that begins with {other}; these there are: {last[:8]} (20"
+    assert said_of_it in unknown.stderr
+    assert f", {first[:8]} (20" in unknown.stderr
+    assert short.returncode == 1
+    error = json.loads(short.stdout or short.stderr)
+    assert error["error"] == "RunAmbiguous"
+    assert error["details"]["candidates"][0] == last
+    assert "; the journal knows of none" in silent.stderr
+    whole = piped("logs", RUNS, "--run", last[::-1], environment=environment)
+    assert (whole.returncode, whole.stdout) == (1, "")
+    assert f"no run of {RUNS} has the id {last[::-1]}; these there are: {last[:8]} (20" in whole.stderr
+    assert piped("logs", RUNS, "--run", last, "-n", "0", environment=environment).returncode == 0
+    assert piped("logs", "cli-logs-nobody", "--run", other, environment=environment).returncode == 4
 
 
 def test_more_than_one_answer_holds(speaker: Voice, environment: dict[str, str]) -> None:

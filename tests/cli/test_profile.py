@@ -156,6 +156,13 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(busy: StandIn, magictl: Ma
     assert magictl("profile", "activate", "evening", "--dry-run", "--json").json["dryRun"] is True
 
 
+def test_settings_that_will_hardly_do_are_told_of_by_model(busy: StandIn, magictl: Magictl) -> None:
+    busy.warnings = {"qwen2.5-7b": ["memory_max is 5 MiB, and that is little"], "tiny-chat": ["not of this profile"]}
+    told = magictl("profile", "activate", "evening", "--dry-run")
+    assert "! qwen2.5-7b: memory_max is 5 MiB, and that is little\n" in told.err
+    assert "not of this profile" not in told.err
+
+
 def test_models_that_are_away_are_told_of(busy: StandIn, magictl: Magictl) -> None:
     busy.always(200, {"profile": "evening", "enable": ["far-7b"], "absent": ["far-7b", "far-8b"]})
     told = magictl("profile", "activate", "evening", "--dry-run")

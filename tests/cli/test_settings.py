@@ -46,6 +46,18 @@ def test_what_holds_is_shown_with_where_it_comes_from(busy: StandIn, magictl: Ma
     assert magictl("settings", "tiny-chat", "--json").json["sources"]["nGpuLayers"] == "host"
 
 
+def test_what_will_hardly_do_is_said_when_it_is_chosen_and_when_it_is_shown(agent: StandIn, magictl: Magictl) -> None:
+    agent.warnings = {"tiny-chat": ["memory_max is 5 MiB, and that is little", "and so is memory_high"]}
+
+    told = (magictl("settings", "tiny-chat", "memory_max=5M"), magictl("settings", "tiny-chat"))
+
+    for each in told:
+        assert (each.status, each.err) == (
+            0, "! memory_max is 5 MiB, and that is little\n! and so is memory_high\n"
+        )  # fmt: skip
+        assert "  memory_max" in each.out
+
+
 def test_where_nothing_is_set_that_is_said(agent: StandIn, magictl: Magictl) -> None:
     assert "nothing is set: llama-server's own defaults hold" in magictl("settings", "tiny-chat").out
 

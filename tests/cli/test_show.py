@@ -253,3 +253,17 @@ def test_the_limit_of_its_memory_is_a_line(
     assert [words for words in shown.splitlines() if words.startswith("  limit ")] == (
         [] if line is None else [f"  limit          {line}"]
     )
+
+
+def test_a_limit_that_is_too_narrow_is_a_line_once(agent: StandIn, magictl: Magictl) -> None:
+    agent.warnings = {"tiny-chat": ["memory_max is 5 MiB, and that is little"]}
+    agent.memory["tiny-chat"] = {
+        "problem": "nobody knows",
+        "warnings": ["memory_max is 5 MiB, and that is little", "MemoryMax of its unit too"],
+    }
+
+    [needs, one, other] = magictl("show", "tiny-chat").out.partition("  needs ")[2].splitlines()[:3]
+
+    assert needs.strip() == "nobody knows"
+    assert one == "  warning        memory_max is 5 MiB, and that is little"
+    assert other == "  warning        MemoryMax of its unit too"

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 
 from magi_agent.cli.setting_words import assigned, setting_of
 from magi_agent.errors import StartFailed
+from magi_agent.runtime_settings.settings import RuntimeSettings
 from magi_agent.servers.diagnosis import MemoryEnd, diagnosed
 from magi_agent.servers.evidence import UnitEvidence
 from magi_agent.servers.failure import Failure
@@ -25,6 +27,7 @@ from magi_agent.systemd.status import unit_status
 from tests.conftest import MakeToyModel
 from tests.servers.conftest import MakeAgent
 from tests.servers.serving_agent import PATIENCE_OF_TESTS
+from tests.servers.system import systemctl
 
 FAILED = Failure(datetime(2026, 1, 1, tzinfo=UTC), "exit-code", "it exited with status 1", exit_status=1)
 
@@ -266,6 +269,11 @@ OOM = Failure(datetime(2026, 1, 1, tzinfo=UTC), "oom-kill", "it was killed becau
         (MemoryEnd(3 << 30, "magi-llama-toy.service"), ", at its limit of 3 GiB (MemoryMax)", "toy memory_max="),
         (MemoryEnd(700 << 20, "magi-llama-toy.service"), ", at its limit of 700 MiB (MemoryMax)", "toy ctx_size="),
         (MemoryEnd(5000, None), ", its own of 5000 bytes (MemoryMax) or the host's", "toy memory_max="),
+        (MemoryEnd(3 << 30, TOY, "set"), ", at its limit of 3 GiB (MemoryMax)", "raise memory_max (magictl set"),
+        (MemoryEnd(3 << 30, None, "set"), ", its own of 3 GiB (MemoryMax) or the host's", "raise memory_max ("),
+        (MemoryEnd(3 << 30, TOY, "derived"), ", at its limit of 3 GiB (MemoryMax)", "follows from its need (magictl"),
+        (MemoryEnd(3 << 30, TOY, "operator"), ", at its limit of 3 GiB (MemoryMax)", f"set-property {TOY} MemoryMax="),
+        (MemoryEnd(3 << 30, "magi-llama.slice", "set"), ", that of magi-llama.slice", "stop another model"),
         (MemoryEnd(3 << 30, "magi-llama.slice"), ", that of magi-llama.slice", "stop another model"),
         (MemoryEnd(None, "a\x1bb.slice"), ", that of a?b.slice", "stop another model"),
         (MemoryEnd(3 << 30, ""), ", the host's", "stop another model"),
@@ -300,6 +308,42 @@ async def test_whose_limit_it_was_is_read_from_the_kernels_log(line: str, group:
     evidence = UnitEvidence(_NoManager(), _KernelLog(["something else", said]))  # type: ignore[arg-type]
 
     assert await evidence.memory_end(unit_status(TOY, {}, {})) == MemoryEnd(None, group)
+
+
+@pytest.mark.parametrize(
+    ("held", "source"), [(96 << 20, "set"), (900 << 20, "derived"), (5 << 30, "operator"), (None, None)]
+)
+async def test_where_the_limit_comes_from_is_told_with_it(held: int | None, source: str | None) -> None:
+    made = [f'MAGI_UNIT_MEMORY={{"memory_high":null,"memory_max":{held if source == "set" else 900 << 20}}}']
+    chosen = [f'MAGI_LIMITS={{"memory_max":{held}}}'] if held and source == "set" else []
+    evidence = UnitEvidence(_Limits(held), _KernelLog([]))  # type: ignore[arg-type]
+
+    end = await evidence.memory_end(replace(unit_status(TOY, {}, {}), environment=tuple(made + chosen)))
+
+    assert end == MemoryEnd(held, None, source)  # type: ignore[arg-type]
+
+
+async def test_of_a_unit_of_a_server_the_origin_is_read(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / "srv-limited.gguf")
+    async with make_agent() as agent:
+        await agent.choose("srv-limited", RuntimeSettings(memory_max=3 << 30))
+        await agent.ready("srv-limited")
+        unit = agent.unit("srv-limited")
+        evidence = UnitEvidence(agent.manager, agent.journal)
+        assert await evidence.memory_end(unit) == MemoryEnd(3 << 30, None, "set")
+        await systemctl("set-property", "--runtime", unit.name, f"MemoryMax={4 << 30}")
+        assert await evidence.memory_end(unit) == MemoryEnd(4 << 30, None, "operator")
+        await agent.servers.stop("srv-limited", by="test", wait=PATIENCE_OF_TESTS)
+
+
+class _Limits:
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+
+    async def memory_limits_of_service(self, _: str) -> tuple[int | None, int | None]:
+        return None, self._most
 
 
 class _KernelLog:

@@ -66,7 +66,8 @@ def test_who_started_and_stopped_a_server_over_restarts_of_the_agent(agent: Agen
     agent.must("POST", f"/api/models/servers/{MODEL}/start?wait=60")
     started, ready = until_last(agent, ("started", "uid 0 (pid "), ("ready", None))
     run = unit_property(UNIT, "InvocationID")
-    assert list(started) == ["at", "event", "message", "by", "result", "exitStatus", "signal", "invocationId"]
+    assert list(started) == ["at", "event", "message", "by", "result", "exitStatus", "signal", "invocationId", "forced"]
+    assert (started["forced"], ready["forced"]) == (False, None)
     assert (started["invocationId"], ready["invocationId"]) == (run, run)
     assert started["message"] == f"server of {MODEL} was started"
     assert abs((datetime.now(UTC) - datetime.fromisoformat(started["at"])).total_seconds()) < 120
@@ -95,6 +96,27 @@ def test_who_started_and_stopped_a_server_over_restarts_of_the_agent(agent: Agen
     assert [event["event"] for event in answer["events"]] == ["ready", "stopped"]
     assert answer["truncated"]
     assert not agent.must("GET", f"/api/models/{MODEL}/history")["truncated"]
+
+
+def test_a_start_by_force_is_told_as_one_with_what_it_overruled(agent: AgentProcess) -> None:
+    agent.must("POST", f"/api/models/servers/{MODEL}/start?wait=60&force=true")
+    started, _ = until_last(agent, ("started", "uid 0 (pid "), ("ready", None))
+    assert (started["forced"], started["message"]) == (True, f"server of {MODEL} was started, by force")
+    agent.must("POST", f"/api/models/servers/{MODEL}/stop?wait=60")
+
+    agent.stop()
+    agent.settings["MAGI_MEMORY_RESERVE"] = "1000T"
+    agent.start()
+    agent.wait_settled()
+    assert agent.ask("POST", f"/api/models/servers/{MODEL}/start").status == 409
+    agent.must("POST", f"/api/models/servers/{MODEL}/start?wait=60&force=true")
+    started, _ = until_last(agent, ("started", "uid 0 (pid "), ("ready", None))
+    assert started["forced"]
+    assert started["message"].startswith(f"server of {MODEL} was started, by force, though it needs ")
+    assert "1024000.0 GiB are kept in reserve" in started["message"]
+    # The word holds for the next run, and is told of that one too; a refusal is not.
+    agent.must("POST", f"/api/models/servers/{MODEL}/restart?wait=60")
+    assert until_last(agent, ("started", "uid 0"), ("ready", None))[0]["forced"]
 
 
 def test_a_crash_and_systemds_own_restart(agent: AgentProcess) -> None:
@@ -228,6 +250,17 @@ def test_an_agent_that_was_away_says_who_and_systemd_says_when() -> None:
     assert told(agents(9, "stopped", MAGI_BY="systemctl")) == [(9.0, "stopped", "systemctl", None)]
     # An end that the agent saw is none that it found out later.
     assert len(told(agents(1, "stopped", "a", MAGI_BY="alice"), agents(9, "stopped", MAGI_BY="systemctl"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "forced"), [({"MAGI_FORCED": "true"}, True), ({"MAGI_FORCED": "false"}, False), ({}, None),
+                         ({"MAGI_FORCED": "perhaps"}, None)],
+)  # fmt: skip
+def test_of_a_start_by_an_older_agent_nobody_says_whether_it_was_forced(
+    said: dict[str, str], forced: bool | None
+) -> None:
+    (event,) = events_of([agents(1, "started", "a", **said)])
+    assert event.is_forced is forced
 
 
 @pytest.mark.parametrize("fields", [{"MAGI_EVENT": "exploded"}, {"MESSAGE_ID": "0" * 32}, {}])
