@@ -55,7 +55,7 @@ parameters = { name = "conform" }
 
 # There, 503 is no failure.
 [[operations]]
-include-path-regex = "^/health/(models|tiers)/"
+include-path-regex = "^/health/(auto$|models/|tiers/)"
 checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 503]
 """
 

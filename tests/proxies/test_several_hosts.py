@@ -132,7 +132,8 @@ def soon(balancer: Proxy, *models: str, asked_for: str = "tier:fast") -> None:
     """Wait until requests go to these models and no other. HAProxy begins with all hosts up, and then checks them."""
 
     def so() -> bool:
-        answers = [complete(balancer, asked_for) for _ in range(4)]
+        # So many that Envoy, which picks by chance, passes over nobody.
+        answers = [complete(balancer, asked_for) for _ in range(16)]
         return {answer.headers.get("x-magi-model") for answer in answers} == set(models)
 
     wait_until(so, f"requests go to {models}", SOON)
