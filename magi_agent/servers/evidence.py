@@ -33,7 +33,9 @@ _OOM_KILL: Final = re.compile(
     r"oom-kill:constraint=.*?(?:,oom_memcg=(?P<limit>[^,]*)|,global_oom),task_memcg=[^,]*/(?P<unit>[^/,]+),"
 )
 """A line of the kernel's mm/oom_kill.c (dump_oom_summary); the first group is there where it is a group's limit."""
-_JOURNAL_PAUSES: Final = (0.1, 0.3, 0.8, 0.0)
+_JOURNAL_PAUSES: Final = (0.1, 0.3, 0.8, 1.2, 0.0)
+"""Seconds between looks for what the journal does not have yet; on a busy host, it has been seen to be late by more
+than one."""
 
 
 class UnitEvidence:

@@ -47,7 +47,7 @@ class NotConnected(ExchangeError):
     """Nobody takes connections; nothing was asked."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(error.strerror or str(error))
+        super().__init__(error.strerror or str(error) or "it takes no connection")
         self.is_forbidden = isinstance(error, PermissionError)
 
 

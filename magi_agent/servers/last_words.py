@@ -11,7 +11,7 @@ from magi_agent.servers.failure import LOG_LINES, NOT_EXECUTED, Failure
 from magi_agent.systemd.status import UnitStatus
 
 _LOG: Final = logging.getLogger(__name__)
-_LOG_WAIT: Final = 2.0
+_LOG_WAIT: Final = 3.5
 """Seconds that a failure waits to be told with the lines of its log."""
 
 
