@@ -47,6 +47,8 @@ _FAILED_FOR: Final = 30.0
 """Seconds in which a start for requests that failed says that the next one will too."""
 _NOTICED_WITHIN: Final = 5.0
 """Seconds in which it is known that a server has ended; it takes some milliseconds."""
+_NOTICED_SOON: Final = 0.5
+"""The same where it may have had another reason to end a connection."""
 
 
 class QueueFull(MagiError):
@@ -79,7 +81,7 @@ class _Lane:
     start: "asyncio.Task[None] | None" = None
     """What brings the model up for those that wait."""
     refused: "asyncio.Task[None] | None" = None
-    """There while nobody takes connections at a server that counts as ready, so that nobody is let through."""
+    """There while a server that counts as ready seems to have ended, so that nobody is let through."""
     yields: bool = False
     """Whether the model is to leave, so that nobody is let through."""
     owed: int = 0
@@ -166,14 +168,17 @@ class Lanes:
         finally:
             self._leave(model_id, lane)
 
-    def refused(self, model_id: str) -> None:
+    def refused(self, model_id: str, *, may_live: bool = False) -> None:
         """Let nobody through to a server at which nobody takes connections, until it is known that it has ended.
 
-        Who comes meanwhile, or comes again, waits as for one that is not ready.
+        ``may_live`` is for one that ended a connection without a word, which is soon known or not so. Who comes
+        meanwhile, or comes again, waits as for one that is not ready.
         """
         lane = self._lanes.setdefault(model_id, _Lane())
         if lane.refused is None and self._servers.reach_if_ready(model_id) is not None:
-            lane.refused = asyncio.create_task(self._noticed(model_id, lane), name=f"end of the server of {model_id}")
+            within = _NOTICED_SOON if may_live else _NOTICED_WITHIN
+            noticed = self._noticed(model_id, lane, within)
+            lane.refused = asyncio.create_task(noticed, name=f"end of the server of {model_id}")
 
     def looked_at(self, model: Model) -> Reach:
         """Where the model's server is, for who only looks at it: that starts nothing, and is no use of it.
@@ -341,11 +346,11 @@ class Lanes:
         lane.used_at = asyncio.get_running_loop().time()
         self._see_after(model_id, lane)
 
-    async def _noticed(self, model_id: str, lane: _Lane) -> None:
-        """Wait until a server where nobody takes connections is no longer ready, and not for ever."""
+    async def _noticed(self, model_id: str, lane: _Lane, within: float) -> None:
+        """Wait until a server is no longer ready, so many seconds at most."""
         try:
             with self._events.subscribe() as changes, contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_NOTICED_WITHIN):
+                async with asyncio.timeout(within):
                     while self._servers.reach_if_ready(model_id) is not None:
                         await changes.next()
         finally:

@@ -50,6 +50,10 @@ class ServerFailed(MagiError):
     status = 502
 
 
+class ServerEnded(ServerFailed):
+    """The model's server ended the connection and gave no answer: it may have ended itself."""
+
+
 class ServerUnreachable(ServerFailed):
     """Nobody takes connections at the model's server: nothing of the request was passed on."""
 
@@ -174,8 +178,7 @@ class Relay:
                     f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
                 ) from None
             except (ExchangeError, OSError) as error:
-                failed = ServerUnreachable if isinstance(error, NotConnected) else ServerFailed
-                raise failed(
+                raise _failure(error)(
                     f"the server of {model_id} gave no answer ({error}): magictl show {model_id} says what is wrong "
                     "with it",
                     {"modelId": model_id},
@@ -206,6 +209,16 @@ class RelayedAnswer(web.StreamResponse):
                 writer = await super().prepare(request)
                 await self._answer.pour_into(self, request, first)
         return writer
+
+
+def _failure(error: Exception) -> type[ServerFailed]:
+    match error:
+        case NotConnected():
+            return ServerUnreachable
+        case ExchangeError():
+            return ServerEnded
+        case _:
+            return ServerFailed
 
 
 @contextlib.contextmanager

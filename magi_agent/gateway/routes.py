@@ -36,6 +36,7 @@ from magi_agent.gateway.relay import (
     Relay,
     RelayedAnswer,
     ServerAnswer,
+    ServerEnded,
     ServerFailed,
     ServerSilent,
     ServerUnreachable,
@@ -302,8 +303,8 @@ class GatewayRoutes:
             tally.let_in()
             try:
                 answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
-            except ServerUnreachable:
-                self._lanes.refused(model.model_id)
+            except (ServerUnreachable, ServerEnded) as error:
+                self._lanes.refused(model.model_id, may_live=isinstance(error, ServerEnded))
                 raise
             answer.hold(stack.pop_all())
         return answer
