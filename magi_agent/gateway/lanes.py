@@ -328,7 +328,7 @@ class Lanes:
         try:
             async with asyncio.timeout(self._patience()):
                 return await turn
-        except BaseException as error:
+        except BaseException as error:  # who asked may have left, too; all but the end of patience goes on its way
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 # It was let through in the moment in which it gave up.
                 self._leave(model_id, lane)

@@ -101,7 +101,7 @@ class ServerConnections:
     async def _asked(exchange: Exchange, head: bytes, body: bytes | None, is_head: bool) -> Exchange:
         try:
             await exchange.ask(head, body, has_no_body=is_head)
-        except BaseException:
+        except BaseException:  # who asked may have left meanwhile, too; it goes on its way
             exchange.close()
             raise
         return exchange

@@ -110,7 +110,7 @@ async def _connected(reach: Reach) -> socket.socket:
                     await asyncio.sleep(_QUEUE_FULL_PAUSE)
         if code not in {0, errno.EINPROGRESS}:
             raise OSError(code, os.strerror(code))
-    except BaseException:
+    except BaseException:  # who asked may have left meanwhile, too; it goes on its way
         connection.close()
         raise
     return connection

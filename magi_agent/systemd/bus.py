@@ -101,7 +101,7 @@ class Bus:
         except (OSError, EOFError, AuthError, UnicodeDecodeError, ValueError) as error:
             connection.abandon()
             raise BusDisconnected(f"the message bus at {where} ended the connection: {error}") from error
-        except BaseException:
+        except BaseException:  # a cancelled attempt leaves no socket either; it goes on its way
             connection.abandon()
             raise
         # dbus-next takes any answer to Hello, an error's text too, for its unique name.
@@ -244,7 +244,7 @@ class Bus:
         try:
             if pending.at_reply is not None:
                 pending.at_reply(body)
-        except BaseException:
+        except BaseException:  # whatever it was, who waits for the answer is told; it goes on its way
             self._pending[message.reply_serial] = pending
             raise
         pending.future.set_result(body)
@@ -278,7 +278,7 @@ class _Connection(MessageBus):  # type: ignore[misc]
     def _setup_socket(self) -> None:
         try:
             super()._setup_socket()
-        except BaseException:
+        except BaseException:  # a cancelled attempt leaves no socket either; it goes on its way
             self._close_socket()
             raise
 
