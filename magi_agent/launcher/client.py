@@ -56,6 +56,7 @@ class RemoteLauncher:
             settings=written(launch.runtime_settings),
             # A launcher from before an upgrade, which knows no such fields, may still be up.
             **({"devices": launch.devices} if launch.devices else {}),
+            **({"is_fitted": True} if launch.is_fitted else {}),
             **({"memory_limits": _derived_of(launch)} if launch.memory_limits else {}),
         )
         try:

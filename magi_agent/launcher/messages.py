@@ -85,6 +85,8 @@ class StartRequest(_Request):
     """Runtime settings, as files hold them."""
     devices: Annotated[tuple[_Device, ...], Field(max_length=MOST_DEVICES)] = ()
     """The GPUs that the agent has chosen, by llama-server's names for them, or ``none`` alone."""
+    is_fitted: bool = False
+    """Whether llama-server has nothing to fit into memory by itself, by what the agent knows of GPUs."""
     memory_limits: MemoryLimitsRequest | None = None
     """What holds where the settings name no limit."""
 

@@ -175,6 +175,7 @@ class LauncherService:
             request.port,
             runtime,
             request.devices,
+            request.is_fitted,
         )
         known = await self._binaries.ask(binary)
         await asyncio.to_thread(check, wanted, settings, known)

@@ -32,6 +32,8 @@ class Wanted:
     runtime_settings: RuntimeSettings
     devices: tuple[str, ...] = ()
     """The GPUs that were chosen for it, by llama-server's names for them; see ``LaunchSpecification``."""
+    is_fitted: bool = False
+    """Whether nothing is left that llama-server could fit into memory by itself; see ``LaunchSpecification``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,12 @@ class LaunchSpecification:
     """Where the manager makes its units' folders; the server's socket, or its key, is below."""
     devices: tuple[str, ...] = ()
     """The GPUs that were chosen for it, by llama-server's names for them; empty leaves them to llama-server."""
+    is_fitted: bool = False
+    """Whether nothing is left that llama-server could make smaller to have it fit into memory (its ``--fit``).
+
+    It would load the model's header and vocabulary once more to find that out, which takes as long as the start of a
+    small model.
+    """
     memory_limits: MemoryLimits | None = None
     """Those that hold, set ones among them; ``None`` for the set ones alone, with swap as systemd has it."""
 
@@ -92,6 +100,7 @@ def specification_of(
         access=settings.server_access,
         runtime_root=runtime_root(settings.systemd_scope),
         devices=wanted.devices,
+        is_fitted=wanted.is_fitted,
     )
 
 

@@ -23,6 +23,8 @@ _MODEL: Final = "LLAMA_ARG_MODEL"
 _PROJECTOR: Final = "LLAMA_ARG_MMPROJ"
 _ORIGINS: Final = "--cors-origins"
 _ORIGINS_VARIABLE: Final = "LLAMA_ARG_CORS_ORIGINS"
+_FIT: Final = "--fit"
+_FIT_VARIABLE: Final = "LLAMA_ARG_FIT"
 _LIMITS: Final = "MAGI_LIMITS"
 _MEMORY: Final = "MAGI_UNIT_MEMORY"
 _BINARY: Final = "MAGI_BINARY"
@@ -84,6 +86,9 @@ def environment_of(launch: LaunchSpecification) -> dict[str, str]:
     if origins and origins.variable == _ORIGINS_VARIABLE:
         # By itself it lets every page in a browser on this host read its answers.
         environment[_ORIGINS_VARIABLE] = "localhost"
+    fit = launch.known_options[_FIT] if launch.known_options else None
+    if launch.is_fitted and fit and fit.variable == _FIT_VARIABLE:
+        environment[_FIT_VARIABLE] = "off"
     if limits := limits_text(launch.runtime_settings):
         environment[_LIMITS] = limits
     if launch.runtime_settings.gpus:
@@ -226,8 +231,8 @@ def _facts(argv: Iterable[str], environment: Mapping[str, str]) -> dict[str, str
     facts |= {
         _WORDS.get(name, name): value
         for name, value in environment.items()
-        # Nobody chooses the origins, and a build that was not asked yet is not told them.
-        if name.startswith(_OURS) and name not in (_KEY_FILE, _ORIGINS_VARIABLE)
+        # Nobody chooses these, and a build that was not asked yet is not told of origins or of fitting.
+        if name.startswith(_OURS) and name not in (_KEY_FILE, _ORIGINS_VARIABLE, _FIT_VARIABLE)
     }
     facts |= {name: f"{value}" for name, value in limits_in(environment.get(_LIMITS, "")).items()}
     if _PINS in environment:

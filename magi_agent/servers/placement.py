@@ -25,6 +25,8 @@ from magi_agent.servers.placed import GpuShortage
 _MARGIN: Final = 256 << 20
 """Bytes that are left free of a GPU where they can be, an estimate being one; llama-server's ``--fit`` leaves more."""
 _DEVICE_FLAG: Final = "--device="
+_FIT_FLAGS: Final = "--fit"
+"""What the flags begin with by which somebody says how llama-server is to fit models."""
 
 NeedFor = Callable[[Sequence[Device], bool], MemoryNeed]
 """What is needed on some GPUs: wholly, or (``True``) as llama-server would make it fit."""
@@ -113,6 +115,19 @@ def choose(
 def names_devices(settings: RuntimeSettings) -> bool:
     """Whether the settings say by an extra flag which GPUs to use."""
     return any(flag.startswith(_DEVICE_FLAG) for flag in settings.extra_flags or ())
+
+
+def leaves_nothing_to_fit(settings: RuntimeSettings, *, has_gpus: bool) -> bool:
+    """Whether llama-server's ``--fit`` would change nothing: all that it might is set, or there is no GPU to fill.
+
+    It makes a context smaller only where none is set, and gives up where somebody set how many layers go to GPUs
+    (``common_fit_params``). What it would leave of a draft model is not known here.
+    """
+    if not settings.ctx_size or settings.draft_model is not None:
+        return False
+    if any(flag.startswith(_FIT_FLAGS) for flag in settings.extra_flags or ()):
+        return False
+    return not has_gpus or (settings.n_gpu_layers is not None and settings.n_gpu_layers >= 0)
 
 
 def reckoned(gpus: Sequence[UsableGpu], need_for: NeedFor, settings: RuntimeSettings) -> Choice:

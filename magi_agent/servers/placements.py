@@ -17,11 +17,19 @@ from magi_agent.host_facts import GpuPicture, HostFacts
 from magi_agent.memory.estimate import Device, estimate
 from magi_agent.memory.need import MemoryNeed, NeedUnknown
 from magi_agent.runtime_settings.settings import Fault
-from magi_agent.servers.launch import LaunchSpecification, unit_name
+from magi_agent.servers.launch import NO_DEVICE, LaunchSpecification, unit_name
 from magi_agent.servers.llama_server import devices_of, takes_devices
 from magi_agent.servers.memory_needs import MemoryNeeds
 from magi_agent.servers.placed import Placed
-from magi_agent.servers.placement import Choice, UsableGpu, choose, names_devices, reckoned, used_by_default
+from magi_agent.servers.placement import (
+    Choice,
+    UsableGpu,
+    choose,
+    leaves_nothing_to_fit,
+    names_devices,
+    reckoned,
+    used_by_default,
+)
 from magi_agent.servers.settings_faults import settings_not_usable
 from magi_agent.systemd.manager import SystemdManager
 
@@ -41,6 +49,11 @@ class _Seen:
 
     gpus: Sequence[Gpu]
     problem: str | None
+
+    @property
+    def may_have_gpus(self) -> bool:
+        """Whether llama-server may have some. One that it does not list may yet come: its driver may be on its way."""
+        return self.problem is not None or bool(self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,13 @@ class Placements:
         """Choose GPUs for a launch. Raises ``SettingsNotUsable`` where one that it is pinned to is not there."""
         now = asyncio.get_running_loop().time()
         anew = now - self._placed_at.get(launch.model_id, -_SHORT_WHILE) < _SHORT_WHILE
-        given = self._given(launch, await self._look(launch, anew=anew), promised)
+        seen = await self._look(launch, anew=anew)
+        placed = await self._placed(launch, self._given(launch, seen, promised), now)
+        may_use_gpus = placed.launch.devices != NO_DEVICE and seen.may_have_gpus
+        is_fitted = leaves_nothing_to_fit(launch.runtime_settings, has_gpus=may_use_gpus)
+        return replace(placed, launch=replace(placed.launch, is_fitted=is_fitted))
+
+    async def _placed(self, launch: LaunchSpecification, given: _Given, now: float) -> Placed:
         launch = replace(launch, devices=given.pinned or ())
         try:
             if not given.usable:

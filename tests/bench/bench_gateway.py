@@ -11,7 +11,8 @@ them stands a proxy of a few lines on the agent's own HTTP library (bare_proxy.p
 * Tokens a second of 1, 8 and 32 streams of SmolLM2 in 32 slots. One thread generates; on a host whose models are in
   its GPU, the processors are as free for the rest. The ratio is that of runs that follow on each other.
 * From a request to the first token where the model has to be started for it, its file in the page cache; beside it the
-  same server started by hand, asked every 10 ms whether it is ready.
+  same server started by hand, asked every 10 ms whether it is ready. The agent has found out that this server has
+  nothing to fit into memory, and tells it so; a second router is told the same, beside the one that is not.
 * The same where another model has to leave before: the agent by its reserve of memory, the router by `--models-max 1`.
   Of a context that the agent counts some 3 GB for.
 
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ class _Ways:
     agent: AgentProcess
     port: int
     """The agent's."""
+    binary: Path
     launches: dict[str, Launch] = field(default_factory=dict)
     router: Router | None = None
 
@@ -228,6 +231,8 @@ def print_table(figures: dict[str, Any]) -> None:
         ]
     rows += [
         ["cold request to first token, ms", *(shown(figures["cold"][side], 0) for side in sides)],
+        *([["where the router is told not to fit", "-", "-", shown(figures["cold"]["toldRouter"], 0)]]
+          if figures["router"] else []),
         ["switch to first token, ms", "-", *(shown(figures["switch"][side], 0) for side in sides[1:])],
         *(
             [f"{words} of the process on the way", "-",
@@ -263,7 +268,7 @@ def _ways(folder: Path) -> Iterator[_Ways]:
     with ended(agent, "magi-llama-bench-gateway-*.service"), ExitStack() as stack:
         agent.start()
         agent.wait_settled(_WAIT)
-        ways = _Ways(agent, port)
+        ways = _Ways(agent, port, binary)
         for model_id, slots in _SLOTS.items():
             choices = {"nThreads": 1, "ctxSize": _CONTEXTS[model_id], "parallelSlots": slots, "startPolicy": "onDemand"}
             agent.must("PUT", f"/api/models/{model_id}/settings", choices)
@@ -385,28 +390,36 @@ async def _flowing(
 
 def _cold(ways: _Ways, rounds: int) -> dict[str, Any]:
     """Milliseconds from a request to the first token, where nothing is up."""
-    took: dict[str, list[float]] = {"direct": [], **{side: [] for side in ways.processes()}}
-    (hand,) = free_ports(1)
+    hand, port = free_ports(2)
     request = _chat(_STREAMED)
-    if ways.router is not None and ways.router.children():
-        ways.router.unload(_STREAMED)
 
-    def asked(side: str) -> float:
-        if side == "direct":
-            began = time.perf_counter()
-            with by_hand(ways.launches[_STREAMED], hand):
-                ready = time.perf_counter() - began
-                return ready + _must(asyncio.run(_ask_once(hand, request))).first
-        if side == "router":
-            assert ways.router is not None
-            first = _must(asyncio.run(_ask_once(ways.router.port, request))).first
-            ways.router.unload(_STREAMED)
-            return first
+    def by_router(router: Router) -> float:
+        first = _must(asyncio.run(_ask_once(router.port, request))).first
+        router.unload(_STREAMED)
+        return first
+
+    def directly() -> float:
+        began = time.perf_counter()
+        with by_hand(ways.launches[_STREAMED], hand):
+            ready = time.perf_counter() - began
+            return ready + _must(asyncio.run(_ask_once(hand, request))).first
+
+    def by_agent() -> float:
         first = _must(asyncio.run(_ask_once(ways.port, request))).first
         ways.stop(_STREAMED)
         return first
 
-    return _in_turns(took, asked, rounds)
+    asked: dict[str, Callable[[], float]] = {"direct": directly, "agent": by_agent}
+    with ExitStack() as stack:
+        if ways.router is not None:
+            if ways.router.children():
+                ways.router.unload(_STREAMED)
+            told = running_router(ways.binary, ways.launches, ways.agent.folder, port, most=1, fits=False)
+            asked |= {
+                "router": partial(by_router, ways.router),
+                "toldRouter": partial(by_router, stack.enter_context(told)),
+            }
+        return _in_turns({side: [] for side in asked}, lambda side: asked[side](), rounds)
 
 
 def _switched(ways: _Ways, rounds: int) -> dict[str, Any]:

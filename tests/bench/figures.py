@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-_WIDTH = 110  # columns, also where the output is no terminal
+_WIDTH = 132  # columns, also where the output is no terminal
 
 
 def spread_of(values: Iterable[float]) -> dict[str, Any]:

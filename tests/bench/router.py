@@ -1,6 +1,7 @@
 """llama.cpp's own router (`llama-server` without a model): the nearest peer, in the same binary as the servers.
 
-Its models are told to it by a file of presets, so that each has the settings that the agent gives its own.
+Its models are told to it by a file of presets, so that each has the settings that were chosen for the agent's own. That
+a server need not try to fit into memory (``--fit``) nobody chose: the agent finds it out, and the router has to be told.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tests.agent_process import wait_until
 from tests.bench.ending import end
 from tests.bench.launches import Launch, is_healthy
 
+FIT_VARIABLE = "LLAMA_ARG_FIT"
 _HELP_SECONDS = 30.0
 _ASK_SECONDS = 60.0
 
@@ -57,14 +59,20 @@ def has_router(binary: Path) -> bool:
 
 @contextmanager
 def running_router(
-    binary: Path, launches: Mapping[str, Launch], folder: Path, port: int, most: int
+    binary: Path, launches: Mapping[str, Launch], folder: Path, port: int, most: int, *, fits: bool = True
 ) -> Iterator[Router]:
-    """Run one that has the models by their names, and at most so many of them up; begins when it answers."""
-    preset = folder / "router.ini"
+    """Run one that has the models by their names, and at most so many of them up; begins when it answers.
+
+    ``fits`` is whether its servers try to fit into memory, as they do by themselves.
+    """
+    preset = folder / f"router-{port}.ini"
     preset.write_text(presets({name: launch.settings() for name, launch in launches.items()}))
     environment = {name: value for launch in launches.values() for name, value in launch.environment.items()}
     environment.pop("LLAMA_ARG_MODEL", None)
-    with (folder / "router.log").open("wb") as log:
+    environment.pop(FIT_VARIABLE, None)
+    if not fits:
+        environment[FIT_VARIABLE] = "off"
+    with (folder / f"router-{port}.log").open("wb") as log:
         process = subprocess.Popen(
             [binary, "--models-preset", preset, "--models-max", str(most), "--host", "127.0.0.1", "--port", str(port)],
             env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -78,6 +78,18 @@ async def test_a_server_is_told_the_gpus_that_the_agent_chose(
             assert await launcher.stop(model.stem, 3) is JobResult.DONE
 
 
+async def test_a_server_with_nothing_to_fit_is_told_so(running: Running, model: Path) -> None:
+    async with SystemdManager(Scope.USER) as manager:
+        await manager.wait_connected(10)
+        launcher = RemoteLauncher(manager, running.path)
+        for is_fitted in (True, False):
+            assert await launcher.start(replace(launch(running, model), is_fitted=is_fitted)) is JobResult.DONE
+            status = manager.get(unit_name(model.stem))
+            assert status is not None
+            assert ("LLAMA_ARG_FIT=off" in status.environment) is is_fitted
+            assert await launcher.stop(model.stem, 3) is JobResult.DONE
+
+
 @pytest.mark.parametrize("chosen", [{}, {"memory_max": 3 << 30}, {"memory_max": 5}, {"memory_high": 1 << 30}], ids=str)
 async def test_limits_that_were_derived_are_the_units_and_set_ones_win(
     running: Running, model: Path, chosen: dict[str, Any]

@@ -72,6 +72,19 @@ def test_the_command_line_says_what_ps_should_show() -> None:
     assert environment_of(LAUNCH) == {"LLAMA_ARG_MODEL": "/models/Qwen3 8B.gguf"}
 
 
+def test_a_server_that_has_nothing_to_fit_does_not_try_and_that_is_no_difference() -> None:
+    fits = read_help("-fit,  --fit [on|off]     whether to adjust unset arguments\n       (env: LLAMA_ARG_FIT)\n")
+    fitted = replace(FULL, known_options=fits, is_fitted=True)
+
+    assert environment_of(fitted)["LLAMA_ARG_FIT"] == "off"
+    assert "LLAMA_ARG_FIT" not in environment_of(replace(fitted, is_fitted=False))
+    # Before it was asked, or where it is told in another way, it is left to itself.
+    for known in (None, read_help("--fit [on|off]   whether to adjust unset arguments\n"), read_help("--metrics   m\n")):
+        assert "LLAMA_ARG_FIT" not in environment_of(replace(fitted, known_options=known))
+    left = replace(fitted, is_fitted=False)
+    assert _differences(left, fitted) == _differences(fitted, left) == ()
+
+
 @given(path=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
 def test_what_a_file_name_can_hold_travels_in_the_environment_only(path: str) -> None:
     launch = replace(FULL, model_path=f"/models/<{path}>", projector_path=f"/models/<p{path}>")

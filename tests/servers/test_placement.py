@@ -16,7 +16,15 @@ from magi_agent.memory.build import Build
 from magi_agent.memory.estimate import Device, ModelFiles, Surroundings, estimate
 from magi_agent.memory.need import MemoryNeed
 from magi_agent.runtime_settings.settings import RuntimeSettings
-from magi_agent.servers.placement import Choice, UsableGpu, choose, reckoned, shares, used_by_default
+from magi_agent.servers.placement import (
+    Choice,
+    UsableGpu,
+    choose,
+    leaves_nothing_to_fit,
+    reckoned,
+    shares,
+    used_by_default,
+)
 from tests.memory.test_estimate import facts
 
 GIB = 1 << 30
@@ -238,3 +246,27 @@ def test_by_default_each_gpu_is_used_once_and_integrated_ones_only_alone() -> No
     assert used_by_default([part, hidden]) == (part,)
     assert used_by_default(nameless) == tuple(nameless)
     assert used_by_default([hidden]) == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "on_gpus", "without"),
+    [
+        ({}, False, False),
+        # Without a GPU it can only make the context shorter, and not one that is set.
+        ({"ctx_size": 4096}, False, True),
+        ({"ctx_size": 0}, False, False),
+        ({"n_gpu_layers": 99}, False, False),
+        ({"ctx_size": 4096, "n_gpu_layers": 99}, True, True),
+        ({"ctx_size": 4096, "n_gpu_layers": 0}, True, True),
+        # All of them is what it takes for not set.
+        ({"ctx_size": 4096, "n_gpu_layers": -1}, False, True),
+        ({"ctx_size": 4096, "n_gpu_layers": 99, "extra_flags": ("--fit=on",)}, False, False),
+        ({"ctx_size": 4096, "n_gpu_layers": 99, "extra_flags": ("--fit-target=512",)}, False, False),
+        ({"ctx_size": 4096, "n_gpu_layers": 99, "extra_flags": ("--no-warmup",)}, True, True),
+        ({"ctx_size": 4096, "n_gpu_layers": 99, "draft_model": "/m/d.gguf"}, False, False),
+    ],
+)
+def test_where_nothing_is_left_to_fit(said: dict[str, Any], on_gpus: bool, without: bool) -> None:
+    settings = RuntimeSettings(**said)
+    assert leaves_nothing_to_fit(settings, has_gpus=True) is on_gpus
+    assert leaves_nothing_to_fit(settings, has_gpus=False) is without

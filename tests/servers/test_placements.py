@@ -88,6 +88,12 @@ def argv(found: dict[str, Any]) -> list[str]:
     return Path(f"/proc/{found['pid']}/cmdline").read_text().split("\0")
 
 
+def fits(found: dict[str, Any]) -> str | None:
+    """What a server was told of fitting."""
+    variables = Path(f"/proc/{found['pid']}/environ").read_text().split("\0")
+    return dict(variable.partition("=")[::2] for variable in variables).get("LLAMA_ARG_FIT")
+
+
 def devices(found: dict[str, Any]) -> str | None:
     words = argv(found)
     return words[words.index("--device") + 1] if "--device" in words else None
@@ -127,7 +133,9 @@ def test_without_a_gpu_and_a_word_about_one_all_is_well(without_gpu: AgentProces
     without_gpu.start()
     without_gpu.wait_settled()
     found = started(without_gpu, "plcless-toy")
-    assert (found["state"], found["failure"], devices(found)) == ("ready", None, None)
+    assert (found["state"], found["failure"], devices(found), fits(found)) == ("ready", None, None, None)
+    # A context that is set is all that there was to fit.
+    assert fits(started(without_gpu, "plcless-toy", ctxSize=512)) == "off"
     assert without_gpu.must("GET", "/api/models/plcless-toy/memory")["need"]["gpuBytes"] == 0
 
 
@@ -136,6 +144,7 @@ def test_a_model_is_placed_there_by_name(on_gpu: AgentProcess) -> None:
     assert found["state"] == "ready"
     assert found["failure"] is None
     assert devices(found) == "Vulkan0"
+    assert fits(found) is None
     # What another day's choice would be is no reason to restart.
     assert found["restartReasons"] == []
 
@@ -189,7 +198,10 @@ def test_what_the_operator_set_is_left_alone(on_gpu: AgentProcess) -> None:
 def test_layers_that_were_asked_for_and_are_there_are_no_lack(on_gpu: AgentProcess) -> None:
     # Told by name or not.
     for settings in ({"nGpuLayers": 99}, {"nGpuLayers": -1, "splitMode": "layer"}):
-        assert started(on_gpu, "plc-smollm2", ctxSize=512, **settings)["state"] == "ready"
+        found = started(on_gpu, "plc-smollm2", ctxSize=512, **settings)
+        assert found["state"] == "ready"
+        # With both set, there is nothing to fit; "all" is what llama-server fits by itself.
+        assert fits(found) == ("off" if settings["nGpuLayers"] == 99 else None)
 
 
 def test_a_gpu_that_is_not_there_is_no_place(on_gpu: AgentProcess) -> None:
