@@ -80,6 +80,8 @@ class _Ways:
     port: int
     """The agent's."""
     binary: Path
+    spare_ports: tuple[int, int]
+    """Others are the models', though nobody listens there while these are down."""
     launches: dict[str, Launch] = field(default_factory=dict)
     router: Router | None = None
 
@@ -258,7 +260,7 @@ def _ways(folder: Path) -> Iterator[_Ways]:
         with (models / f"{model_id}.gguf").open("ab") as file:
             # Behind the tensors nobody reads, and no two files are the same.
             file.write(model_id.encode())
-    port, router_port, *ports = free_ports(2 + len(_SLOTS))
+    port, router_port, hand, told, *ports = free_ports(4 + len(_SLOTS))
     binary = LLAMA_SERVER.resolve()
     settings = {
         "MAGI_TCP": f"127.0.0.1:{port}",
@@ -268,7 +270,7 @@ def _ways(folder: Path) -> Iterator[_Ways]:
     with ended(agent, "magi-llama-bench-gateway-*.service"), ExitStack() as stack:
         agent.start()
         agent.wait_settled(_WAIT)
-        ways = _Ways(agent, port, binary)
+        ways = _Ways(agent, port, binary, (hand, told))
         for model_id, slots in _SLOTS.items():
             choices = {"nThreads": 1, "ctxSize": _CONTEXTS[model_id], "parallelSlots": slots, "startPolicy": "onDemand"}
             agent.must("PUT", f"/api/models/{model_id}/settings", choices)
@@ -390,7 +392,7 @@ async def _flowing(
 
 def _cold(ways: _Ways, rounds: int) -> dict[str, Any]:
     """Milliseconds from a request to the first token, where nothing is up."""
-    hand, port = free_ports(2)
+    hand, port = ways.spare_ports
     request = _chat(_STREAMED)
 
     def by_router(router: Router) -> float:

@@ -1,7 +1,7 @@
 """llama.cpp's own router (`llama-server` without a model): the nearest peer, in the same binary as the servers.
 
 Its models are told to it by a file of presets, so that each has the settings that were chosen for the agent's own. That
-a server need not try to fit into memory (``--fit``) nobody chose: the agent finds it out, and the router has to be told.
+a server need not try to fit into memory (``--fit``) nobody chose: the agent finds out, and a router is told.
 """
 
 from __future__ import annotations

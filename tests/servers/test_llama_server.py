@@ -79,7 +79,7 @@ def test_a_server_that_has_nothing_to_fit_does_not_try_and_that_is_no_difference
     assert environment_of(fitted)["LLAMA_ARG_FIT"] == "off"
     assert "LLAMA_ARG_FIT" not in environment_of(replace(fitted, is_fitted=False))
     # Before it was asked, or where it is told in another way, it is left to itself.
-    for known in (None, read_help("--fit [on|off]   whether to adjust unset arguments\n"), read_help("--metrics   m\n")):
+    for known in (None, read_help("--fit [on|off]   whether to adjust it\n"), read_help("--metrics   m\n")):
         assert "LLAMA_ARG_FIT" not in environment_of(replace(fitted, known_options=known))
     left = replace(fitted, is_fitted=False)
     assert _differences(left, fitted) == _differences(fitted, left) == ()
