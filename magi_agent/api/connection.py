@@ -14,6 +14,8 @@ from magi_agent.request_id import request_id_from
 
 _LOG: Final = logging.getLogger(__name__)
 _SERVER_ERROR: Final = 500
+_PIECE: Final = 60 * 1024
+"""Bytes that are read of a connection at once, at most."""
 _QUOTED: Final = re.compile(r":?\s*\bb['\"].*", re.DOTALL)
 """Where aiohttp begins to quote the line it stumbled over."""
 
@@ -40,6 +42,11 @@ class Connection(web.RequestHandler):
             called()
         else:
             self._at_its_end = called
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Have less read at once than asyncio does, for which memory would be mapped and given back each time."""
+        transport.max_size = _PIECE  # type: ignore[attr-defined]  # of its transports for sockets
+        super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell whoever wants to know."""

@@ -99,14 +99,13 @@ class ServerAnswer:
     async def pour_into(self, sink: web.StreamResponse, request: web.BaseRequest, first: bytes = b"") -> None:
         """Pass on ``first``, and all that the server says. Where it breaks off, so does the client's connection."""
         try:
-            if first:
-                self._tally.keep(first)
-                await sink.write(first)
             answer = self._answer
-            while piece := await answer.next_piece():
+            piece = first or await answer.next_piece()
+            while piece:
                 self._tally.keep(piece)
                 # The last piece and the mark of the end go out together, where the end is known by then.
                 await (sink.write_eof(piece) if answer.is_through else sink.write(piece))
+                piece = await answer.next_piece()
             self._tally.whole()
         except (ExchangeError, TimeoutError) as error:
             if request.transport is not None and not request.transport.is_closing():

@@ -1,6 +1,7 @@
 """The one place that opens connections to servers, however each of them is reached."""
 
 import asyncio
+import contextlib
 import math
 import socket
 from collections.abc import Mapping
@@ -8,7 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from magi_agent.servers.http_exchange import Exchange, ExchangeError, NotConnected, NothingSaid, connected, question
+from magi_agent.servers.http_exchange import (
+    Exchange,
+    ExchangeError,
+    NotConnected,
+    NothingSaid,
+    connected,
+    connecting,
+    question,
+)
 from magi_agent.servers.reach import AtPort, Reach
 from magi_agent.servers.server_keys import read_key
 
@@ -41,6 +50,16 @@ class ServerConnections:
             self._sweep.cancel()
             self._sweep = None
         self._close_kept(math.inf)
+
+    def waiting(self, reach: Reach) -> int:
+        """How many connections to a server wait to be used again."""
+        return len(self._kept.get(reach, ()))
+
+    def let_go(self, reach: Reach) -> None:
+        """Cut what waits to be used again at a server that is to stop: it waits 0.1 s for those that idle."""
+        for connection, _ in self._kept.pop(reach, ()):
+            connection.close()
+            self._count -= 1
 
     async def ask(
         self,
@@ -75,12 +94,12 @@ class ServerConnections:
             loop = asyncio.get_running_loop()
             asked_at = loop.time()
             try:
-                return await self._asked(Exchange(kept, silence, partial(self._keep, reach)), head, body, is_head)
+                return await self._asked(Exchange(kept, silence, partial(self._take_back, reach)), head, body, is_head)
             except (NothingSaid, NotConnected) as error:
                 if loop.time() - asked_at > _SEEN_CLOSED_SECONDS:
                     raise
                 closed = error
-        give_back = partial(self._keep, reach) if kept_open else None
+        give_back = partial(self._take_back, reach) if kept_open else None
         try:
             return await self._asked(Exchange(await connected(reach), silence, give_back), head, body, is_head)
         except NotConnected:
@@ -120,6 +139,24 @@ class ServerConnections:
                 pass
             connection.close()
         return None
+
+    def _take_back(self, reach: Reach, connection: socket.socket | None) -> None:
+        """Keep a connection for the next request; where the server has ended it, make another one for that.
+
+        llama-server ends its connection after each stream. Who asks the next has the connecting behind it then, and a
+        thread of the server that waits for it already. It is one such at most, so that it never takes a thread of
+        which there were not as many in use a moment ago.
+        """
+        if connection is not None:
+            self._keep(reach, connection)
+        elif isinstance(reach, AtPort):
+            # Once the end of the answer is written: that goes before.
+            asyncio.get_running_loop().call_soon(self._renew, reach)
+
+    def _renew(self, reach: AtPort) -> None:
+        if not self.waiting(reach):
+            with contextlib.suppress(OSError):
+                self._keep(reach, connecting(reach))
 
     def _keep(self, reach: Reach, connection: socket.socket) -> None:
         if self._count >= _MOST_KEPT:

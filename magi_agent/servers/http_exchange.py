@@ -5,7 +5,9 @@ the server says. llama-server ends its connection after each stream, so most req
 that one is there at once; aiohttp's client connects, sends and waits in turns of the event loop of their own, and
 takes twice the time before an answer's first byte.
 
-Nothing is read before somebody wants it: where a client reads slowly, the server writes slowly.
+Nothing is read before somebody wants it: where a client reads slowly, the server writes slowly. Who waits is woken with
+what has come; the event loop watches the connection from the first wait on, so that a token costs it no more than
+that.
 """
 
 import asyncio
@@ -22,8 +24,8 @@ from multidict import CIMultiDict
 
 from magi_agent.servers.reach import AtPort, Reach
 
-_PIECE: Final = 128 * 1024
-"""Bytes that are read at once, at most."""
+_PIECE: Final = 60 * 1024
+"""Bytes that are read at once, at most: a buffer that is taken from what the process has, not mapped each time."""
 _MOST_AT_ONCE: Final = 8
 """Pieces that are read without a pause; whoever else has something to do has a turn then."""
 _LONGEST_HEAD: Final = 64 * 1024
@@ -95,25 +97,41 @@ async def connected(reach: Reach) -> socket.socket:
 
 async def _connected(reach: Reach) -> socket.socket:
     if isinstance(reach, AtPort):
-        family = socket.AF_INET6 if ":" in reach.host else socket.AF_INET
-        address: str | tuple[str, int] = (reach.host, reach.port)
-    else:
-        family, address = socket.AF_UNIX, str(reach.path)
-    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        return connecting(reach)
+    connection = _socket(socket.AF_UNIX)
+    address = str(reach.path)
     try:
-        if family != socket.AF_UNIX:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = connection.connect_ex(address)
         if code == errno.EAGAIN:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 while (code := connection.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110  # nothing tells
                     await asyncio.sleep(_QUEUE_FULL_PAUSE)
-        if code not in {0, errno.EINPROGRESS}:
-            raise OSError(code, os.strerror(code))
+        _check_connects(code)
     except BaseException:  # who asked may have left meanwhile, too; it goes on its way
         connection.close()
         raise
     return connection
+
+
+def connecting(reach: AtPort) -> socket.socket:
+    """A new connection to a port, which may still be on its way. Raises ``OSError``."""
+    connection = _socket(socket.AF_INET6 if ":" in reach.host else socket.AF_INET)
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _check_connects(connection.connect_ex((reach.host, reach.port)))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _socket(family: socket.AddressFamily) -> socket.socket:
+    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+
+def _check_connects(code: int) -> None:
+    if code not in {0, errno.EINPROGRESS}:
+        raise OSError(code, os.strerror(code))
 
 
 class _Heard:
@@ -186,18 +204,24 @@ class Exchange:
         "_failure",
         "_give_back",
         "_heard",
+        "_is_more",
+        "_is_over",
+        "_is_watched",
+        "_limit",
         "_silence",
+        "_waiter",
+        "_waits_since",
         "headers",
         "reason",
         "status",
     )
 
     def __init__(
-        self, connection: socket.socket, silence: float, give_back: Callable[[socket.socket], None] | None = None
+        self, connection: socket.socket, silence: float, give_back: Callable[[socket.socket | None], None] | None = None
     ) -> None:
         """``silence``: seconds for which the server may say nothing.
 
-        ``give_back`` is called at the end, in place of the end of the connection, where that can be used again.
+        ``give_back`` is called at the end of a whole answer, with the connection where that can be used again.
         """
         self._connection = connection
         self._silence = silence
@@ -205,6 +229,13 @@ class Exchange:
         self._heard: _Heard | None = None
         self._failure: ExchangeError | None = None
         self._at_once = 0
+        self._is_more = False
+        """Whether as much came at last as is read at once, so that there may be more."""
+        self._is_over = False
+        self._is_watched = False
+        self._waiter: asyncio.Future[bool] | None = None
+        self._waits_since = 0.0
+        self._limit: asyncio.TimerHandle | None = None
         self.status = 0
         self.reason = ""
         self.headers: CIMultiDict[str] = CIMultiDict()
@@ -281,7 +312,13 @@ class Exchange:
 
     def close(self) -> None:
         """Let go of the connection. A server that is not through with its answer learns that nobody wants it."""
+        if self._is_over:
+            return
+        self._is_over = True
         heard, self._heard = self._heard, None
+        self._watch_no_more()
+        if self._limit is not None:
+            self._limit.cancel()
         if heard is not None:
             # The two hold each other.
             del heard.parser
@@ -289,8 +326,10 @@ class Exchange:
         can_go_on = heard is not None and heard.can_go_on and "Content-Length" in heard.headers
         if can_go_on and self._give_back is not None:
             self._give_back(self._connection)
-        else:
-            self._connection.close()
+            return
+        self._connection.close()
+        if self._give_back is not None and heard is not None and heard.is_whole:
+            self._give_back(None)
 
     def __enter__(self) -> Self:
         return self
@@ -310,11 +349,14 @@ class Exchange:
 
     async def _hear(self, heard: _Heard) -> None:
         """Take what is there, or wait for something. Raises as ``_listen`` does, and ``TimeoutError``."""
+        if not self._is_more:
+            self._at_once = 0
+            await self._arrival()
+            return
         try:
             self._listen(heard)
         except BlockingIOError:
-            self._at_once = 0
-            await self._readable()
+            self._is_more = False
         else:
             self._at_once += 1
             if self._at_once % _MOST_AT_ONCE == 0:
@@ -332,6 +374,7 @@ class Exchange:
             self._failure = (BrokenOff if heard.length else NothingSaid)(error.strerror or str(error))
             raise self._failure from None
         heard.length += len(data)
+        self._is_more = len(data) == _PIECE
         if not data:
             self._end(heard)
             return
@@ -346,7 +389,6 @@ class Exchange:
 
     def _end(self, heard: _Heard) -> None:
         """The server has ended the connection."""
-        self._give_back = None
         if heard.has_head and not heard.is_framed:
             heard.is_whole = True
         elif heard.length:
@@ -356,24 +398,56 @@ class Exchange:
             self._failure = NothingSaid("it ended the connection and said nothing")
             raise self._failure
 
-    async def _readable(self) -> None:
-        """Wait until something comes. Raises ``TimeoutError``."""
+    async def _arrival(self) -> None:
+        """Wait until something came, and was taken. Raises as ``_listen`` does, and ``TimeoutError``."""
         loop = asyncio.get_running_loop()
-        come: asyncio.Future[bool] = loop.create_future()
-        descriptor = self._connection.fileno()
-        loop.add_reader(descriptor, _tell, come, True)
-        limit = loop.call_later(self._silence, _tell, come, False)
+        if self._failure is not None:
+            raise self._failure
+        waiter = self._waiter = loop.create_future()
+        if not self._is_watched:
+            loop.add_reader(self._connection.fileno(), self._arrived)
+            self._is_watched = True
+        self._waits_since = loop.time()
+        if self._limit is None:
+            self._limit = loop.call_later(self._silence, self._look_at_silence)
         try:
-            if not await come:
+            if not await waiter:
                 raise TimeoutError
         finally:
-            limit.cancel()
-            loop.remove_reader(descriptor)
+            self._waiter = None
 
+    def _arrived(self) -> None:
+        """Take what came for who waits for it; where nobody does, it stays where it is, and the server notices."""
+        waiter, heard = self._waiter, self._heard
+        if waiter is None or waiter.done() or heard is None:
+            self._watch_no_more()
+            return
+        try:
+            self._listen(heard)
+        except BlockingIOError:
+            return
+        except Exception as error:  # noqa: BLE001  # it is who waits that has to know
+            waiter.set_exception(error)
+        else:
+            waiter.set_result(True)
 
-def _tell(whether: asyncio.Future[bool], what: bool) -> None:
-    if not whether.done():
-        whether.set_result(what)
+    def _look_at_silence(self) -> None:
+        """See whether who waits has waited long enough. One timer serves many waits: most end long before it does."""
+        self._limit = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        loop = asyncio.get_running_loop()
+        left = self._waits_since + self._silence - loop.time()
+        if left > 0:
+            self._limit = loop.call_later(left, self._look_at_silence)
+        else:
+            waiter.set_result(False)
+
+    def _watch_no_more(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
 
 
 def _text(data: bytes) -> str:

@@ -47,6 +47,7 @@ from magi_agent.servers.life_notes import (
     note_stop_from_outside,
 )
 from magi_agent.servers.liveness import RHYTHM, Rhythm
+from magi_agent.servers.llama_server import reach_of
 from magi_agent.servers.memory_limits import chosen_limits
 from magi_agent.servers.narrow_limits import warnings_of
 from magi_agent.servers.plan import Plan, Step, UnitCondition, Verb, awaits_retry, condition_of, make_plan
@@ -126,6 +127,7 @@ class Reconciler:
         self._desired = desired
         self._preparation = preparation
         self._evidence = evidence
+        self._connections = connections
         self._events = events
         self._stop_timeout = stop_timeout
         self._admission = admission
@@ -707,6 +709,8 @@ class Reconciler:
         self._watch.end(record)
         self._announce(model_id)
         unit = self._manager.get(unit_name(model_id))
+        if unit is not None and (reach := reach_of(unit.argv, unit.environment)):
+            self._connections.let_go(reach)
         try:
             result = await self._launcher.stop(model_id, self._stop_timeout)
         finally:

@@ -299,3 +299,72 @@ async def test_a_server_that_ends_at_work_on_a_request_is_not_asked_again(
             await connections.ask(reach, "POST", "/v1/x", silence=SECONDS, body=b"body", kept_open=True)
 
     assert asked == 1
+
+
+STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+
+
+async def test_where_a_server_ends_its_connection_after_an_answer_the_next_one_is_there_already(
+    connections: ServerConnections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As llama-server does after each stream."""
+    monkeypatch.setattr(module, "_KEPT_OPEN_SECONDS", 0.3)
+    opened = asked = ended = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened, asked, ended
+        opened += 1
+        try:
+            target = await reader.readuntil(b"\r\n\r\n")
+            asked += 1
+            writer.write(STREAM if b"/whole" in target else STREAM[:-5])
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        finally:
+            ended += 1
+
+    async def once(target: str = "/whole", *, kept_open: bool = True) -> None:
+        with await connections.ask(reach, "GET", target, silence=SECONDS, kept_open=kept_open) as said:
+            assert await said.next_piece() == b"{}"
+            if target == "/whole":
+                assert await said.next_piece() == b""
+        await asyncio.sleep(0.02)
+
+    async with speaking(answer) as (reach, server):
+        for number in range(1, 4):
+            await once()
+            assert (opened, asked) == (number + 1, number)
+        # It is one, however many end.
+        await asyncio.gather(*(once() for _ in range(5)))
+        assert (opened, asked) == (9, 8)
+        # Who left early, or wants none kept, is no sign that somebody comes.
+        await once("/part")
+        await once(kept_open=False)
+        assert (opened, asked) == (10, 10)
+        await once()
+        assert (opened, asked) == (12, 11)
+        # It waits for as long as any other.
+        await asyncio.sleep(0.6)
+        assert ended == opened == 12
+        await once()
+        server.close()
+        await asyncio.sleep(0.2)
+        # Whatever became of the one that was made ahead, nobody takes another.
+        with contextlib.suppress(NothingSaid, NotConnected):
+            await once()
+        with pytest.raises(NotConnected):
+            await once()
+
+
+async def test_no_connection_is_made_ahead_to_a_server_that_is_gone(connections: ServerConnections) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(STREAM)
+
+    async with speaking(answer) as (reach, server):
+        with await connections.ask(reach, "GET", "/", silence=SECONDS, kept_open=True) as said:
+            server.close()
+            assert await said.read(10) == b"{}"
+        await asyncio.sleep(0.02)
+        with pytest.raises(NotConnected):
+            await connections.ask(reach, "GET", "/", silence=SECONDS, kept_open=True)

@@ -32,6 +32,7 @@ END = b"end"
 """Ends the connection, where a server is to say several things."""
 
 Speak = Callable[..., Awaitable[Exchange]]
+GiveBack = Callable[[socket.socket | None], None]
 
 
 def head(target: str = "/x", **headers: str) -> bytes:
@@ -45,7 +46,9 @@ async def speak() -> AsyncIterator[Speak]:
     writers: list[asyncio.StreamWriter] = []
     servers: list[asyncio.Server] = []
 
-    async def make(*pieces: bytes, give_back: Callable[[socket.socket], None] | None = None, **how: bool) -> Exchange:
+    async def make(
+        *pieces: bytes, give_back: Callable[[socket.socket | None], None] | None = None, **how: bool
+    ) -> Exchange:
         async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.append(writer)
             await reader.readuntil(b"\r\n\r\n")
@@ -211,18 +214,22 @@ async def test_a_reset_is_no_end_of_an_answer_that_ends_with_the_connection() ->
 async def test_a_connection_is_used_again_where_nothing_else_is_on_it(
     speak: Speak, pieces: list[bytes], is_given_back: bool
 ) -> None:
-    given: list[socket.socket] = []
+    given: list[socket.socket | None] = []
     exchange = await speak(*pieces, give_back=given.append)
     assert await everything(exchange) == b"what"
     exchange.close()
+    exchange.close()
 
-    assert bool(given) is is_given_back
-    for connection in given:
+    # Either way it is told, once, that the answer was whole.
+    (connection,) = given
+    assert (connection is not None) is is_given_back
+    if connection is not None:
+        assert not asyncio.get_running_loop().remove_reader(connection.fileno())
         connection.close()
 
 
 async def test_a_connection_is_not_used_again_with_an_answer_on_its_way(speak: Speak) -> None:
-    given: list[socket.socket] = []
+    given: list[socket.socket | None] = []
     exchange = await speak(OK + b"Content-Length: 4\r\n\r\nwh", give_back=given.append)
     assert await exchange.next_piece() == b"wh"
     exchange.close()
@@ -245,6 +252,74 @@ async def test_silence_has_an_end(speak: Speak, monkeypatch: pytest.MonkeyPatch)
     assert await exchange.next_piece() == b"wh"
     with pytest.raises(TimeoutError):
         await exchange.next_piece()
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["waiting", "busy"])
+async def test_what_was_said_before_is_no_part_of_a_silence(is_busy: bool) -> None:
+    """One timer serves many waits: none of them ends too early for those before, nor much too late."""
+    said = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n"
+    silence = 0.3
+    is_over = asyncio.Event()
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + said)
+        for _ in range(5):
+            await asyncio.sleep(silence / 2)
+            writer.write(b"1\r\nx\r\n")
+        await reader.read()
+        writer.close()
+        is_over.set()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
+        with Exchange(await connected(reach), silence) as exchange:
+            await exchange.ask(head(), None)
+            for _ in range(6):
+                assert await exchange.next_piece() == b"x"
+            if is_busy:
+                # With something else: that is no waiting.
+                await asyncio.sleep(silence * 1.5)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            with pytest.raises(TimeoutError):
+                await exchange.next_piece()
+            assert silence * 0.9 < loop.time() - began < silence * 3
+        await asyncio.wait_for(is_over.wait(), 2)
+
+
+async def test_where_nobody_reads_the_server_cannot_write_on() -> None:
+    piece, written = b"x" * (1 << 16), 0
+    length = 512 * len(piece)
+    is_over = asyncio.Event()
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % length)
+        while written < length:
+            writer.write(piece)
+            await writer.drain()
+            written += len(piece)
+        writer.close()
+        is_over.set()
+
+    async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
+        reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
+        with Exchange(await connected(reach), SECONDS) as exchange:
+            await exchange.ask(head(), None)
+            got = len(await exchange.next_piece())
+            before = -1
+            while before != written:
+                before = written
+                await asyncio.sleep(0.1)
+            # Some of it is in the kernel's hands.
+            assert got <= 1 << 17
+            assert written < length // 2
+            while more := await exchange.next_piece():
+                got += len(more)
+            assert got == length
+        await asyncio.wait_for(is_over.wait(), 2)
 
 
 async def test_a_large_body_goes_through_and_an_early_answer_counts() -> None:

@@ -383,3 +383,22 @@ async def test_a_configured_folder_that_is_not_mounted_keeps_no_model_from_start
         os.kill(server.pid or 0, signal.SIGKILL)
         await agent.until(lambda: agent.unit("srv-mounts").n_restarts == 1, "systemd restarts it")
         await agent.until_state("srv-mounts", ServerState.READY)
+
+
+async def test_no_connection_of_the_agents_holds_up_a_stop(
+    make_agent: MakeAgent, models: Path, toy_model: MakeToyModel
+) -> None:
+    toy_model(models / "srv-held.gguf")
+    async with make_agent() as agent:
+        await agent.servers.start("srv-held", by="test", wait=PATIENCE_OF_TESTS)
+        reach = agent.servers.reach_if_ready("srv-held")
+        assert reach is not None
+        with await agent.connections.ask(reach, "GET", "/health", silence=10, kept_open=True) as answer:
+            assert answer.status == 200
+            await answer.read(1000)
+        assert agent.connections.waiting(reach) == 1
+
+        await agent.servers.stop("srv-held", by="test", wait=PATIENCE_OF_TESTS)
+
+        # llama-server would wait for it, and it is not that old yet.
+        assert agent.connections.waiting(reach) == 0
