@@ -192,6 +192,8 @@ def targets(figures: dict[str, Any]) -> list[dict[str, Any]]:
         return [differ, *flowing]
     added, rates = figures["first"]["added"], figures["tokenize"]["perSecond"]
     beside = [
+        at_most("time that it adds to the first event, p50, as a multiple of a bare aiohttp proxy's",
+                added["agent"]["p50"] / added["bare"]["p50"], 1.0, ""),
         *(
             at_most(f"time that it adds to the first event, {point}, as a multiple of the router's",
                     added["agent"][point] / added["router"][point], 1.0, "")
