@@ -13,7 +13,7 @@ from magi_agent.api.services import Services
 from magi_agent.api.systemd_reach import require_systemd
 from magi_agent.errors import ModelNotFound, ServiceUnavailable
 from magi_agent.gateway.relay import ServerFailed, ServerSilent
-from magi_agent.metrics.exposition import Form, form_of
+from magi_agent.metrics.forms import Form, form_of
 
 _TAG: Final = "agent"
 _NOT_KEPT: Final = {"Cache-Control": "no-store"}

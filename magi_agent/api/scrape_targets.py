@@ -12,7 +12,7 @@ from pydantic import Field
 from magi_agent.api.forwarding import Place
 from magi_agent.api.representations import readable
 from magi_agent.api.schemas import Answer
-from magi_agent.metrics.server_answers import MODEL
+from magi_agent.metrics.server_samples import MODEL
 from magi_agent.registry.model import Model
 from magi_agent.vocabulary import StartPolicy
 

@@ -4,6 +4,10 @@ Exit status: 0 stopped as it was told, 1 a part of it died, 2 wrong usage, 73 an
 78 the configuration is wrong (the last two as in sysexits.h).
 """
 
+from magi_agent import without_openssl  # noqa: F401  # before all that would import it
+
+# isort: split
+
 import asyncio
 import ctypes
 import os
@@ -110,14 +114,14 @@ async def _serve(settings: Settings, sources: ConfigurationSources) -> int:
 
 
 def _spare_memory() -> None:
-    """Save some five megabytes of those that the service would hold for good; before what it needs is imported."""
+    """Save some megabytes of those that the service would hold for good; before what it needs is imported."""
     libc = ctypes.CDLL(None)
     # Left to itself, glibc raises this threshold with the first large answer, and keeps what that one took.
     libc.mallopt(_M_MMAP_THRESHOLD, _OF_ITS_OWN)
     # Threads share one lock, Python's: arenas of their own would only hold more.
     libc.mallopt(_M_ARENA_MAX, 1)
-    # The agent speaks no TLS, but its HTTP client reads every certificate that the host trusts when it is imported.
-    os.environ["SSL_CERT_FILE"] = os.devnull
+    # In C, the lists in which aiohttp keeps middlewares need the library of C++, to be a tenth of a microsecond faster.
+    os.environ["FROZENLIST_NO_EXTENSIONS"] = "1"
 
 
 def _end_by_force(outcome: AgentExit) -> None:

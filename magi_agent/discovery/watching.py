@@ -32,15 +32,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from enum import IntEnum
 from functools import partial
 from typing import Final
-
-from watchfiles import Change
-from watchfiles._rust_notify import RustNotify  # documented: https://watchfiles.helpmanual.io/api/rust_backend/
 
 from magi_agent.discovery.file_systems import MOUNTS_PATH, Mount, MountTable
 from magi_agent.discovery.growing import GrowingFiles
 from magi_agent.discovery.queued_events import QueuedEvents, inotify_descriptors
+from magi_agent.parts_of_packages import only_parts_of
+
+# The whole of watchfiles is for programs on anyio, which needs OpenSSL and is not used here.
+only_parts_of("watchfiles")
+
+from watchfiles._rust_notify import RustNotify  # noqa: E402  # https://watchfiles.helpmanual.io/api/rust_backend/
 
 FolderIdentity = tuple[int, int]
 """Device and inode."""
@@ -67,8 +71,15 @@ _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 """Seconds for which a folder is not watched once that has failed, at first and, after failing again, at most."""
 _NEVER_MODELS: Final = (".part", ".partial", ".incomplete", ".tmp", ".crdownload", ".lock")
-
 OnPaths = Callable[[frozenset[str]], None]
+
+
+class Change(IntEnum):
+    """What has happened to a path, as watchfiles numbers it."""
+
+    ADDED = 1
+    MODIFIED = 2
+    DELETED = 3
 
 
 class FolderWatch:
@@ -492,8 +503,8 @@ class _Listener:
         if len(changes) >= _BURST:
             self._tell_doubt()
         paths = {path for change, path in changes if _may_matter(change, path)}
-        self._growing.note((path for change, path in changes if change is Change.modified), now)
-        for gone in [path for change, path in changes if change is Change.deleted and path in self._watched]:
+        self._growing.note((path for change, path in changes if change is Change.MODIFIED), now)
+        for gone in [path for change, path in changes if change is Change.DELETED and path in self._watched]:
             # Should there be a folder of this name again, it may even have the same inode.
             del self._watched[gone]
             self._set_up_by(now)
@@ -545,7 +556,7 @@ def _may_matter(change: Change, path: str) -> bool:
         return False
     if not name.endswith(_NEVER_MODELS):
         return True
-    return change is Change.added and os.path.isdir(path)  # noqa: PTH112  # the string is what there is
+    return change is Change.ADDED and os.path.isdir(path)  # noqa: PTH112  # the string is what there is
 
 
 def _is_utf8(path: str) -> bool:

@@ -1,39 +1,16 @@
-"""The two text forms that Prometheus reads, and which of them a caller is given.
+"""Families of metrics as text, in either of the two forms."""
 
-OpenMetrics 1.0: https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md; the older one:
-https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.openmetrics.exposition import ALLOWUTF8
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from magi_agent.metrics.forms import Form
+from magi_agent.metrics.library import ALLOWUTF8, Metric, floatToGoString, generate_latest
 
-_OPEN_METRICS: Final[Callable[..., bytes]] = generate_openmetrics
-
-
-class Form(StrEnum):
-    """A text form, by its ``Content-Type``."""
-
-    OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    TEXT = "text/plain; version=0.0.4; charset=utf-8"
-
-    @property
-    def media_type(self) -> str:
-        """The type without its parameters."""
-        return self.partition(";")[0]
-
-
-def form_of(accept: str) -> Form:
-    """The form for a caller who sends this ``Accept``: OpenMetrics, unless only the older one is asked for."""
-    asked = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    if Form.TEXT.media_type in asked and Form.OPEN_METRICS.media_type not in asked:
-        return Form.TEXT
-    return Form.OPEN_METRICS
+_OPEN_METRICS: Final[Callable[..., bytes]] = generate_latest
+_NUMBER: Final[Callable[[float], str]] = floatToGoString
+_WITH_SUFFIX: Final = {"counter": "_total", "info": "_info"}
+"""What is behind the name of each sample of a family; in the older form, the family is named by its samples."""
+_OLDER_KINDS: Final = {"info": "gauge", "unknown": "untyped"}
 
 
 class _Families:
@@ -42,10 +19,6 @@ class _Families:
     def __init__(self, families: Sequence[Metric]) -> None:
         self._families = families
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing, for the registry has no other collector to tell it from."""
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         """The families."""
         return self._families
@@ -53,9 +26,24 @@ class _Families:
 
 def rendered(families: Sequence[Metric], form: Form) -> bytes:
     """The families as text; takes some milliseconds for a thousand samples."""
-    registry = CollectorRegistry()
-    registry.register(_Families(families))
     if form is Form.TEXT:
-        return generate_latest(registry)
+        return "".join(line for family in families for line in _older(family)).encode()
     # Names are valid already; escaped, llama-server's would lose their colon.
-    return _OPEN_METRICS(registry, escaping=ALLOWUTF8)
+    return _OPEN_METRICS(_Families(families), escaping=ALLOWUTF8)
+
+
+def _older(family: Metric) -> Iterator[str]:
+    name = family.name + _WITH_SUFFIX.get(family.type, "")
+    yield f"# HELP {name} {_escaped(family.documentation)}\n"
+    yield f"# TYPE {name} {_OLDER_KINDS.get(family.type, family.type)}\n"
+    for sample in family.samples:
+        labels = ",".join(f'{label}="{_quoted(value)}"' for label, value in sorted(sample.labels.items()))
+        yield f"{sample.name}{f'{{{labels}}}' if labels else ''} {_NUMBER(sample.value)}\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n")
+
+
+def _quoted(text: str) -> str:
+    return _escaped(text).replace('"', r"\"")

@@ -7,17 +7,16 @@ has no sample; it is never 0.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
-from prometheus_client import ProcessCollector
-from prometheus_client.core import (
+from magi_agent.gateway.tallies import SECONDS, SPEEDS, ModelTallies, Outcome, SpreadCounts
+from magi_agent.metrics.library import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    ProcessCollector,
     SummaryMetricFamily,
 )
-
-from magi_agent.gateway.tallies import SECONDS, SPEEDS, ModelTallies, Outcome, SpreadCounts
 from magi_agent.metrics.loop_lag import BOUNDS
 from magi_agent.metrics.server_answers import families_of
 from magi_agent.metrics.snapshot import (

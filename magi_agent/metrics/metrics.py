@@ -21,8 +21,7 @@ from magi_agent.events import EventStream
 from magi_agent.gateway.tallies import Tallies
 from magi_agent.host.unified_hierarchy import unified_hierarchy
 from magi_agent.metrics.event_counts import EventCounts
-from magi_agent.metrics.exposition import Form, rendered
-from magi_agent.metrics.families import families
+from magi_agent.metrics.forms import Form
 from magi_agent.metrics.loop_lag import LoopLag
 from magi_agent.metrics.request_counts import RequestCounts
 from magi_agent.metrics.server_scrapes import ServerScrapes
@@ -259,6 +258,10 @@ class Metrics:
 
 
 def _text(snapshot: Snapshot, form: Form) -> bytes:
+    # Imported by the first scrape, and in its thread: that takes a while.
+    from magi_agent.metrics.exposition import rendered
+    from magi_agent.metrics.families import families
+
     return rendered(families(snapshot), form)
 
 

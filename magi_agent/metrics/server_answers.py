@@ -9,14 +9,11 @@ figures or for another server's, and what it says is bounded in number and lengt
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from magi_agent.metrics.library import Metric, text_string_to_metric_families
+from magi_agent.metrics.server_samples import MODEL, ServerSample, UnreadableAnswer
 
-MODEL: Final = "model"
-"""The label that says whose figure it is; a server's own label of this name gives way to it."""
 MOST_SAMPLES: Final = 500
 """Of one server."""
 MOST_NAMES: Final = 300
@@ -37,24 +34,6 @@ _COUNTER: Final = "counter"
 _GAUGE: Final = "gauge"
 _UNKNOWN: Final = "unknown"
 _KINDS: Final = frozenset({_COUNTER, _GAUGE, _UNKNOWN})
-
-
-class UnreadableAnswer(ValueError):
-    """The answer is not what Prometheus's text form is, or more than any llama-server says."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSample:
-    """One figure of a server."""
-
-    name: str
-    kind: str
-    """``counter``, ``gauge`` or ``unknown``."""
-    text: str
-    """What the server says it is."""
-    labels: tuple[tuple[str, str], ...]
-    """Without the model's."""
-    value: float
 
 
 def samples_of(answer: bytes) -> tuple[ServerSample, ...]:

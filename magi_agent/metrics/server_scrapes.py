@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from magi_agent.metrics.server_answers import ServerSample, UnreadableAnswer, samples_of
+from magi_agent.metrics.server_samples import ServerSample, UnreadableAnswer
 from magi_agent.servers.self_reports import Answer, SelfReports
 
 _LOG: Final = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class ServerScrapes:
             refused = f"it answered with status {answer.status}, and not with its metrics"
             return ServerScrape(answer.seconds, problem=answer.problem or refused)
         try:
-            return ServerScrape(answer.seconds, await asyncio.to_thread(samples_of, answer.body))
+            return ServerScrape(answer.seconds, await asyncio.to_thread(_samples_of, answer.body))
         except UnreadableAnswer as error:
             return ServerScrape(answer.seconds, problem=str(error))
 
@@ -51,3 +51,10 @@ class ServerScrapes:
             if scrape.problem is not None and self._said.get(model_id) is None:
                 _LOG.warning("the metrics of %s cannot be had: %s", model_id, scrape.problem)
         self._said = {model_id: scrape.problem for model_id, scrape in scrapes.items() if scrape.problem}
+
+
+def _samples_of(answer: bytes) -> tuple[ServerSample, ...]:
+    # Imported by the first scrape, and in its thread: that takes a while.
+    from magi_agent.metrics.server_answers import samples_of
+
+    return samples_of(answer)

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 
 from magi_agent.metrics import metrics as module
-from magi_agent.metrics.exposition import Form
+from magi_agent.metrics.forms import Form
 from magi_agent.servers import record as record_module
 from magi_agent.servers import self_reports as self_reports_module
 from tests.api.client import Api, until

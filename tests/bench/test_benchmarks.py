@@ -146,6 +146,7 @@ def test_an_agent_at_rest_is_measured(systemd_user, capsys):
     assert figures["agent"]["settled"]["median"] >= figures["agent"]["ready"]["median"]
     assert 10 < figures["floor"]["megabytes"]["median"] < figures["agent"]["megabytes"]["median"] < 500
     assert figures["idle"]["percent"]["runs"] == 2
+    assert figures["idle"]["megabytesScraped"] > figures["idle"]["megabytes"]
     bench_agent.print_table(figures)
     assert "5 known models" in capsys.readouterr().out
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 
-from magi_agent.metrics.exposition import Form, form_of, rendered
+from magi_agent.metrics.exposition import rendered
 from magi_agent.metrics.families import families
+from magi_agent.metrics.forms import Form, form_of
 from magi_agent.metrics.server_scrapes import ServerScrape
 from magi_agent.metrics.snapshot import Snapshot
 from magi_agent.metrics.unit_usage import UnitUsage
@@ -110,6 +115,26 @@ def test_failures_of_models_that_are_not_listed_any_more_are_still_counted() -> 
     assert 'magi_server_failures_total{model="gone",result="oom-kill"} 2.0' in told
     assert 'magi_server_failures_total{model="toy",result="hung"} 1.0' in told
     assert 'magi_server_failures_total{model="toy",result="odd"} 3.0' in told
+
+
+class Collected:
+    """What Prometheus's own library is given families by."""
+
+    def __init__(self, collected: list[Metric]) -> None:
+        self._collected = collected
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collected
+
+
+def test_the_older_form_is_what_the_library_would_write() -> None:
+    odd = Metric("odd:name", 'a\\b\n"c"', "unknown")
+    odd.add_sample("odd:name", {"b": 'a\\b\n"c"', "a": "\ufffd"}, float("inf"))
+    odd.add_sample("odd:name", {}, 12345678.9)
+    told = [*families(snapshot()), odd]
+
+    assert {family.type for family in told} == {"counter", "gauge", "histogram", "info", "summary", "unknown"}
+    assert rendered(told, Form.TEXT) == generate_latest(Collected(told))
 
 
 def test_promtool_has_nothing_against_any_of_it() -> None:

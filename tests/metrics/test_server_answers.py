@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 
-from magi_agent.metrics.exposition import Form, rendered
+from magi_agent.metrics.exposition import rendered
+from magi_agent.metrics.forms import Form
 from magi_agent.metrics.server_answers import (
     MOST_NAMES,
     MOST_SAMPLES,
-    ServerSample,
-    UnreadableAnswer,
     families_of,
     samples_of,
 )
+from magi_agent.metrics.server_samples import ServerSample, UnreadableAnswer
 from tests.metrics.pictures import ANSWER
 
 
