@@ -21,6 +21,8 @@ _VERSION: Final = re.compile(r"\b(\d{2,4}\.\d{1,4}(?:\.\d{1,4})?)\b")
 _IN_FILE_NAME: Final = re.compile(r"\.so\.(\d{2,4}\.\d{1,4}(?:\.\d{1,4})?)$")
 _NVIDIA_CARD: Final = re.compile(r"nvidia\d+")
 _RENDER_NODE: Final = re.compile(r"renderD\d+")
+_SIGNS: Final = ("module/nvidia", "module/nvgpu", "class/kfd", "class/misc/dxg", "class/misc/mali0")
+"""In sysfs, of drivers that programs reach without a render node: NVIDIA's two, AMD's, that of WSL, Arm's own."""
 
 
 class Vendor(StrEnum):
@@ -34,12 +36,15 @@ class Vendor(StrEnum):
 _VENDORS: Final = {"0x10de": Vendor.NVIDIA, "0x1002": Vendor.AMD, "0x8086": Vendor.INTEL}
 
 
+_SYS: Final = Path("/sys")
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
     """Where the kernel's file systems are."""
 
     proc: Path = Path("/proc")
-    sys: Path = Path("/sys")
+    sys: Path = _SYS
     dev: Path = Path("/dev")
 
 
@@ -68,6 +73,19 @@ class Gpus:
     """What a program opens to use them."""
     missing: tuple[Path, ...]
     """Of these, what should be there and is not."""
+
+
+def is_any_driver_up(sys: Path = _SYS) -> bool:
+    """Whether the kernel has a driver for anything that computes as a GPU, on whatever bus, be it of any vendor.
+
+    Where it has none, no program finds a GPU.
+    """
+    nodes = sys / "class" / "drm"
+    try:
+        has_nodes = any(_RENDER_NODE.fullmatch(entry.name) for entry in nodes.iterdir())
+    except OSError:
+        has_nodes = False
+    return has_nodes or any((sys / sign).exists() for sign in _SIGNS)
 
 
 def gpus(tree: Tree) -> tuple[Gpus, ...]:

@@ -141,7 +141,7 @@ class ServerConnections:
         return None
 
     def _take_back(self, reach: Reach, connection: socket.socket | None) -> None:
-        """Keep a connection for the next request; where the server has ended it, make another one for that.
+        """Keep a connection for the next request; where nothing can be asked on it any more, make another for that.
 
         llama-server ends its connection after each stream. Who asks the next has the connecting behind it then, and a
         thread of the server that waits for it already. It is one such at most, so that it never takes a thread of
@@ -154,7 +154,7 @@ class ServerConnections:
             asyncio.get_running_loop().call_soon(self._renew, reach)
 
     def _renew(self, reach: AtPort) -> None:
-        if not self.waiting(reach):
+        if not self.waiting(reach) and self._count < _MOST_KEPT:
             with contextlib.suppress(OSError):
                 self._keep(reach, connecting(reach))
 

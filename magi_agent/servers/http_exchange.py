@@ -316,6 +316,8 @@ class Exchange:
             return
         self._is_over = True
         heard, self._heard = self._heard, None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(BrokenOff("nobody wants the answer any more"))
         self._watch_no_more()
         if self._limit is not None:
             self._limit.cancel()

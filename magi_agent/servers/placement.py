@@ -25,6 +25,7 @@ from magi_agent.servers.placed import GpuShortage
 _MARGIN: Final = 256 << 20
 """Bytes that are left free of a GPU where they can be, an estimate being one; llama-server's ``--fit`` leaves more."""
 _DEVICE_FLAG: Final = "--device="
+_SET_LAYERS: Final = range(999)
 _FIT_FLAGS: Final = "--fit"
 """What the flags begin with by which somebody says how llama-server is to fit models."""
 
@@ -121,13 +122,14 @@ def leaves_nothing_to_fit(settings: RuntimeSettings, *, has_gpus: bool) -> bool:
     """Whether llama-server's ``--fit`` would change nothing: all that it might is set, or there is no GPU to fill.
 
     It makes a context smaller only where none is set, and gives up where somebody set how many layers go to GPUs
-    (``common_fit_params``). What it would leave of a draft model is not known here.
+    (``common_fit_params``), but for the number by which the first builds with it had "not set". What it would leave of
+    a draft model is not known here.
     """
     if not settings.ctx_size or settings.draft_model is not None:
         return False
     if any(flag.startswith(_FIT_FLAGS) for flag in settings.extra_flags or ()):
         return False
-    return not has_gpus or (settings.n_gpu_layers is not None and settings.n_gpu_layers >= 0)
+    return not has_gpus or (settings.n_gpu_layers is not None and settings.n_gpu_layers in _SET_LAYERS)
 
 
 def reckoned(gpus: Sequence[UsableGpu], need_for: NeedFor, settings: RuntimeSettings) -> Choice:

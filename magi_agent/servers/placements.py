@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from magi_agent.errors import MagiError, SettingsNotUsable
+from magi_agent.host.gpu_devices import is_any_driver_up
 from magi_agent.host.gpus import Gpu
 from magi_agent.host_facts import GpuPicture, HostFacts
 from magi_agent.memory.estimate import Device, estimate
@@ -52,8 +53,8 @@ class _Seen:
 
     @property
     def may_have_gpus(self) -> bool:
-        """Whether llama-server may have some. One that it does not list may yet come: its driver may be on its way."""
-        return self.problem is not None or bool(self.gpus)
+        """Whether llama-server may find some: those that it lists, and any whose driver has come up since it did."""
+        return self.problem is not None or bool(self.gpus) or is_any_driver_up()
 
 
 @dataclass(frozen=True, slots=True)

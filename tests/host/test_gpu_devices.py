@@ -12,7 +12,15 @@ import pytest
 from magi_agent.cli.doctor_findings import Result
 from magi_agent.cli.doctor_host import gpu_findings
 from magi_agent.host.accounts import Account
-from magi_agent.host.gpu_devices import Gpus, Tree, Vendor, gpus, nvidia_driver_version, version_in_name
+from magi_agent.host.gpu_devices import (
+    Gpus,
+    Tree,
+    Vendor,
+    gpus,
+    is_any_driver_up,
+    nvidia_driver_version,
+    version_in_name,
+)
 
 SERVERS = Account("user magi-llama", 61202, frozenset({61202}))
 VERSION_OF_535 = """\
@@ -216,3 +224,22 @@ def test_whom_the_servers_run_as_may_not_be_known(hardware: Hardware) -> None:
 
     [(result, _, _)] = hardware.findings(None)
     assert result is Result.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("path", "is_up"),
+    [
+        ("class/drm/renderD128", True),
+        ("class/drm/card0", False),
+        ("module/nvidia", True),
+        ("module/nvgpu", True),
+        ("module/nouveau", False),
+        ("class/kfd", True),
+        ("class/misc/dxg", True),
+        ("class/misc/mali0", True),
+    ],
+)
+def test_whether_any_driver_of_a_gpu_is_up(hardware: Hardware, path: str, is_up: bool) -> None:
+    assert not is_any_driver_up(hardware.tree.sys)
+    (hardware.tree.sys / path).mkdir(parents=True)
+    assert is_any_driver_up(hardware.tree.sys) is is_up

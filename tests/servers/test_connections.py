@@ -356,7 +356,9 @@ async def test_where_a_server_ends_its_connection_after_an_answer_the_next_one_i
             await once()
 
 
-async def test_no_connection_is_made_ahead_to_a_server_that_is_gone(connections: ServerConnections) -> None:
+async def test_a_connection_that_was_made_ahead_to_a_server_that_is_gone_is_none(
+    connections: ServerConnections,
+) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(STREAM)
@@ -366,5 +368,8 @@ async def test_no_connection_is_made_ahead_to_a_server_that_is_gone(connections:
             server.close()
             assert await said.read(10) == b"{}"
         await asyncio.sleep(0.02)
+        # That it is refused is seen by who would use it.
+        assert connections.waiting(reach) == 1
         with pytest.raises(NotConnected):
             await connections.ask(reach, "GET", "/", silence=SECONDS, kept_open=True)
+        assert connections.waiting(reach) == 0

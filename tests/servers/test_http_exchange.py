@@ -237,6 +237,17 @@ async def test_a_connection_is_not_used_again_with_an_answer_on_its_way(speak: S
     assert given == []
 
 
+async def test_who_waits_as_it_is_closed_is_told(speak: Speak) -> None:
+    exchange = await speak(OK + b"Content-Length: 4\r\n\r\nwh")
+    assert await exchange.next_piece() == b"wh"
+    waiting = asyncio.create_task(exchange.next_piece())
+    await asyncio.sleep(0.02)
+    exchange.close()
+
+    with pytest.raises(BrokenOff):
+        await asyncio.wait_for(waiting, 2)
+
+
 async def test_a_long_body_is_not_read(speak: Speak) -> None:
     exchange = await speak(OK + b"Content-Length: 4\r\n\r\nwhat")
 

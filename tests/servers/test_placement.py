@@ -258,8 +258,9 @@ def test_by_default_each_gpu_is_used_once_and_integrated_ones_only_alone() -> No
         ({"n_gpu_layers": 99}, False, False),
         ({"ctx_size": 4096, "n_gpu_layers": 99}, True, True),
         ({"ctx_size": 4096, "n_gpu_layers": 0}, True, True),
-        # All of them is what it takes for not set.
+        # All of them is what it takes for not set, and so was 999.
         ({"ctx_size": 4096, "n_gpu_layers": -1}, False, True),
+        ({"ctx_size": 4096, "n_gpu_layers": 999}, False, True),
         ({"ctx_size": 4096, "n_gpu_layers": 99, "extra_flags": ("--fit=on",)}, False, False),
         ({"ctx_size": 4096, "n_gpu_layers": 99, "extra_flags": ("--fit-target=512",)}, False, False),
         ({"ctx_size": 4096, "n_gpu_layers": 99, "extra_flags": ("--no-warmup",)}, True, True),
