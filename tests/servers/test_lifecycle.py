@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -388,14 +390,6 @@ async def test_a_configured_folder_that_is_not_mounted_keeps_no_model_from_start
 async def test_no_connection_of_the_agents_holds_up_a_stop(
     make_agent: MakeAgent, models: Path, toy_model: MakeToyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting: list[int] = []
-    stop = DirectLauncher.stop
-
-    async def noted(launcher: DirectLauncher, model_id: str, stop_timeout: float) -> JobResult:
-        waiting.append(agent.connections.waiting(reach))
-        return await stop(launcher, model_id, stop_timeout)
-
-    monkeypatch.setattr(DirectLauncher, "stop", noted)
     toy_model(models / "srv-held.gguf")
     async with make_agent() as agent:
         await agent.servers.start("srv-held", by="test", wait=PATIENCE_OF_TESTS)
@@ -405,8 +399,21 @@ async def test_no_connection_of_the_agents_holds_up_a_stop(
             assert answer.status == 200
             await answer.read(1000)
         assert agent.connections.waiting(reach) == 1
+        at_stop: list[int] = []
+        monkeypatch.setattr(DirectLauncher, "stop", _noting(partial(agent.connections.waiting, reach), at_stop))
 
         await agent.servers.stop("srv-held", by="test", wait=PATIENCE_OF_TESTS)
 
         # llama-server would wait for it.
-        assert waiting == [0]
+        assert at_stop == [0]
+
+
+def _noting(look: Callable[[], int], seen: list[int]) -> Callable[[DirectLauncher, str, float], Awaitable[JobResult]]:
+    """What stops a model's unit, and notes what there is to see before it does."""
+    stop = DirectLauncher.stop
+
+    async def noted(launcher: DirectLauncher, model_id: str, stop_timeout: float) -> JobResult:
+        seen.append(look())
+        return await stop(launcher, model_id, stop_timeout)
+
+    return noted
