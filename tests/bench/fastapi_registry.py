@@ -93,6 +93,7 @@ class Model(CamelModel):
     projector_path: str | None
     projectors: list[str]
     has_vision: bool
+    has_audio: bool
     is_embedding: bool
     is_reranker: bool
     chat_template: bool

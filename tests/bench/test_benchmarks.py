@@ -9,10 +9,20 @@ import numpy
 import pytest
 from aiohttp import web
 
+from magi_agent.api.schemas import ModelAnswer, RegistryAnswer
 from magi_agent.discovery.scanner import Scanner
 from magi_agent.gguf.reading import read_facts
 from magi_agent.vocabulary import ModelStatus
-from tests.bench import bench_agent, bench_discovery, bench_events, bench_gateway, bench_idle, bench_watching, run
+from tests.bench import (
+    bench_agent,
+    bench_discovery,
+    bench_events,
+    bench_gateway,
+    bench_idle,
+    bench_watching,
+    fastapi_registry,
+    run,
+)
 from tests.bench.asking import Asker, Said, question, unchunked
 from tests.bench.bench_header import differences
 from tests.bench.header_reading import read_by_agent, read_by_reference
@@ -21,6 +31,12 @@ from tests.bench.load import WrongAnswer, ask
 from tests.bench.many_models import MAX_MODELS, write_models
 from tests.bench.router import has_router, presets
 from tests.bench.same_answers import differing, told
+
+
+def test_the_peer_of_the_registry_answers_with_the_same_fields():
+    """Each in its place, so that both say the same bytes."""
+    assert [*fastapi_registry.Model.model_fields] == [*ModelAnswer.model_fields]
+    assert [*fastapi_registry.Registry.model_fields] == [*RegistryAnswer.model_fields]
 
 
 def test_every_benchmark_is_found_by_its_name():
