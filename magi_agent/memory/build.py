@@ -1,7 +1,8 @@
 """What a llama-server does where nothing is set, as far as memory depends on it.
 
 The defaults stand in the build's own ``--help`` ("default: 2048"); where a build was not asked, or is silent, those of
-release b10434 are taken. How a CPU keeps weights is llama.cpp's ``ggml_repack_get_optimal_repack_type``.
+release b10434 are taken. How a CPU keeps weights is llama.cpp's ``ggml_repack_get_optimal_repack_type``, and before it
+that of AMX: ``ggml_backend_amx_get_alloc_size``.
 """
 
 import platform
@@ -14,7 +15,11 @@ from magi_agent.runtime_settings.known_options import KnownOptions
 
 _DEFAULT: Final = re.compile(r"default: '?(-?[\w.]+)")
 _MIB: Final = 1 << 20
-_Q4_0, _Q2_K, _Q4_K, _Q5_K, _Q6_K, _IQ4_NL, _MXFP4, _Q8_0 = 2, 10, 12, 13, 14, 20, 39, 8
+_Q4_0, _Q4_1, _Q8_0, _Q2_K, _Q4_K, _Q5_K, _Q6_K, _IQ4_NL, _IQ4_XS, _MXFP4 = 2, 3, 8, 10, 12, 13, 14, 20, 23, 39
+_ONLY_WITH_AMX: Final = _IQ4_XS
+_AMX_BLOCKS: Final = {_Q8_0: (34, 4), _Q4_K: (144, 4), _Q5_K: (176, 4), _IQ4_XS: (136, 2)}
+"""Bytes of a block, and how many more AMX keeps of each: sums, and scales that are unpacked."""
+_AMX: Final = frozenset({"amx_tile", "amx_int8", "avx512_vnni"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,13 @@ class Build:
     repacked: frozenset[int] = frozenset()
     """ggml types whose matrices the CPU keeps in another order, as copies."""
 
+    def copy_bytes(self, kind: int, size: int) -> int:
+        """Bytes of the copy that the CPU keeps of ``size`` bytes of matrices of a ggml type."""
+        if kind not in self.repacked:
+            return 0
+        block, more = _AMX_BLOCKS.get(kind, (1, 0)) if _ONLY_WITH_AMX in self.repacked else (1, 0)
+        return size // block * (block + more)
+
 
 def build_of(known: KnownOptions | None, repacked: Collection[int] = ()) -> Build:
     """What a build with these options does; ``None`` for one that was not asked."""
@@ -74,12 +86,17 @@ def build_of(known: KnownOptions | None, repacked: Collection[int] = ()) -> Buil
 def repacked_types(flags: Collection[str], machine: str | None = None) -> frozenset[int]:
     """The ggml types that a CPU with these flags of ``/proc/cpuinfo`` keeps in another order.
 
-    A CPU with AMX would keep more of them; llama.cpp uses it where the kernel lets it, which cannot be seen here.
+    That the kernel has AMX is among the flags; that the build has it is taken for granted, as the copies are what a
+    server would be ended for that is given no memory for them.
     """
     machine = platform.machine() if machine is None else machine
     if machine in ("x86_64", "AMD64") and "avx2" in flags:
         types = {_Q4_0, _Q4_K, _IQ4_NL, _MXFP4}
-        return frozenset(types | ({_Q2_K} if "avx512f" in flags else set()))
+        if "avx512f" in flags:
+            types.add(_Q2_K)
+        if _AMX.issubset(flags):
+            types |= {_Q4_0, _Q4_1, _Q8_0, _Q4_K, _Q5_K, _Q6_K, _IQ4_XS}
+        return frozenset(types)
     if machine == "aarch64" and "asimddp" in flags:
         return frozenset({_Q4_0, _Q4_K, _Q5_K, _Q6_K, _Q8_0, _IQ4_NL, _MXFP4})
     return frozenset()

@@ -205,7 +205,7 @@ class _Estimate:
         if plan.gpu_layers:
             return need.weights.gpu + sum(part.gpu for part in parts)
         weights = self._weights
-        counted = weights.total - self._repacked(weights.blocks + weights.experts, plan)
+        counted = weights.total - self._in_copies(weights.blocks + weights.experts)
         return counted + sum(part.host for part in parts)
 
     def _need(self, plan: _Plan) -> MemoryNeed:
@@ -290,7 +290,10 @@ class _Estimate:
         host_blocks = weights.blocks + weights.experts - blocks_gpu - experts_gpu
         host = weights.input + host_blocks + (0 if plan.gpu_layers else weights.rest)
         is_mapped = self._settings.mmap is not False
-        copies = self._repacked(host_blocks, plan) if is_mapped else self._repacked_embedding(plan)
+        copies = self._repacked(host_blocks, plan)
+        if not is_mapped:
+            # They are what is read, and not there twice but for an embedding that serves twice.
+            copies -= self._in_copies(host_blocks)
         return Split(host=host + copies, gpu=gpu), host if is_mapped else 0
 
     @property
@@ -303,15 +306,24 @@ class _Estimate:
         in_blocks = self._weights.blocks + self._weights.experts
         if not self._repacks or not in_blocks:
             return 0
-        of_types = sum(size for kind, size in self._weights.matrices if kind in self._build.repacked)
+        of_types = sum(self._build.copy_bytes(kind, size) for kind, size in self._weights.matrices)
         return of_types * host_blocks // in_blocks + self._repacked_embedding(plan)
+
+    def _in_copies(self, host_blocks: int) -> int:
+        """Bytes of the blocks' weights of which there are copies."""
+        in_blocks = self._weights.blocks + self._weights.experts
+        if not self._repacks or not in_blocks:
+            return 0
+        of_types = sum(size for kind, size in self._weights.matrices if kind in self._build.repacked)
+        return of_types * host_blocks // in_blocks
 
     def _repacked_embedding(self, plan: _Plan) -> int:
         """Bytes of the copy of the embedding matrix that serves as the output matrix."""
         weights = self._weights
         if weights.has_output or plan.gpu_layers or not self._repacks:
             return 0
-        return weights.embedding if weights.embedding_type in self._build.repacked else 0
+        kind = weights.embedding_type
+        return 0 if kind is None else self._build.copy_bytes(kind, weights.embedding)
 
     def _projector(self) -> Split:
         """The projector's weights, and its buffer for one image of the size that the header names."""

@@ -120,7 +120,7 @@ def test_weights_that_are_not_mapped_are_not_there_twice(known):
 
 def test_a_context_that_nobody_set_is_cut_to_what_the_host_has(known):
     """By the real rule: as on a host with so much more memory, of which so much is to stay free."""
-    total, room = psutil.virtual_memory().total, 400 * MIB
+    total, room = psutil.virtual_memory().total, 370 * MIB
     margin = (total - room) // MIB
     build = Build(repacked=here().build.repacked, fit_margin=margin * MIB)
     need = estimate(ModelFiles((read_facts(locations.GEMMA),)), RuntimeSettings(), Surroundings(build, (), total))

@@ -259,3 +259,16 @@ def test_cpus_reorder_what_they_have_kernels_for():
     assert 10 in repacked_types(["avx2", "avx512f"], "x86_64")
     assert repacked_types([], "x86_64") == frozenset()
     assert 14 in repacked_types(["asimddp"], "aarch64")
+
+
+def test_amx_keeps_more_of_them_and_some_with_sums():
+    flags = ["avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_int8"]
+    assert {3, 8, 13, 14, 23} <= repacked_types(flags, "x86_64")
+    assert repacked_types(flags[:-1], "x86_64").isdisjoint({3, 8, 13, 14, 23})
+    with_amx = Build(repacked=repacked_types(flags, "x86_64"))
+    assert [with_amx.copy_bytes(kind, 34 * 144 * 176 * 136) for kind in (3, 8, 12, 13, 14, 23, 1)] == [
+        34 * 144 * 176 * 136, 38 * 144 * 176 * 136, 34 * 148 * 176 * 136, 34 * 144 * 180 * 136,
+        34 * 144 * 176 * 136, 34 * 144 * 176 * 138, 0,
+    ]  # fmt: skip
+    # An Arm CPU keeps Q8_0 in another order too, and no sums with it.
+    assert Build(repacked=repacked_types(["asimddp"], "aarch64")).copy_bytes(8, 3400) == 3400
