@@ -26,7 +26,7 @@ FOLDER = Path(__file__).parent
 
 class Held:
     def find_spec(self, name, path=None, target=None):
-        if name == "magi_agent.metrics.library":
+        if name == "magi_agent.metrics.prometheus_parts":
             with (FOLDER / "imports").open("a") as file:
                 file.write(f"{threading.current_thread() is threading.main_thread()}\\n")
             while not (FOLDER / "go").exists():

@@ -303,19 +303,19 @@ class _Estimate:
 
     def _repacked(self, host_blocks: int, plan: _Plan) -> int:
         """Bytes of the copies that the CPU keeps of mapped weights."""
-        in_blocks = self._weights.blocks + self._weights.experts
-        if not self._repacks or not in_blocks:
-            return 0
-        of_types = sum(self._build.copy_bytes(kind, size) for kind, size in self._weights.matrices)
-        return of_types * host_blocks // in_blocks + self._repacked_embedding(plan)
+        copied = sum(self._build.copy_bytes(kind, size) for kind, size in self._weights.matrices)
+        return self._on_host(copied, host_blocks) + self._repacked_embedding(plan)
 
     def _in_copies(self, host_blocks: int) -> int:
         """Bytes of the blocks' weights of which there are copies."""
+        return self._on_host(
+            sum(size for kind, size in self._weights.matrices if kind in self._build.repacked), host_blocks
+        )
+
+    def _on_host(self, repacked: int, host_blocks: int) -> int:
+        """What of all that could be repacked is, with so many bytes of the blocks on the host."""
         in_blocks = self._weights.blocks + self._weights.experts
-        if not self._repacks or not in_blocks:
-            return 0
-        of_types = sum(size for kind, size in self._weights.matrices if kind in self._build.repacked)
-        return of_types * host_blocks // in_blocks
+        return repacked * host_blocks // in_blocks if self._repacks and in_blocks else 0
 
     def _repacked_embedding(self, plan: _Plan) -> int:
         """Bytes of the copy of the embedding matrix that serves as the output matrix."""

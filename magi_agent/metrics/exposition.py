@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from magi_agent.metrics.forms import Form
-from magi_agent.metrics.library import ALLOWUTF8, Metric, floatToGoString, generate_latest
+from magi_agent.metrics.prometheus_parts import ALLOWUTF8, Metric, floatToGoString, generate_latest
 
 _OPEN_METRICS: Final[Callable[..., bytes]] = generate_latest
 _NUMBER: Final[Callable[[float], str]] = floatToGoString

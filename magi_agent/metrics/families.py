@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from magi_agent.gateway.tallies import SECONDS, SPEEDS, ModelTallies, Outcome, SpreadCounts
-from magi_agent.metrics.library import (
+from magi_agent.metrics.loop_lag import BOUNDS
+from magi_agent.metrics.prometheus_parts import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
@@ -17,7 +18,6 @@ from magi_agent.metrics.library import (
     ProcessCollector,
     SummaryMetricFamily,
 )
-from magi_agent.metrics.loop_lag import BOUNDS
 from magi_agent.metrics.server_answers import families_of
 from magi_agent.metrics.snapshot import (
     AgentFigures,

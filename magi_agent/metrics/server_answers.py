@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from magi_agent.metrics.library import Metric, text_string_to_metric_families
+from magi_agent.metrics.prometheus_parts import Metric, text_string_to_metric_families
 from magi_agent.metrics.server_samples import MODEL, ServerSample, UnreadableAnswer
 
 MOST_SAMPLES: Final = 500

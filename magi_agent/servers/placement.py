@@ -26,6 +26,7 @@ _MARGIN: Final = 256 << 20
 """Bytes that are left free of a GPU where they can be, an estimate being one; llama-server's ``--fit`` leaves more."""
 _DEVICE_FLAG: Final = "--device="
 _SET_LAYERS: Final = range(999)
+"""Numbers of layers that no build with ``--fit`` takes for "not set"."""
 _FIT_FLAGS: Final = "--fit"
 """What the flags begin with by which somebody says how llama-server is to fit models."""
 

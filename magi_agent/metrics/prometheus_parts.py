@@ -9,7 +9,7 @@ from magi_agent.parts_of_packages import only_parts_of
 
 only_parts_of("prometheus_client")
 
-from prometheus_client.metrics_core import (  # noqa: E402
+from prometheus_client.metrics_core import (  # noqa: E402  # only_parts_of comes first
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
@@ -17,10 +17,10 @@ from prometheus_client.metrics_core import (  # noqa: E402
     Metric,
     SummaryMetricFamily,
 )
-from prometheus_client.openmetrics.exposition import ALLOWUTF8, generate_latest  # noqa: E402
-from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
-from prometheus_client.process_collector import ProcessCollector  # noqa: E402
-from prometheus_client.utils import floatToGoString  # noqa: E402
+from prometheus_client.openmetrics.exposition import ALLOWUTF8, generate_latest  # noqa: E402  # likewise
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402  # likewise
+from prometheus_client.process_collector import ProcessCollector  # noqa: E402  # likewise
+from prometheus_client.utils import floatToGoString  # noqa: E402  # likewise
 
 __all__ = [
     "ALLOWUTF8",
