@@ -37,6 +37,8 @@ from magi_agent.vocabulary import ModelStatus
 FolderProblem = Problem
 _MAX_HINTS = 4
 _CACHE_SLACK = 1000
+_MOST_WALKS = 3
+"""In one look, while configured folders come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ class Scanner:
         for path in sorted(_outermost(inside), key=os.path.lexists):
             self._refresh(path)
         self._look_at_links()
-        if self._pending.everything:
+        if self._pending.everything or self._root_identities != self._identities_of_roots():
             self._look_at_everything()
         return self._finish(begin)
 
@@ -223,6 +225,13 @@ class Scanner:
         }
 
     def _look_at_everything(self) -> None:
+        # A configured folder that goes while it is looked at must not be taken for one that was emptied.
+        for _ in range(_MOST_WALKS):
+            self._walk_over_everything()
+            if self._root_identities == self._identities_of_roots():
+                return
+
+    def _walk_over_everything(self) -> None:
         self._root_identities = self._identities_of_roots()
         self._pending.folders = True
         walk = self._walk()

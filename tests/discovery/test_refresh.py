@@ -325,3 +325,23 @@ def test_a_link_by_way_of_a_link_that_is_no_model_and_goes(watched, known, then)
     if then == "a file":
         write_file(way, CONTENTS["other"])
     assert len(same_as_scan(scanner, way).models) == 2
+
+
+def going(watched, *paths: Path, to: Path):
+    """The paths, of which the configured folder is renamed as soon as somebody asks for the first."""
+    watched.top.rename(to)
+    yield from paths
+
+
+def test_a_configured_folder_that_goes_as_its_files_are_looked_at_is_gone_and_not_emptied(watched, tmp_path):
+    one = watched.model("one.gguf", "model")
+    scanner = Scanner([watched.top])
+    assert len(scanner.scan().models) == 1
+
+    result = scanner.refresh(going(watched, one, to=tmp_path / "elsewhere"))
+
+    assert [(problem.path, problem.message) for problem in result.problems] == [
+        (str(watched.top), "the folder does not exist")
+    ]
+    (tmp_path / "elsewhere").rename(watched.top)
+    assert len(scanner.refresh([one]).models) == 1

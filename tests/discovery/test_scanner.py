@@ -413,3 +413,23 @@ def test_ten_thousand_files_in_one_scan_take_bounded_time(models):
     assert cold < 30
     assert warm < 3
     assert single < 0.5
+
+
+def test_a_configured_folder_that_goes_during_a_scan_is_gone_and_not_emptied(models, tmp_path, monkeypatch):
+    deep = write_file(models / "deep" / "one.gguf", MODEL).parent
+    scanner = Scanner([models])
+    assert len(scanner.scan().models) == 1
+
+    def at(path: str | None) -> None:
+        if path == str(deep) and models.exists():
+            models.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr(scanner.whereabouts, "at", at)
+    result = scanner.scan()
+
+    assert [(problem.path, problem.message) for problem in result.problems] == [
+        (str(models), "the folder does not exist")
+    ]
+    (tmp_path / "elsewhere").rename(models)
+    monkeypatch.undo()
+    assert len(scanner.scan().models) == 1
