@@ -25,6 +25,8 @@ WATCHED_SIGNALS = frozenset(
 )
 """What the front and the keeper wait for; both block these before they fork."""
 
+_ASKED_TO_END = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE})
+
 _SYSTEMD = Path("/lib/systemd/systemd")
 _JOURNALD = Path("/lib/systemd/systemd-journald")
 _RUNTIME = Path("/run/user/0")
@@ -236,6 +238,8 @@ def _wait_for(command: int, manager: int) -> int:
                 break
             code = os.waitstatus_to_exitcode(status)
             if ended == command:
+                if code < 0 and -code not in _ASKED_TO_END:
+                    os.write(2, f"private systemd: the command was ended by {signal.Signals(-code).name}\n".encode())
                 return 128 - code if code < 0 else code
             if ended == manager:
                 os.write(2, f"private systemd: the manager ended with status {code}\n".encode())

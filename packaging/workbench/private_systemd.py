@@ -110,6 +110,9 @@ def _wait_and_pass_signals_on(keeper: int) -> int:
             ended, status = os.waitpid(keeper, os.WNOHANG)
             if ended:
                 code = os.waitstatus_to_exitcode(status)
+                if code < 0:
+                    # Nothing of the namespace is left then, the command least of all: whoever waits for it is to know.
+                    _complain(f"all that ran was ended with its first process, by {signal.Signals(-code).name}")
                 return 128 - code if code < 0 else code
         elif received.si_code != _SENT_BY_TERMINAL:
             # What a terminal sends has reached the command already: it is in the same process group.
@@ -129,7 +132,7 @@ def _become_with_own_manager(command: list[str]) -> NoReturn:
     os.execvpe(command[0], command, {**os.environ, **environment_of_manager(runtime)})
 
 
-def _complain(error: BaseException) -> None:
+def _complain(error: BaseException | str) -> None:
     print(f"private systemd: {error}", file=sys.stderr, flush=True)
 
 

@@ -296,7 +296,8 @@ def test_a_stream_arrives_token_by_token(balancer: Proxy, hosts: dict[str, Host]
     lasted = times[-1] - times[0]
     assert lasted > 1.0, "too short to tell"
     in_tenths = [sum(tenth <= (at - times[0]) / lasted * 10 < tenth + 1 for at in times) for tenth in range(10)]
-    assert min(in_tenths) > TOKENS / 60, in_tenths
+    # What is held back until the end leaves tenths empty; a machine that is busy makes some of them thin.
+    assert min(in_tenths) > TOKENS / 250, in_tenths
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -107,6 +107,19 @@ def test_the_status_of_the_command_is_passed_on(systemd_user: SystemdUser, scrip
     assert run_in_new(script).returncode == status
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("kill -KILL $$", "private systemd: the command was ended by SIGKILL\n"),
+        ("kill -SEGV $$", "private systemd: the command was ended by SIGSEGV\n"),
+        ("kill -TERM $$", ""),
+        ("kill -INT $$", ""),
+    ],
+)
+def test_a_command_that_nobody_asked_to_end_is_reported(systemd_user: SystemdUser, script: str, said: str) -> None:
+    assert run_in_new(script).stderr == said
+
+
 def test_a_command_that_does_not_exist_is_reported(systemd_user: SystemdUser) -> None:
     ended = run(*WRAPPER, "/nonexistent/program")
 
