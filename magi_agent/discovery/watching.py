@@ -16,9 +16,10 @@ file name that is not UTF-8 ends all of an instance. So
 watchfiles holds the interpreter's lock while it sets up its watches. That is why folders on network file systems are
 left out, whose server may not answer for minutes, and why an instance has no more than some hundred folders. All of it
 happens in a thread of its own. watchfiles can be asked, but does not call; the kernel tells when there may be something
-to ask for (``QueuedEvents``). So the thread sleeps while nothing happens, but for a look at the configured folders once
-a second. While something does, it asks a few times a second and does not listen to the kernel, which tells of every
-write, and of every opening of a file. Where the kernel does not tell, it asks a few times a second always.
+to ask for (``QueuedEvents``). So the thread sleeps while nothing happens, but for looks at the configured folders, above
+which nothing is watched: a second after something was different there, and ever more rarely while nothing is. While
+something happens, it asks a few times a second and does not listen to the kernel, which tells of every write, and of
+every opening of a file. Where the kernel does not tell, it asks a few times a second always.
 """
 
 import asyncio
@@ -64,7 +65,11 @@ _BURST: Final = 1024
 _MANY_FOLDERS: Final = 64
 """When more watches than this begin at once, a whole scan is cheaper than each of the folders."""
 _LOOK_AT_ROOTS: Final = 1.0
-"""Seconds between looks at the configured folders: above them nothing is watched."""
+"""Seconds to the next look at the configured folders once something was different there."""
+_LOOK_FOR_MISSING: Final = 5.0
+"""Seconds between two such looks, at most, while one of them, or another wanted folder, is not there."""
+_LONGEST_LOOK: Final = 30.0
+"""The same while all are there: that they go or are mounted over is told, but not that a link leads elsewhere."""
 _RACY: Final = 0.05
 """Seconds for which a folder's modification time may hide a second change: clocks of file systems tick slowly."""
 _FIRST_PAUSE: Final = 1.0
@@ -226,6 +231,8 @@ class _Listener:
         self._local_roots: tuple[str, ...] = ()
         self._seen_roots: dict[str, FolderIdentity | None] = {}
         self._look_at_roots_at = 0.0
+        self._look_pause = _LOOK_AT_ROOTS
+        self._kernel_tells = False  # of queued events, as it has done at least once
         self._mounts: frozenset[Mount] | None = None
         self._unheard_devices: frozenset[int] = frozenset()
         self._said: str | None = None
@@ -306,8 +313,9 @@ class _Listener:
     def _listen_once(self, now: float) -> None:
         self._take_orders(now)
         if self._told_what_is_there and now >= self._look_at_roots_at:
-            self._look_at_roots_at = now + _LOOK_AT_ROOTS
             self._look_at_roots(now)
+            self._look_at_roots_at = now + self._look_pause
+            self._look_pause = min(2 * self._look_pause, self._longest_look())
             # In case that an event was not told of.
             self._ask_at = min(self._ask_at, now)
         if self._set_up_at is not None and self._set_up_at <= now:
@@ -325,6 +333,7 @@ class _Listener:
         is_surprised = not self._may_come and now >= self._busy_until
         # Of what is queued from here on, it is told again; but watchfiles may not have read yet what came just before.
         self._may_come = self._queued is not None and self._queued.take()
+        self._kernel_tells |= self._may_come
         for instance in tuple(self._instances):
             if self._hear(instance, now) and is_surprised and not self._may_come:
                 # Some kernels take the order and tell of nothing.
@@ -351,6 +360,7 @@ class _Listener:
                 self._seen_roots |= {root: None for root in self._roots if root in self._wanted and root not in folders}
                 self._wanted = folders
                 self._set_up_by(now)
+                self._look_soon(now)
         if self._anew:
             self._anew = False
             self._watched.clear()
@@ -367,7 +377,9 @@ class _Listener:
             if self._mounts is not None:
                 self._tell_doubt()
             self._mounts = mounts
-            self._set_up_by(time.monotonic())
+            now = time.monotonic()
+            self._set_up_by(now)
+            self._look_soon(now)
 
     def _look_at_roots(self, now: float) -> None:
         """Notice that a configured folder came, went or is another, and that a folder can be read now."""
@@ -376,9 +388,21 @@ class _Listener:
             # At first, it is the scan that has seen it.
             if self._seen_roots.setdefault(root, self._wanted.get(root)) != identity:
                 self._seen_roots[root] = identity
+                self._look_soon(now)
                 self._tell_paths(frozenset([root]))
         if any(map(_can_be_read, self._missing)):
             self._set_up_by(now)
+
+    def _look_soon(self, now: float) -> None:
+        self._look_pause = _LOOK_AT_ROOTS
+        self._look_at_roots_at = min(self._look_at_roots_at, now + _LOOK_AT_ROOTS)
+
+    def _longest_look(self) -> float:
+        if not self._kernel_tells:
+            # It may be one that takes the order and tells of nothing: then this look is what finds that out.
+            return _LOOK_AT_ROOTS
+        is_any_missing = bool(self._missing) or None in self._seen_roots.values()
+        return _LOOK_FOR_MISSING if is_any_missing else _LONGEST_LOOK
 
     def _set_up(self, now: float) -> None:
         """Bring what is watched in line with what is wanted."""
@@ -569,7 +593,7 @@ def _can_be_read(folder: str) -> bool:
 
 def _identity(folder: str) -> FolderIdentity | None:
     try:
-        status = os.stat(folder)  # noqa: PTH116  # once a second for each: without the detour
+        status = os.stat(folder)  # noqa: PTH116  # for each, again and again: without the detour
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -49,8 +49,9 @@ def thread() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def no_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the look once a second, which would find what the kernel did not tell of; and be idle soon."""
+    """Leave out the looks which would find what the kernel did not tell of; and be idle soon."""
     monkeypatch.setattr(watching, "_LOOK_AT_ROOTS", FAR)
+    monkeypatch.setattr(watching, "_LONGEST_LOOK", FAR)
     monkeypatch.setattr(watching, "_BUSY_SECONDS", 0.05)
 
 
@@ -151,16 +152,51 @@ async def test_no_event_is_missed_by_a_watch_that_sleeps(no_net: None, tmp_path:
         assert all(each.is_announced for each in kept.inventory._watch._listener._instances)
 
 
-async def test_a_watch_that_hears_nothing_wakes_once_a_second(
-    tmp_path: Path, models: Path, turns: Callable[[], int]
+async def test_a_watch_that_hears_nothing_wakes_ever_more_rarely(
+    tmp_path: Path, models: Path, turns: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watching, "_LONGEST_LOOK", 4.0)
     write_model(models / "sub" / "one.gguf")
     async with keeping([models], tmp_path) as kept:
+        listener = kept.inventory._watch._listener
         await idle(kept)
         before, looks = turns(), kept.scanner.refreshes
-        await asyncio.sleep(5)
-        assert 4 <= turns() - before <= 6
+        await asyncio.sleep(8)
+        # After 1, 2 and 4 seconds; with one more for what the first scan was still heard doing.
+        assert 2 <= turns() - before <= 4
         assert kept.scanner.refreshes == looks
+        await eventually(lambda: listener._look_pause == watching._LONGEST_LOOK, "it is all but asleep")
+
+
+async def test_a_configured_folder_that_is_missing_is_looked_for_more_often(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_LOOK_AT_ROOTS", 0.1)
+    monkeypatch.setattr(watching, "_LOOK_FOR_MISSING", 0.4)
+    write_model(models / "one.gguf")
+    async with keeping([models, tmp_path / "later"], tmp_path) as kept:
+        listener = kept.inventory._watch._listener
+        await asyncio.sleep(3)
+        assert listener._look_pause == 0.4
+        write_model(tmp_path / "later" / "two.gguf")
+        await eventually(kept.has("two"), "the folder is there", 3)
+        await eventually(lambda: listener._look_pause > 0.4, "nothing is missing", 5)
+
+
+async def test_a_link_to_the_models_that_leads_elsewhere_is_seen_though_nobody_tells(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_LONGEST_LOOK", 1.5)
+    write_model(models / "one.gguf")
+    write_model(tmp_path / "others" / "two.gguf")
+    link = tmp_path / "link"
+    link.symlink_to(models)
+    async with keeping([link], tmp_path) as kept:
+        listener = kept.inventory._watch._listener
+        await eventually(lambda: listener._look_pause == 1.5, "all is quiet", 10)
+        link.unlink()
+        link.symlink_to(tmp_path / "others")
+        await eventually(kept.lists("two"), "the other folder's models are listed", 5)
 
 
 async def test_where_an_event_was_not_told_of_the_watch_asks(
@@ -170,8 +206,10 @@ async def test_where_an_event_was_not_told_of_the_watch_asks(
     monkeypatch.setattr(QueuedEvents, "announce_new", lambda *_: True)
     async with keeping([models], tmp_path) as kept:
         await idle(kept)
+        # Longer than the first looks take: they do not become rarer while the kernel has told of nothing.
+        await asyncio.sleep(4)
         write_model(models / "first.gguf")
-        await eventually(kept.has("first"), "it is heard of with the look at the configured folders", 3)
+        await eventually(kept.has("first"), "it is heard of with the look at the configured folders", 2)
         monkeypatch.setattr(watching, "_LOOK_AT_ROOTS", FAR)
         await asyncio.sleep(1.5)
         write_model(models / "second.gguf")
