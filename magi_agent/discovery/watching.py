@@ -16,10 +16,10 @@ file name that is not UTF-8 ends all of an instance. So
 watchfiles holds the interpreter's lock while it sets up its watches. That is why folders on network file systems are
 left out, whose server may not answer for minutes, and why an instance has no more than some hundred folders. All of it
 happens in a thread of its own. watchfiles can be asked, but does not call; the kernel tells when there may be something
-to ask for (``QueuedEvents``). So the thread sleeps while nothing happens, but for looks at the configured folders, above
-which nothing is watched: a second after something was different there, and ever more rarely while nothing is. While
-something happens, it asks a few times a second and does not listen to the kernel, which tells of every write, and of
-every opening of a file. Where the kernel does not tell, it asks a few times a second always.
+to ask for (``QueuedEvents``). So the thread sleeps while nothing happens, but for looks at the configured folders,
+above which nothing is watched: a second after something was different there, and ever more rarely while nothing is.
+While something happens, it asks a few times a second and does not listen to the kernel, which tells of every write, and
+of every opening of a file. Where the kernel does not tell, it asks a few times a second always.
 """
 
 import asyncio
