@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, Self, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
@@ -100,11 +100,14 @@ class ServerAnswer:
         """Pass on ``first``, and all that the server says. Where it breaks off, so does the client's connection."""
         try:
             answer = self._answer
+            is_chunked = sink.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
             piece = first or await answer.next_piece()
             while piece:
                 self._tally.keep(piece)
                 # The last piece and the mark of the end go out together, where the end is known by then.
                 await (sink.write_eof(piece) if answer.is_through else sink.write(piece))
+                if is_chunked and (transport := request.transport) is not None:
+                    await answer.pour(partial(self._passed, transport))
                 piece = await answer.next_piece()
             self._tally.whole()
         except (ExchangeError, TimeoutError) as error:
@@ -119,6 +122,14 @@ class ServerAnswer:
             # Without the mark of its end, nobody takes it for whole.
             if request.transport is not None:
                 request.transport.close()
+
+    def _passed(self, transport: asyncio.WriteTransport, piece: bytes) -> bool:
+        """Pass a piece on as a chunk, and tell whether the next one may follow without the client being waited for."""
+        if transport.is_closing():
+            return False
+        self._tally.keep(piece)
+        transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return not transport.get_write_buffer_size()
 
     async def next_piece(self) -> bytes:
         """What the server says next, as it came; empty where that was all. Raises ``ServerFailed``."""

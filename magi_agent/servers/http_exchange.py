@@ -6,8 +6,8 @@ that one is there at once; aiohttp's client connects, sends and waits in turns o
 takes twice the time before an answer's first byte.
 
 Nothing is read before somebody wants it: where a client reads slowly, the server writes slowly. Who waits is woken with
-what has come; the event loop watches the connection from the first wait on, so that a token costs it no more than
-that.
+what has come, or is not even woken for that: what is poured is given on by the event loop itself (``pour``). It watches
+the connection from the first wait on, so that a token costs it no more than that.
 """
 
 import asyncio
@@ -209,6 +209,7 @@ class Exchange:
         "_is_watched",
         "_limit",
         "_silence",
+        "_take",
         "_waiter",
         "_waits_since",
         "headers",
@@ -233,6 +234,7 @@ class Exchange:
         """Whether as much came at last as is read at once, so that there may be more."""
         self._is_over = False
         self._is_watched = False
+        self._take: Callable[[bytes], bool] | None = None
         self._waiter: asyncio.Future[bool] | None = None
         self._waits_since = 0.0
         self._limit: asyncio.TimerHandle | None = None
@@ -300,6 +302,21 @@ class Exchange:
         while not heard.body and not heard.is_whole:
             await self._hear(heard)
         return heard.take()
+
+    async def pour(self, take: Callable[[bytes], bool]) -> None:
+        """Have what comes next of the answer's body taken, piece by piece, as long as ``take`` says that it takes more.
+
+        It is called by the event loop, and is not to wait for anything. The last piece is left for ``next_piece``, by
+        which the end comes to be known. Raises as that does, and what ``take`` raises.
+        """
+        heard = self._heard
+        if heard is None or heard.body or heard.is_whole:
+            return
+        self._take = take
+        try:
+            await self._hear(heard)
+        finally:
+            self._take = None
 
     async def read(self, most: int) -> bytes | None:
         """The rest of the body; ``None`` where it has more bytes than ``most``. Raises as ``next_piece`` does."""
@@ -426,12 +443,21 @@ class Exchange:
             return
         try:
             self._listen(heard)
+            if self._take is not None and self._is_poured(heard, self._take):
+                self._waits_since = asyncio.get_running_loop().time()
+                return
         except BlockingIOError:
             return
         except Exception as error:  # noqa: BLE001  # it is who waits that has to know
             waiter.set_exception(error)
         else:
             waiter.set_result(True)
+
+    def _is_poured(self, heard: _Heard, take: Callable[[bytes], bool]) -> bool:
+        """Have what came taken, and tell whether more of it is to be."""
+        if heard.is_whole or self._is_more:
+            return False
+        return not heard.body or take(heard.take())
 
     def _look_at_silence(self) -> None:
         """See whether who waits has waited long enough. One timer serves many waits: most end long before it does."""

@@ -299,6 +299,103 @@ async def test_what_was_said_before_is_no_part_of_a_silence(is_busy: bool) -> No
         await asyncio.wait_for(is_over.wait(), 2)
 
 
+def not_expected(piece: bytes) -> bool:
+    pytest.fail(f"{piece!r} is taken")
+
+
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_what_is_poured_is_taken_as_it_comes_but_for_the_last_piece(speak: Speak) -> None:
+    exchange = await speak(CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n1\r\nc\r\n", b"2\r", b"\nde", b"\r\n1\r\nf\r\n0\r\n\r\n")
+    taken: list[bytes] = []
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        await exchange.pour(lambda piece: not taken.append(piece))  # type: ignore[func-returns-value]
+        turns += 1
+
+    await asyncio.wait_for(count_turns(), 5)
+
+    assert (taken, turns) == ([b"a", b"bc", b"de"], 1)
+    assert await exchange.next_piece() == b"f"
+    assert exchange.is_through
+    await exchange.pour(not_expected)
+    assert await exchange.next_piece() == b""
+
+
+async def test_pouring_ends_with_the_piece_after_which_no_more_is_taken(speak: Speak) -> None:
+    exchange = await speak(CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n", b"1\r\nc\r\n", b"0\r\n\r\n")
+    taken: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        return piece != b"b"
+
+    await asyncio.wait_for(exchange.pour(take), 5)
+    await asyncio.sleep(0.1)
+    assert taken == [b"a", b"b"]
+    assert await exchange.next_piece() == b"c"
+    assert await exchange.next_piece() == b""
+
+
+async def test_what_is_there_already_is_not_poured(speak: Speak) -> None:
+    exchange = await speak(CHUNKED + b"1\r\na\r\n", b"0\r\n\r\n")
+    await exchange.pour(not_expected)
+
+    assert await exchange.next_piece() == b"a"
+
+
+async def test_where_the_server_breaks_off_or_is_silent_who_pours_is_told(speak: Speak) -> None:
+    taken: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        taken.append(piece)
+        return True
+
+    exchange = await speak(CHUNKED, b"1\r\na\r\n", END)
+    with pytest.raises(BrokenOff):
+        await exchange.pour(take)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.servers.test_http_exchange.SECONDS", 0.2)
+        exchange = await speak(CHUNKED, *[b"1\r\nx\r\n"] * 30)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(TimeoutError):
+        await exchange.pour(take)
+
+    # Each piece began the silence anew: thirty of them, a hundredth of a second apart.
+    assert taken == [b"a", *[b"x"] * 30]
+    assert 0.4 < loop.time() - began < 2
+
+
+async def test_what_goes_wrong_in_taking_is_for_who_pours(speak: Speak) -> None:
+    exchange = await speak(CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n", b"0\r\n\r\n")
+
+    def take(_: bytes) -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await exchange.pour(take)
+    assert await exchange.next_piece() == b"b"
+
+
+async def test_pouring_that_is_given_up_takes_no_more(speak: Speak) -> None:
+    exchange = await speak(CHUNKED, b"1\r\na\r\n", b"1\r\nb\r\n", *[b""] * 10, b"1\r\nc\r\n", b"0\r\n\r\n")
+    taken: list[bytes] = []
+    pouring = asyncio.create_task(exchange.pour(lambda piece: not taken.append(piece)))  # type: ignore[func-returns-value]
+    await asyncio.sleep(0.06)
+    pouring.cancel()
+    await asyncio.gather(pouring, return_exceptions=True)
+
+    before = list(taken)
+    assert before == [b"a", b"b"]
+    await asyncio.sleep(0.15)
+    assert taken == before
+    assert await exchange.next_piece() == b"c"
+
+
 async def test_where_nobody_reads_the_server_cannot_write_on() -> None:
     piece, written = b"x" * (1 << 16), 0
     length = 512 * len(piece)
