@@ -54,7 +54,7 @@ from tests.bench.same_answers import differing
 
 FIRST_BYTES = 1500
 TOKENIZE_ROUNDS, TOKENIZE_SECONDS = 5, 1.5
-STREAMS = {1: (6, 64), 8: (5, 48), 32: (5, 48)}
+STREAMS = {1: (10, 64), 8: (5, 48), 32: (5, 48)}
 """Rounds, and tokens that each is given, by how many clients stream at once.
 
 To connect and to ask is in the time, as it is in its users'; with a few tokens, there would be little else.
