@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,21 @@ class FuseMount:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """Have every call to it wait meanwhile."""
-        self.process.send_signal(signal.SIGSTOP)
+        """Have every call to it wait meanwhile, of which none was taken: who waits can be killed."""
+        assert self.process.stdout is not None
+        self._say("be silent")
+        assert self.process.stdout.readline() == "silent\n"
         try:
             yield
         finally:
-            self.process.send_signal(signal.SIGCONT)
+            # It may have died meanwhile.
+            with suppress(BrokenPipeError):
+                self._say("go on")
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
 
     def die(self) -> None:
         """End the server: every call fails from now on."""
@@ -42,7 +50,10 @@ def fuse_mount(source: Path, point: Path) -> Iterator[FuseMount]:
     source.mkdir()
     point.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.discovery.fuse_folder", source, point], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.discovery.fuse_folder", source, point],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None

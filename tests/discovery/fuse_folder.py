@@ -3,6 +3,9 @@
     python -m tests.discovery.fuse_folder SOURCE MOUNT_POINT
 
 Reads only, and just what a scan needs. Format of the requests: <linux/fuse.h>, version 7.31.
+
+Told by a line to do so, it takes no request until the next line. A process stopped by a signal might have taken one and
+not answered it yet, and the kernel lets nobody be killed who waits for that.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import struct
 import sys
 from collections.abc import Callable
@@ -45,11 +49,21 @@ class Served:
 
     def serve(self, fd: int) -> None:
         """Answer until the folder is unmounted."""
+        os.set_blocking(fd, False)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(sys.stdin, select.POLLIN)
         while True:
+            if any(ready == sys.stdin.fileno() for ready, _ in poll.poll()):
+                if not sys.stdin.readline():
+                    poll.unregister(sys.stdin)
+                    continue
+                print("silent", flush=True)
+                sys.stdin.readline()
             try:
                 request = os.read(fd, _BUFFER)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EINTR):
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     continue  # the request was taken back
                 return
             _, kind, unique, node, *_ = _HEADER.unpack_from(request)
