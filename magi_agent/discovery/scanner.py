@@ -165,7 +165,11 @@ class Scanner:
     def _identities_of_roots(self) -> list[tuple[int, int] | None]:
         """The configured folders' identities; of one that does not answer, the one last seen."""
         before = dict(zip(self._roots, self._root_identities, strict=False))
-        return [before.get(root) if root in self._silent else _folder_identity(root) for root in self._roots]
+        return [before.get(root) if root in self._silent else self._identity_of_root(root) for root in self._roots]
+
+    def _identity_of_root(self, root: str) -> tuple[int, int] | None:
+        self.whereabouts.at(root)
+        return _folder_identity(root)
 
     def _walk(self, visited: set[tuple[int, int]] | None = None) -> Walk:
         return Walk(self._roots, visited, self._silent, self.whereabouts.at)

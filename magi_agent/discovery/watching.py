@@ -67,9 +67,12 @@ _MANY_FOLDERS: Final = 64
 _LOOK_AT_ROOTS: Final = 1.0
 """Seconds to the next look at the configured folders once something was different there."""
 _LOOK_FOR_MISSING: Final = 5.0
-"""Seconds between two such looks, at most, while one of them, or another wanted folder, is not there."""
+"""Seconds between two such looks, at most, while one of them, or another wanted folder, is not there.
+
+The same where one is come by through a link, which may be made to lead elsewhere; nobody tells of that.
+"""
 _LONGEST_LOOK: Final = 30.0
-"""The same while all are there: that they go or are mounted over is told, but not that a link leads elsewhere."""
+"""The same while all are there: that one goes or is mounted over is told, but not that a folder above it is renamed."""
 _RACY: Final = 0.05
 """Seconds for which a folder's modification time may hide a second change: clocks of file systems tick slowly."""
 _FIRST_PAUSE: Final = 1.0
@@ -229,6 +232,7 @@ class _Listener:
         self._growing = GrowingFiles()
         self._busy_until = 0.0
         self._local_roots: tuple[str, ...] = ()
+        self._is_any_linked = False
         self._seen_roots: dict[str, FolderIdentity | None] = {}
         self._look_at_roots_at = 0.0
         self._look_pause = _LOOK_AT_ROOTS
@@ -351,6 +355,7 @@ class _Listener:
             self._roots = roots
             self._seen_roots = {root: seen for root, seen in self._seen_roots.items() if root in roots}
             self._read_mounts()
+            self._look_soon(now)
         if orders is not None:
             folders, growing = orders
             self._told_what_is_there = True
@@ -371,6 +376,7 @@ class _Listener:
         table = MountTable.now()
         real_roots = {root: table.resolve(root) for root in self._roots}
         self._local_roots = tuple(root for root, path in real_roots.items() if table.is_heard(path))
+        self._is_any_linked = any(root != path for root, path in real_roots.items())
         self._unheard_devices = table.unheard_devices()
         mounts = table.concerning(real_roots.values())
         if mounts != self._mounts:
@@ -402,7 +408,7 @@ class _Listener:
             # It may be one that takes the order and tells of nothing: then this look is what finds that out.
             return _LOOK_AT_ROOTS
         is_any_missing = bool(self._missing) or None in self._seen_roots.values()
-        return _LOOK_FOR_MISSING if is_any_missing else _LONGEST_LOOK
+        return _LOOK_FOR_MISSING if is_any_missing or self._is_any_linked else _LONGEST_LOOK
 
     def _set_up(self, now: float) -> None:
         """Bring what is watched in line with what is wanted."""
@@ -428,6 +434,9 @@ class _Listener:
         ]
         ready = [folder for folder in lacking if _can_be_read(folder)]
         self._missing = set(lacking).difference(ready)
+        if lacking:
+            # What is missing may be back at once; and of what is watched from now on, an event may not be told of.
+            self._look_soon(now)
         self._failed = set(ready).difference(self._begin(ready))
         self._drop_instances()
         if self._failed:

@@ -106,7 +106,8 @@ class ServerAnswer:
                 self._tally.keep(piece)
                 # The last piece and the mark of the end go out together, where the end is known by then.
                 await (sink.write_eof(piece) if answer.is_through else sink.write(piece))
-                if is_chunked and (transport := request.transport) is not None:
+                transport = request.transport if is_chunked else None
+                if transport is not None and not transport.get_write_buffer_size():
                     await answer.pour(partial(self._passed, transport))
                 piece = await answer.next_piece()
             self._tally.whole()
@@ -117,7 +118,7 @@ class ServerAnswer:
             message = f"the server of {self._model_id} {reason} in the middle of its answer"
             _LOG.warning("%s", message, extra={"magi_request_id": REQUEST_ID.get(), "magi_model": self._model_id})
             with contextlib.suppress(ConnectionError):
-                if self.is_stream:
+                if self.is_stream and sink.content_length is None:
                     await sink.write(error_event(request.path, ServerFailed.status, ServerFailed.error, message))
             # Without the mark of its end, nobody takes it for whole.
             if request.transport is not None:

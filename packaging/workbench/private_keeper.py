@@ -93,6 +93,14 @@ def keep(command: list[str], group: cgroups.Group) -> int:
     return _wait_for(_spawn(command, environment, group.child("command")), manager)
 
 
+def name_of_signal(number: int) -> str:
+    """A signal's name; those for applications' own use have only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _make_private_run() -> None:
     """Cover /run with an empty one that shows everything of the old one but systemd's, the logs' and the users' parts.
 
@@ -239,7 +247,7 @@ def _wait_for(command: int, manager: int) -> int:
             code = os.waitstatus_to_exitcode(status)
             if ended == command:
                 if code < 0 and -code not in _ASKED_TO_END:
-                    os.write(2, f"private systemd: the command was ended by {signal.Signals(-code).name}\n".encode())
+                    os.write(2, f"private systemd: the command was ended by {name_of_signal(-code)}\n".encode())
                 return 128 - code if code < 0 else code
             if ended == manager:
                 os.write(2, f"private systemd: the manager ended with status {code}\n".encode())

@@ -112,7 +112,8 @@ def _wait_and_pass_signals_on(keeper: int) -> int:
                 code = os.waitstatus_to_exitcode(status)
                 if code < 0:
                     # Nothing of the namespace is left then, the command least of all: whoever waits for it is to know.
-                    _complain(f"all that ran was ended with its first process, by {signal.Signals(-code).name}")
+                    by = private_keeper.name_of_signal(-code)
+                    _complain(f"all that ran was ended with its first process, by {by}")
                 return 128 - code if code < 0 else code
         elif received.si_code != _SENT_BY_TERMINAL:
             # What a terminal sends has reached the command already: it is in the same process group.

@@ -50,16 +50,18 @@ class Served:
     def serve(self, fd: int) -> None:
         """Answer until the folder is unmounted."""
         os.set_blocking(fd, False)
+        # Unbuffered: of a line that was read ahead, no poll would tell.
+        orders = open(0, "rb", buffering=0)  # noqa: SIM115  # for as long as the process lives
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        poll.register(sys.stdin, select.POLLIN)
+        poll.register(orders, select.POLLIN)
         while True:
-            if any(ready == sys.stdin.fileno() for ready, _ in poll.poll()):
-                if not sys.stdin.readline():
-                    poll.unregister(sys.stdin)
+            if any(ready == orders.fileno() for ready, _ in poll.poll()):
+                if not orders.readline():
+                    poll.unregister(orders)
                     continue
                 print("silent", flush=True)
-                sys.stdin.readline()
+                orders.readline()
             try:
                 request = os.read(fd, _BUFFER)
             except OSError as error:

@@ -19,6 +19,7 @@ import pytest
 from watchfiles._rust_notify import RustNotify
 
 from magi_agent.discovery import queued_events, watching
+from magi_agent.discovery.facts import TierThresholds
 from magi_agent.discovery.queued_events import QueuedEvents, inotify_descriptors
 from tests.discovery.model_files import model_bytes, write_file
 from tests.registry.kept_inventory import Kept, eventually, keeping, seconds_until_seen
@@ -183,17 +184,53 @@ async def test_a_configured_folder_that_is_missing_is_looked_for_more_often(
         await eventually(lambda: listener._look_pause > 0.4, "nothing is missing", 5)
 
 
+async def test_a_folder_that_is_configured_later_and_missing_is_looked_for_at_once(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_LOOK_AT_ROOTS", 0.1)
+    write_model(models / "one.gguf")
+    async with keeping([models], tmp_path) as kept:
+        listener = kept.inventory._watch._listener
+        await eventually(lambda: listener._look_pause > 6, "all is quiet")
+        kept.inventory.reconfigure([models, tmp_path / "later"], TierThresholds(), FAR)
+        kept.inventory.look_again()
+        await eventually(lambda: str(tmp_path / "later") in listener._seen_roots, "it is looked for", 2)
+        write_model(tmp_path / "later" / "two.gguf")
+        await eventually(kept.has("two"), "the folder is there", 5)
+
+
+def test_a_folder_that_is_missing_as_watches_are_set_up_is_looked_for_soon(models: Path) -> None:
+    listener = watching._Listener([str(models)], lambda _: None, lambda: None)
+    listener._kernel_tells = True
+    listener._read_mounts()
+    status = models.stat()
+    listener.follow({str(models): (status.st_dev, status.st_ino)}, {})
+    now = time.monotonic()
+    listener._listen_once(now)
+    listener._look_at_roots_at, listener._look_pause = now + 30, 30.0
+    del listener._watched[str(models)]
+    models.rmdir()
+    listener._set_up(now)
+
+    assert listener._look_at_roots_at <= now + watching._LOOK_AT_ROOTS
+    models.mkdir()
+    listener._listen_once(now + watching._LOOK_AT_ROOTS)
+    assert str(models) in listener._watched
+    listener._end()
+
+
 async def test_a_link_to_the_models_that_leads_elsewhere_is_seen_though_nobody_tells(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_LONGEST_LOOK", 1.5)
+    monkeypatch.setattr(watching, "_LOOK_FOR_MISSING", 1.5)
     write_model(models / "one.gguf")
     write_model(tmp_path / "others" / "two.gguf")
     link = tmp_path / "link"
     link.symlink_to(models)
     async with keeping([link], tmp_path) as kept:
         listener = kept.inventory._watch._listener
-        await eventually(lambda: listener._look_pause == 1.5, "all is quiet", 10)
+        await eventually(lambda: listener._look_pause == 1.5, "all is quiet")
+        await asyncio.sleep(2)
         link.unlink()
         link.symlink_to(tmp_path / "others")
         await eventually(kept.lists("two"), "the other folder's models are listed", 5)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from magi_agent.discovery import scanner as scanner_module
 from magi_agent.discovery.facts import ModelFacts, TierThresholds
 from magi_agent.discovery.folders import MAX_DEPTH
 from magi_agent.discovery.scanner import Scanner, ScanResult
@@ -433,3 +434,21 @@ def test_a_configured_folder_that_goes_during_a_scan_is_gone_and_not_emptied(mod
     (tmp_path / "elsewhere").rename(models)
     monkeypatch.undo()
     assert len(scanner.scan().models) == 1
+
+
+def test_a_configured_folder_that_is_asked_for_is_what_is_looked_at(models, tmp_path, monkeypatch):
+    write_file(models / "deep" / "one.gguf", MODEL)
+    scanner = Scanner([models, tmp_path / "missing"])
+    looked_at: list[tuple[str, list[str]]] = []
+
+    def identity(path: str) -> tuple[int, int] | None:
+        looked_at.append((path, [where for where, _ in scanner.whereabouts.waiting(0)]))
+        return folder_identity(path)
+
+    folder_identity = scanner_module._folder_identity
+    monkeypatch.setattr(scanner_module, "_folder_identity", identity)
+    scanner.scan()
+
+    asked = [(path, where) for path, where in looked_at if path in scanner.folders]
+    assert len(asked) == 4
+    assert all(where == [path] for path, where in asked)

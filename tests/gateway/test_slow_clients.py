@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
+import locations
 import pytest
 
 from tests.api.client import Api, until
@@ -17,6 +18,7 @@ from tests.api.conftest import Serve
 from tests.bench.asking import unchunked
 from tests.conftest import MakeToyModel
 from tests.gateway.test_gateway import ONE, started
+from tests.servers.system import script
 
 TOKENS = 2500
 EACH = {"content": "a", "prompt": "a", "n_predict": TOKENS, "n_probs": 60, "ignore_eos": True, "stream": True}
@@ -39,6 +41,36 @@ def held(api: Api) -> int:
 
 async def holds_something(api: Api) -> bool:
     return held(api) > 0
+
+
+UNEVEN = """\
+import http.server, sys, time
+
+PIECES = [b"data: x\\n\\n", b"data: " + b"x" * 50_000 + b"\\n\\n"] * 400
+
+class Uneven(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for piece in PIECES:
+            self.wfile.write(b"%x\\r\\n%b\\r\\n" % (len(piece), piece))
+            self.wfile.flush()
+            time.sleep(0.001)
+        self.wfile.write(b"0\\r\\n\\r\\n")
+
+host, port = (sys.argv[sys.argv.index(option) + 1] for option in ("--host", "--port"))
+http.server.ThreadingHTTPServer((host, int(port)), Uneven).serve_forever()
+"""
+"""What no llama-server says: pieces of which every other one is large."""
 
 
 @pytest.fixture
@@ -70,8 +102,8 @@ async def test_who_does_not_read_fills_no_memory_and_loses_nothing(
     api, server = asked_and_server
     reader, writer = await ask(api, version)
     try:
-        most = 0
         await until(partial(holds_something, api), "the client reads less than the server says")
+        most = held(api)
         async with asyncio.timeout(60):
             while await is_busy(server):
                 most = max(most, held(api))
@@ -89,3 +121,20 @@ async def test_who_does_not_read_fills_no_memory_and_loses_nothing(
     said = [json.loads(event.removeprefix(b"data: ")) for event in events.split(b"\n\n") if event]
     assert len(said) >= TOKENS
     assert said[-1]["tokens_predicted"] == TOKENS
+
+
+async def test_pieces_of_unlike_sizes_fill_no_memory_either(serve: Serve, tmp_path: Path) -> None:
+    uneven = script(tmp_path / "uneven", UNEVEN, interpreter=str(locations.PYTHON))
+    api = await serve(ONE, llama_server_path=str(uneven))
+    await started(api)
+    _, writer = await ask(api, "HTTP/1.1")
+    try:
+        await until(partial(holds_something, api), "the client reads less than the server says")
+        most = 0
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            most = max(most, held(api))
+    finally:
+        writer.close()
+
+    assert most < MOST_HELD
