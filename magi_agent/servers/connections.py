@@ -41,6 +41,8 @@ class ServerConnections:
         self._kept: dict[Reach, list[tuple[socket.socket, float]]] = {}
         """Connections that wait for the next request, each with when it has waited long enough; the newest is last."""
         self._count = 0
+        self._let_go: set[Reach] = set()
+        """Servers that stop: nothing is kept for them before somebody asks anew."""
         self._sweep: asyncio.TimerHandle | None = None
         self._keys: dict[Path, str] = {}
 
@@ -56,7 +58,8 @@ class ServerConnections:
         return len(self._kept.get(reach, ()))
 
     def let_go(self, reach: Reach) -> None:
-        """Cut what waits to be used again at a server that is to stop: it waits 0.1 s for those that idle."""
+        """Keep nothing waiting at a server that is to stop, also after the answers on their way: it waits 0.1 s for it."""
+        self._let_go.add(reach)
         for connection, _ in self._kept.pop(reach, ()):
             connection.close()
             self._count -= 1
@@ -90,6 +93,8 @@ class ServerConnections:
         head = question(reach, method, target, headers or {}, length, is_last=not kept_open)
         is_head = method == "HEAD"
         closed: ExchangeError | None = None
+        if kept_open:
+            self._let_go.discard(reach)
         if kept_open and (kept := self._take(reach)) is not None:
             loop = asyncio.get_running_loop()
             asked_at = loop.time()
@@ -154,12 +159,12 @@ class ServerConnections:
             asyncio.get_running_loop().call_soon(self._renew, reach)
 
     def _renew(self, reach: AtPort) -> None:
-        if not self.waiting(reach) and self._count < _MOST_KEPT:
+        if reach not in self._let_go and not self.waiting(reach) and self._count < _MOST_KEPT:
             with contextlib.suppress(OSError):
                 self._keep(reach, connecting(reach))
 
     def _keep(self, reach: Reach, connection: socket.socket) -> None:
-        if self._count >= _MOST_KEPT:
+        if self._count >= _MOST_KEPT or reach in self._let_go:
             connection.close()
             return
         loop = asyncio.get_running_loop()

@@ -356,6 +356,27 @@ async def test_where_a_server_ends_its_connection_after_an_answer_the_next_one_i
             await once()
 
 
+@pytest.mark.parametrize("said", [STREAM, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"], ids=["stream", "whole"])
+async def test_an_answer_that_ends_while_its_server_stops_leaves_no_connection(
+    connections: ServerConnections, said: bytes
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(said)
+
+    async with speaking(answer) as (reach, _):
+        for is_stopping in (True, False):
+            with await connections.ask(reach, "GET", "/", silence=SECONDS, kept_open=True) as answered:
+                if is_stopping:
+                    connections.let_go(reach)
+                assert await answered.read(10) == b"{}"
+            await asyncio.sleep(0.02)
+            # One that is asked again is there again.
+            assert connections.waiting(reach) == (0 if is_stopping else 1)
+        connections.let_go(reach)
+
+
 async def test_a_connection_that_was_made_ahead_to_a_server_that_is_gone_is_none(
     connections: ServerConnections,
 ) -> None:
