@@ -58,7 +58,7 @@ class ServerConnections:
         return len(self._kept.get(reach, ()))
 
     def let_go(self, reach: Reach) -> None:
-        """Keep nothing waiting at a server that is to stop, also after the answers on their way: it waits 0.1 s for it."""
+        """Keep nothing waiting at a server that is to stop, nor after its last answers: it would wait 0.1 s."""
         self._let_go.add(reach)
         for connection, _ in self._kept.pop(reach, ()):
             connection.close()
