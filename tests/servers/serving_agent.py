@@ -73,7 +73,14 @@ LEGAL_TRANSITIONS: dict[ServerState, set[ServerState]] = {
         ServerState.STUCK,
     },
     ServerState.STUCK: {ServerState.STARTING, ServerState.STOPPING, ServerState.STOPPED, ServerState.COOLDOWN},
-    ServerState.COOLDOWN: {ServerState.STARTING, ServerState.STOPPED, ServerState.STOPPING, ServerState.FAILED},
+    # On a busy machine a unit may be seen only when its program already runs.
+    ServerState.COOLDOWN: {
+        ServerState.STARTING,
+        ServerState.LOADING,
+        ServerState.STOPPED,
+        ServerState.STOPPING,
+        ServerState.FAILED,
+    },
     ServerState.FAILED: {ServerState.STARTING, ServerState.STOPPING, ServerState.STOPPED},
 }
 
