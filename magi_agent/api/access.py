@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from aiohttp import web
@@ -214,12 +215,11 @@ class Admission:
         if self._is_cross_site(request, host):
             return Caller(peer.name, Access.OPEN, hint=_CROSS_SITE, is_foreign=True)
         word = self._configuration.settings.tcp_access
-        if _TCP[word] not in Access.READ and peer.uid is None and self._rights.names_users:
+        if peer.uid is None and self._rights.names_users and _TCP[word] not in Access.READ:
             # One that has closed its end already is nobody's any more, and may be a proxy's whose client left.
             hint = f"the kernel does not say whose connection this is, and it may be a proxy's; {_BEARER}"
             return Caller(peer.name, Access.READ, hint=hint, whom=peer.whom)
-        hint = f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_BY_SOCKET}, or {_BEARER}"
-        return Caller(peer.name, _TCP[word], hint=hint, whom=peer.whom)
+        return Caller(peer.name, _TCP[word], hint=_TCP_HINTS[word], whom=peer.whom)
 
     def _is_cross_site(self, request: web.BaseRequest, *hosts: str | None) -> bool:
         """Whether a page of a site that is neither one of ``hosts`` nor named by the operator has a browser ask."""
@@ -230,6 +230,10 @@ class Admission:
 
 _BY_SOCKET: Final = f"use the unix socket, as root or as a member of the group {GROUP}"
 _BEARER: Final = "send a token ('Authorization: Bearer TOKEN'; 'magictl token add' makes one)"
+_TCP_HINTS: Final = {
+    word: f"api.tcp_access is {word.value!r}: a caller on TCP may not do this; {_BY_SOCKET}, or {_BEARER}"
+    for word in TcpAccess
+}
 _DIFFERENT: Final = "Authorization and X-Api-Key bring different tokens: send one of them, or the same in both"
 _CROSS_SITE: Final = "a page of another site may do nothing here; api.cors_origins names those that may"
 
@@ -263,6 +267,7 @@ def _bearer(given: Sequence[str]) -> str | None:
     return None if len(given) == 1 else ""
 
 
+@lru_cache(maxsize=16)
 def _names_loopback(host: str) -> bool:
     found = _HOST.fullmatch(host)
     if found is None:

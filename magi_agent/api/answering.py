@@ -38,54 +38,56 @@ def answering(
     identify: Identify, access: Mapping[object, Access], cross_origin: CrossOrigin, counted: CountedRequests
 ) -> Middleware:
     """The middleware. ``access`` is what each route's handler asks of a caller; an unknown path asks to be known."""
-    log = _RequestLog(access)
+    log = _RequestLog()
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
         counted.began()
+        asks = access.get(handler, Access.KNOWN)
         request_id = request_id_from(request.headers.get("X-Request-ID"))
         REQUEST_ID.set(request_id)
         caller = request[CALLER] = identify(request)
+        more = request[ANSWER_HEADERS] = {}
         response: web.StreamResponse | None = cross_origin.preflight(request)
+        failure: ErrorResponse | None = None
         refused = False
         if response is None:
             try:
-                require(caller, access.get(request.match_info.handler, Access.KNOWN))
+                require(caller, asks)
                 response = await handler(request)
             except MagiError as error:
                 refused = isinstance(error, AccessDenied)
-                response = error_answer(error)
+                response = failure = error_answer(error)
                 if error.status >= _SERVER_ERROR and error.is_trouble:
                     _LOG.error("%s %s: %s", request.method, request.rel_url.raw_path, error, extra=_marked(request_id))
             except web.HTTPException as error:
-                response = http_error_answer(request, error)
+                response = failure = http_error_answer(request, error)
             except asyncio.CancelledError:
-                log.broken_off(request, caller, request_id)
-                counted.ended(request, None, time.perf_counter() - began)
+                log.broken_off(request, asks, caller, request_id)
+                counted.ended(request.method, handler, None, time.perf_counter() - began)
                 raise
             except Exception:  # noqa: BLE001  # the end of the line: logged whole, and told to the caller as a crash
                 what = request.method, request.rel_url.raw_path
                 _LOG.exception("%s %s met a defect", *what, extra=_marked(request_id))
-                response = crash_answer()
-        if isinstance(response, ErrorResponse) and is_for_openai_clients(request.path):
-            response.for_clients_of(request.path)
+                response = failure = crash_answer()
+        if failure is not None and is_for_openai_clients(request.path):
+            failure.for_clients_of(request.path)
         seconds = time.perf_counter() - began
-        counted.ended(request, response.status, seconds)
+        counted.ended(request.method, handler, response.status, seconds)
         headers = response.headers
         headers["X-Request-ID"] = request_id
         headers["X-Response-Time"] = f"{seconds * 1000:.2f}ms"
-        if ANSWER_HEADERS in request:
-            headers.update(request[ANSWER_HEADERS])
+        if more:
+            headers.update(more)
         cross_origin.mark(request, headers)
         if isinstance(response, StreamAnswer):
-            asks = access.get(request.match_info.handler, Access.KNOWN)
             response.may_go_on = lambda: asks in identify(request).access
             response.when_ended = partial(log.streamed, request, response.status, caller, request_id)
         elif refused:
             log.refused(request, response.status, caller, request_id)
         else:
-            log.answered(request, response.status, seconds, caller, request_id)
+            log.answered(request, asks, response.status, seconds, caller, request_id)
         return response
 
     return answer
@@ -98,17 +100,23 @@ def _marked(request_id: str, caller: Caller | None = None) -> dict[str, str | No
     return {"magi_request_id": request_id, "magi_caller": caller.name, "magi_token": caller.token}
 
 
+def _is_change(request: web.Request, asks: Access) -> bool:
+    # What is asked of a model changes nothing.
+    return asks is not Access.INFER and request.method not in SAFE_METHODS
+
+
 class _RequestLog:
     """Writes who asked for what, and what came of it."""
 
-    def __init__(self, access: Mapping[object, Access]) -> None:
-        self._access = access
+    def __init__(self) -> None:
         self._minute = 0.0
         self._refusals = 0
 
-    def answered(self, request: web.Request, status: int, seconds: float, caller: Caller, request_id: str) -> None:
+    def answered(
+        self, request: web.Request, asks: Access, status: int, seconds: float, caller: Caller, request_id: str
+    ) -> None:
         """Log a request that was let in."""
-        log, level = (_CHANGES, logging.INFO) if self._is_change(request) else (_LOG, logging.DEBUG)
+        log, level = (_CHANGES, logging.INFO) if _is_change(request, asks) else (_LOG, logging.DEBUG)
         if log.isEnabledFor(level):
             # The path as it came, percent-encoded: nothing in it can pass for another line.
             path = request.rel_url.raw_path
@@ -117,10 +125,6 @@ class _RequestLog:
             asked = f" {request[ASKED]}" if ASKED in request else ""
             line = "%s %s%s: %d in %.1f ms, for %s"
             log.log(level, line, request.method, path, asked, status, took, caller.name, extra=extra)
-
-    def _is_change(self, request: web.Request) -> bool:
-        # What is asked of a model changes nothing.
-        return request.method not in SAFE_METHODS and self._access.get(request.match_info.handler) is not Access.INFER
 
     def streamed(
         self, request: web.Request, status: int, caller: Caller, request_id: str, report: StreamReport
@@ -131,9 +135,9 @@ class _RequestLog:
             what = request.method, request.rel_url.raw_path, status, told, caller.name
             _LOG.debug("%s %s: %d, streamed %s, for %s", *what, extra=_marked(request_id, caller))
 
-    def broken_off(self, request: web.Request, caller: Caller, request_id: str) -> None:
+    def broken_off(self, request: web.Request, asks: Access, caller: Caller, request_id: str) -> None:
         """Log a change that nobody was told the outcome of: it may have been made."""
-        if self._is_change(request):
+        if _is_change(request, asks):
             what = request.method, request.rel_url.raw_path, caller.name
             _CHANGES.info("%s %s: broken off, for %s", *what, extra=_marked(request_id, caller))
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable
 
-from aiohttp import web
-
 from magi_agent.api.routes import Route
 from magi_agent.metrics.request_counts import NO_ROUTE, RequestCounts
 
@@ -19,7 +17,6 @@ class CountedRequests:
         """Count a request that is under way."""
         self._counts.under_way += 1
 
-    def ended(self, request: web.Request, status: int | None, seconds: float) -> None:
+    def ended(self, method: str, handler: object, status: int | None, seconds: float) -> None:
         """Count its end; ``status`` is ``None`` where nobody waited for an answer."""
-        handler = request.match_info.handler
-        self._counts.ended(request.method, self._paths.get(handler, NO_ROUTE), status, seconds)
+        self._counts.ended(method, self._paths.get(handler, NO_ROUTE), status, seconds)

@@ -17,7 +17,20 @@ _NAMES: Final = {404: "NotFound", 405: "MethodNotAllowed", 413: "PayloadTooLarge
 _CRASH: Final = "something went wrong inside the agent; its journal has the whole story: journalctl -u magi-agent"
 
 
-def error_answer(error: MagiError) -> web.Response:
+class ErrorResponse(web.Response):
+    """An error, which may still be told in another form."""
+
+    def __init__(self, content: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> None:
+        super().__init__(body=_json(content), status=status, headers=headers, content_type=JSON, charset="utf-8")
+        self._content = content
+
+    def for_clients_of(self, path: str) -> None:
+        """Tell it in the form that clients of a path know that is for programs that use models."""
+        content = self._content
+        self.body = _json(error_on(path, self.status, content["error"], content["message"], content["details"]))
+
+
+def error_answer(error: MagiError) -> ErrorResponse:
     """The answer for an error that a part of the agent raised on purpose."""
     headers = {}
     if isinstance(error, AccessDenied):
@@ -27,12 +40,12 @@ def error_answer(error: MagiError) -> web.Response:
     return error_object(error.status, error.error, error.message, error.details, headers)
 
 
-def crash_answer() -> web.Response:
+def crash_answer() -> ErrorResponse:
     """The answer where a handler met what nobody foresaw: nothing of it goes over the wire."""
     return error_object(500, "InternalServerError", _CRASH)
 
 
-def http_error_answer(request: web.BaseRequest, error: web.HTTPException) -> web.Response:
+def http_error_answer(request: web.BaseRequest, error: web.HTTPException) -> ErrorResponse:
     """The answer for an error that aiohttp itself raised."""
     path = request.rel_url.raw_path
     if isinstance(error, web.HTTPMethodNotAllowed):
@@ -57,23 +70,10 @@ def error_object(
     message: str,
     details: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> web.Response:
+) -> ErrorResponse:
     """The one JSON object that every error is."""
     content = {"error": name, "message": readable(message), "details": _presentable(details or {})}
     return ErrorResponse(content, status, headers)
-
-
-class ErrorResponse(web.Response):
-    """An error, which may still be told in another form."""
-
-    def __init__(self, content: Mapping[str, Any], status: int, headers: Mapping[str, str] | None) -> None:
-        super().__init__(body=_json(content), status=status, headers=headers, content_type=JSON, charset="utf-8")
-        self._content = content
-
-    def for_clients_of(self, path: str) -> None:
-        """Tell it in the form that clients of a path know that is for programs that use models."""
-        content = self._content
-        self.body = _json(error_on(path, self.status, content["error"], content["message"], content["details"]))
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -12,22 +12,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from multidict import istr
 
 from magi_agent.api.peers import Peer
 from magi_agent.settings.settings import UNIX, ProxyRight
 
-_MARKS: Final = (
-    "X-Forwarded-For",
-    "Forwarded",
-    "X-Forwarded-Proto",
-    "X-Forwarded-Host",
-    "X-Forwarded-Prefix",
-    "X-Forwarded-Port",
-    "X-Forwarded-Server",
-    "X-Real-IP",
-    "X-Client-IP",
-    "CF-Connecting-IP",
-    "Via",
+_MARKS: Final = frozenset(
+    {
+        istr("X-Forwarded-For"),
+        istr("Forwarded"),
+        istr("X-Forwarded-Proto"),
+        istr("X-Forwarded-Host"),
+        istr("X-Forwarded-Prefix"),
+        istr("X-Forwarded-Port"),
+        istr("X-Forwarded-Server"),
+        istr("X-Real-IP"),
+        istr("X-Client-IP"),
+        istr("CF-Connecting-IP"),
+        istr("Via"),
+    }
 )
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
 _MAX_PREFIX: Final = 200
@@ -37,8 +40,7 @@ _OF_ONE_CLIENT: Final = 64
 
 def is_passed_on(request: web.BaseRequest) -> bool:
     """Whether the request came through a proxy."""
-    headers = request.headers
-    return any(mark in headers for mark in _MARKS)
+    return not request.headers.keys().isdisjoint(_MARKS)
 
 
 @dataclass(frozen=True, slots=True)

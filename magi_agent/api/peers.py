@@ -5,6 +5,7 @@ import ipaddress
 import socket
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ _SO_PEERGROUPS: Final = 59
 _MOST_GROUPS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Peer:
     """One end of a real socket: a process of this host, or an address."""
 
@@ -32,7 +33,7 @@ class Peer:
     address: Address | None = None
     """The IP address, on TCP."""
 
-    @property
+    @cached_property
     def whom(self) -> str:
         """Who it counts for, where each may have so much at a time: a user of this host, or an address."""
         if self.uid is not None:
@@ -40,12 +41,12 @@ class Peer:
         # Whoever is on this host has all of loopback's addresses.
         return self.name if self.address is None or not self.address.is_loopback else "loopback"
 
-    @property
+    @cached_property
     def is_local(self) -> bool:
         """Whether it is a process at the other end of a unix socket."""
         return self.uid is not None and self.address is None
 
-    @property
+    @cached_property
     def is_loopback(self) -> bool:
         """Whether it is this host's loopback interface it comes from."""
         return self.address is not None and self.address.is_loopback

@@ -53,8 +53,7 @@ class AwaitedAnswer(web.StreamResponse):
                 (answer,) = await asyncio.gather(asking, return_exceptions=True)
                 if isinstance(answer, ServerAnswer):
                     # Also where the client left in the moment in which it came: the model is in use until then.
-                    async with answer:
-                        pass
+                    answer.close()
         return writer
 
     async def _pass_on(self, answer: ServerAnswer, request: web.BaseRequest) -> None:

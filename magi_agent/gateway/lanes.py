@@ -17,8 +17,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -96,6 +95,36 @@ class _Lane:
     """When a start for requests failed last, on that clock."""
 
 
+class Entry:
+    """One request in a model's lane. To be left once, where it was entered."""
+
+    __slots__ = ("_lane", "_lanes", "_model")
+
+    def __init__(self, lanes: "Lanes", model: Model) -> None:
+        self._lanes = lanes
+        self._model = model
+        self._lane: _Lane | None = None
+
+    async def enter(self) -> Reach:
+        """Where the model's server is, once the request may ask it, which it does until this is left.
+
+        Raises ``QueueFull``, ``ServiceUnavailable``, and what a start raises.
+        """
+        self._lane, reach = await self._lanes.enter(self._model)
+        return reach
+
+    def leave(self) -> None:
+        """Ask no more."""
+        assert self._lane is not None  # noqa: S101  # who was not let in has nothing to leave
+        self._lanes.leave(self._model.model_id, self._lane)
+
+    async def __aenter__(self) -> Reach:
+        return await self.enter()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+
 class Lanes:
     """The lanes of all models."""
 
@@ -148,14 +177,16 @@ class Lanes:
             self._check_room_to_wait(model.model_id, lane)
         return True
 
-    @asynccontextmanager
-    async def entered(self, model: Model) -> AsyncIterator[Reach]:
-        """Where the model's server is, once the request may ask it, which it does until this is left.
+    def entered(self, model: Model) -> "Entry":
+        """A request's place among those that the model is given, which it may have to wait for."""
+        return Entry(self, model)
 
-        Raises ``QueueFull``, ``ServiceUnavailable``, and what a start raises.
-        """
+    async def enter(self, model: Model) -> tuple[_Lane, Reach]:
+        """For an ``Entry``, which raises what this does."""
         model_id = model.model_id
-        lane = self._lanes.setdefault(model_id, _Lane())
+        lane = self._lanes.get(model_id)
+        if lane is None:
+            lane = self._lanes[model_id] = _Lane()
         reach = self._open(model_id, lane)
         if reach is not None:
             lane.asking += 1
@@ -163,10 +194,7 @@ class Lanes:
             reach = await self._waited(model_id, lane)
         else:
             raise self._not_ready(model_id)
-        try:
-            yield reach
-        finally:
-            self._leave(model_id, lane)
+        return lane, reach
 
     def refused(self, model_id: str, *, may_live: bool = False) -> None:
         """Let nobody through to a server at which nobody takes connections, until it is known that it has ended.
@@ -266,7 +294,9 @@ class Lanes:
 
     def _open(self, model_id: str, lane: _Lane | None) -> Reach | None:
         """Where the server is, if a request may ask it at once."""
-        if lane is not None and (lane.yields or lane.waiting or lane.refused or lane.asking >= self._most(model_id)):
+        if lane is not None and (lane.yields or lane.waiting or lane.refused):
+            return None
+        if lane is not None and lane.asking and lane.asking >= self._most(model_id):
             return None
         return self._servers.reach_if_ready(model_id)
 
@@ -331,7 +361,7 @@ class Lanes:
         except BaseException as error:  # who asked may have left, too; all but the end of patience goes on its way
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 # It was let through in the moment in which it gave up.
-                self._leave(model_id, lane)
+                self.leave(model_id, lane)
             else:
                 self._give_up(lane, turn)
                 self._forget(model_id, lane)
@@ -341,7 +371,8 @@ class Lanes:
                 ) from None
             raise
 
-    def _leave(self, model_id: str, lane: _Lane) -> None:
+    def leave(self, model_id: str, lane: _Lane) -> None:
+        """For an ``Entry`` that was let through."""
         lane.asking -= 1
         lane.used_at = asyncio.get_running_loop().time()
         self._see_after(model_id, lane)

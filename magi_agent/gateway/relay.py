@@ -8,10 +8,9 @@ breaks off, so is the client's: nobody takes half an answer for a whole one.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -19,6 +18,7 @@ from multidict import CIMultiDict
 
 from magi_agent.api.connection import Connection
 from magi_agent.errors import MagiError
+from magi_agent.gateway.model_use import ModelUse
 from magi_agent.gateway.openai_errors import error_event
 from magi_agent.gateway.tallies import Tally
 from magi_agent.request_id import REQUEST_ID
@@ -66,7 +66,7 @@ class ServerSilent(MagiError):
 
 
 class ServerAnswer:
-    """A server's answer, of which the headers are there. It is to be entered, and left, once."""
+    """A server's answer, of which the headers are there. It is to be closed, whatever becomes of it."""
 
     def __init__(self, answer: Exchange, model_id: str, tally: Tally) -> None:
         self.headers = answer.headers
@@ -75,22 +75,27 @@ class ServerAnswer:
         self.length = answer.length
         self.is_stream = answer.content_type == SSE
         self._answer = answer
-        self._held: AsyncExitStack | None = None
+        self._use: ModelUse | None = None
         self._model_id = model_id
         self._tally = tally
         tally.answered(answer.status, is_stream=self.is_stream)
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._answer.close()
-        if self._held is not None:
-            await self._held.aclose()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def hold(self, stack: AsyncExitStack) -> None:
-        """Have something else end with the answer."""
-        self._held = stack
+    def close(self) -> None:
+        """Let go of the server, which ends what it generates, where it is not through."""
+        self._answer.close()
+        use, self._use = self._use, None
+        if use is not None:
+            use.end()
+
+    def hold(self, use: ModelUse) -> None:
+        """Have the use of the model end with the answer."""
+        self._use = use
 
     def first_said(self) -> bytes:
         """What of the answer is there already, without waiting for it. It is not poured any more."""
@@ -173,27 +178,26 @@ class Relay:
         Raises ``ServerFailed``, ``ServerSilent``.
         """
         silence = self._longest_silence()
-        with cancelled_when_lost(request):
-            try:
-                answer = await self._connections.ask(
-                    reach,
-                    request.method,
-                    path,
-                    silence=silence,
-                    headers=_asked_headers(request),
-                    body=body,
-                    kept_open=True,
-                )
-            except TimeoutError:
-                raise ServerSilent(
-                    f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
-                ) from None
-            except (ExchangeError, OSError) as error:
-                raise _failure(error)(
-                    f"the server of {model_id} gave no answer ({error}): magictl show {model_id} says what is wrong "
-                    "with it",
-                    {"modelId": model_id},
-                ) from None
+        try:
+            answer = await self._connections.ask(
+                reach,
+                request.method,
+                path,
+                silence=silence,
+                headers=_asked_headers(request),
+                body=body,
+                kept_open=True,
+            )
+        except TimeoutError:
+            raise ServerSilent(
+                f"the server of {model_id} said nothing for {silence:g} seconds", {"modelId": model_id}
+            ) from None
+        except (ExchangeError, OSError) as error:
+            raise _failure(error)(
+                f"the server of {model_id} gave no answer ({error}): magictl show {model_id} says what is wrong "
+                "with it",
+                {"modelId": model_id},
+            ) from None
         return ServerAnswer(answer, model_id, tally)
 
 
@@ -212,13 +216,12 @@ class RelayedAnswer(web.StreamResponse):
         """Send the headers, and all that the server says."""
         if self.prepared:
             return await super().prepare(request)
-        async with self._answer:
-            with cancelled_when_lost(request):
-                first = self._answer.first_said()
-                # What is there goes out together with the headers; they wait for nothing else.
-                self._send_headers_immediately = not first
-                writer = await super().prepare(request)
-                await self._answer.pour_into(self, request, first)
+        with self._answer, cancelled_when_lost(request):
+            first = self._answer.first_said()
+            # What is there goes out together with the headers; they wait for nothing else.
+            self._send_headers_immediately = not first
+            writer = await super().prepare(request)
+            await self._answer.pour_into(self, request, first)
         return writer
 
 
@@ -232,15 +235,20 @@ def _failure(error: Exception) -> type[ServerFailed]:
             return ServerFailed
 
 
-@contextlib.contextmanager
-def cancelled_when_lost(request: web.BaseRequest) -> Iterator[None]:
+class cancelled_when_lost:  # noqa: N801  # used as a function is; a generator's context costs three times as much
     """Cancel the task at work when the client leaves."""
-    connection, task = cast(Connection, request.protocol), cast("asyncio.Task[Any]", asyncio.current_task())
-    connection.when_lost(partial(_cancel, task))
-    try:
-        yield
-    finally:
-        connection.when_lost(None)
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._connection: Connection = request.protocol  # type: ignore[assignment]  # there are no others
+
+    def __enter__(self) -> None:
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # each handler is within one
+        self._connection.when_lost(partial(_cancel, task))
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.when_lost(None)
 
 
 def _cancel(task: "asyncio.Task[Any]") -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final, cast
 
@@ -31,6 +30,7 @@ from magi_agent.gateway.context_length import context_length
 from magi_agent.gateway.lanes import Lanes, QueueFull
 from magi_agent.gateway.model_field import ModelField, UnreadableBody, form_field, model_field
 from magi_agent.gateway.model_names import ModelNames, NoName, UnknownName
+from magi_agent.gateway.model_use import ModelUse
 from magi_agent.gateway.openai_errors import NATIVE_PATHS
 from magi_agent.gateway.relay import (
     Relay,
@@ -189,18 +189,21 @@ class GatewayRoutes:
         _check_plain(request.rel_url.raw_path)
         body = await received(request, self._services.settings.gateway_max_body, _BODY_SECONDS)
         field = await self._field(request, body)
-        tiers, kind = self._services.tiers, kind_for(request.path)
+        tiers, kind, needs = self._services.tiers, Kind.COMPLETION, NOTHING
         tier = tiers.tier(field.name)
         is_automatic = self._automatic.is_meant(field.name)
-        needs = await self._needed(request.path, body) if is_automatic or tier is not None else NOTHING
-        if is_automatic:
-            choice = await self._automatic.choose(body, kind, needs, is_chat=request.path == _CHAT)
-            tier, model = choice.tier, choice.model
-            request.setdefault(ANSWER_HEADERS, {}).update(choice.headers())
-            if (staged := await self._in_two_stages(request, body, field, choice, needs)) is not None:
-                return staged
+        if tier is None and not is_automatic:
+            model = self._names.model(field.name)
         else:
-            model = self._names.model(field.name) if tier is None else await tiers.choose(tier, kind, needs)
+            kind, needs = kind_for(request.path), await self._needed(request.path, body)
+            if tier is not None:
+                model = await tiers.choose(tier, kind, needs)
+            else:
+                choice = await self._automatic.choose(body, kind, needs, is_chat=request.path == _CHAT)
+                tier, model = choice.tier, choice.model
+                request[ANSWER_HEADERS].update(choice.headers())
+                if (staged := await self._in_two_stages(request, body, field, choice, needs)) is not None:
+                    return staged
 
         async def asked() -> ServerAnswer:
             renamed = field.renamed(body, model.model_id)
@@ -292,30 +295,30 @@ class GatewayRoutes:
         A GET or a HEAD only looks: it waits for no model, and a monitor that comes again and again keeps none up.
         """
         only_looks = request.method in SAFE_METHODS
-        async with AsyncExitStack() as stack:
-            tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
-            stack.enter_context(tally)
-            if only_looks:
-                reach = self._lanes.looked_at(model)
-            else:
-                with cancelled_when_lost(request):
-                    reach = await stack.enter_async_context(self._lanes.entered(model))
-            tally.let_in()
-            try:
+        tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
+        use = ModelUse(tally)
+        try:
+            with cancelled_when_lost(request):
+                reach = self._lanes.looked_at(model) if only_looks else await use.let_in(self._lanes.entered(model))
+                tally.let_in()
                 answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
-            except (ServerUnreachable, ServerEnded) as error:
+        except BaseException as error:  # who asked may have left, too; it goes on its way
+            if isinstance(error, ServerUnreachable | ServerEnded):
+                # Before the next one is let through in its place.
                 self._lanes.refused(model.model_id, may_live=isinstance(error, ServerEnded))
-                raise
-            answer.hold(stack.pop_all())
+            use.end(error)
+            raise
+        answer.hold(use)
         return answer
 
     def _route(self, method: str, path: str, act: Handler, summary: str) -> Route:
         async def handle(request: web.Request) -> web.StreamResponse:
             # Where the agent stops meanwhile, it lets this end first.
-            cast(Connection, request.protocol).asks_model = True
+            connection: Connection = request.protocol  # type: ignore[assignment]  # there are no others
+            connection.asks_model = True
             caller = request[CALLER]
             if caller.token is not None:
-                self._rates.count(caller.token, request.setdefault(ANSWER_HEADERS, {}))
+                self._rates.count(caller.token, request[ANSWER_HEADERS])
             if not self._services.opening.is_open:
                 with cancelled_when_lost(request):
                     await self._services.opening.wait()

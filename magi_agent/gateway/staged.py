@@ -95,14 +95,13 @@ class TwoStages:
         """The draft, each piece of which is shown as it comes: as far as it came, and empty where it says nothing."""
         said: list[str] = []
         size, reader = 0, DraftReader()
-        async with begun:
-            with suppress(ServerFailed, TimeoutError), cancelled_when_lost(self._request):
-                async with asyncio.timeout_at(self._deadline):
-                    while size < _MOST and (piece := await begun.next_piece()):
-                        if text := reader.read(piece):
-                            said.append(text)
-                            size += len(text.encode())
-                            await show(text)
+        with begun, suppress(ServerFailed, TimeoutError), cancelled_when_lost(self._request):
+            async with asyncio.timeout_at(self._deadline):
+                while size < _MOST and (piece := await begun.next_piece()):
+                    if text := reader.read(piece):
+                        said.append(text)
+                        size += len(text.encode())
+                        await show(text)
         draft = "".join(said)
         return draft if draft.strip() else ""
 
@@ -126,9 +125,8 @@ class TwoStages:
             if answer.status < _FIRST_REFUSAL:
                 return answer
             # The draft may be at fault: it makes the conversation longer than the model can take, for one.
-            async with answer:
-                with suppress(ServerFailed), cancelled_when_lost(self._request):
-                    await answer.read()
+            with answer, suppress(ServerFailed), cancelled_when_lost(self._request):
+                await answer.read()
         return await self._ask(self.model, self._body)
 
     async def _begun(self) -> ServerAnswer | None:
@@ -140,7 +138,7 @@ class TwoStages:
                 answer = await self._ask(model, asked)
                 if answer.status == _OK and answer.is_stream:
                     return answer
-                async with answer:
+                with answer:
                     await answer.read()
         return None
 
@@ -167,8 +165,7 @@ class StagedAnswer(AwaitedAnswer):
         finally:
             if self._begun is not None:
                 # Also where the client left before it was read: its model is in use until then.
-                async with self._begun:
-                    pass
+                self._begun.close()
 
     async def _show(self, text: str) -> None:
         await self.write(draft_event(text, self._draft_id, self._created, self._answers_model_id))

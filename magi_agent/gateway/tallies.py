@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from magi_agent.errors import MagiError
 from magi_agent.gateway.answer_figures import HEAD, TAIL, AnswerFigures, answer_figures, answer_id
@@ -144,7 +143,7 @@ class _Account:
 
 
 class Tally:
-    """What becomes of one request. To be entered as it asks for its model, and left when nothing more comes of it."""
+    """What becomes of one request. It begins as it asks for its model, and ends when nothing more comes of it."""
 
     __slots__ = (
         "_account", "_asked_at", "_came_at", "_first_at", "_head", "_is_broken", "_is_cut_off", "_is_stream",
@@ -164,12 +163,13 @@ class Tally:
         self._status: int | None = None
         self._is_stream = self._is_whole = self._is_broken = False
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """It asks for its model now."""
         self._account.open += 1
         self._asked_at = time.monotonic()
-        return self
 
-    def __exit__(self, _: object, error: BaseException | None, trace: TracebackType | None) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """Count it, once; ``error`` is why there is no answer of the server's to it."""
         self._end(self._outcome(error))
 
     def let_in(self) -> None:
@@ -301,7 +301,9 @@ class Tallies:
 
     def refused(self, model_id: str, came_at: float, error: MagiError) -> None:
         """Count a request that was not even let wait."""
-        self.of(model_id, came_at).__enter__().__exit__(None, error, None)
+        tally = self.of(model_id, came_at)
+        tally.begin()
+        tally.end(error)
 
     def taken(self) -> dict[str, ModelTallies]:
         """Those of every model that was asked for and is still listed, by id."""

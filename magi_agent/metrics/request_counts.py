@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 NO_ROUTE: Final = "none"
 """Stands for every path that is no route's."""
@@ -12,8 +12,7 @@ ABORTED: Final = "aborted"
 """The status of a request that nobody waited for the answer to."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestKey:
+class RequestKey(NamedTuple):
     """What is counted together."""
 
     method: str

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import math
-import socket
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from magi_agent.servers.http_exchange import (
@@ -14,12 +14,12 @@ from magi_agent.servers.http_exchange import (
     ExchangeError,
     NotConnected,
     NothingSaid,
-    connected,
-    connecting,
     question,
 )
 from magi_agent.servers.reach import AtPort, Reach
+from magi_agent.servers.server_connection import ServerConnection, connected, connecting
 from magi_agent.servers.server_keys import read_key
+from magi_agent.servers.silence import SilenceWatch
 
 _KEPT_OPEN_SECONDS: Final = 3.0
 """How long a connection waits for the next request; a server closes it after five."""
@@ -38,13 +38,14 @@ class ServerConnections:
     """Opens connections to servers. Made without a loop, used within one, closed at its end."""
 
     def __init__(self) -> None:
-        self._kept: dict[Reach, list[tuple[socket.socket, float]]] = {}
+        self._kept: dict[Reach, list[tuple[ServerConnection, float]]] = {}
         """Connections that wait for the next request, each with when it has waited long enough; the newest is last."""
         self._count = 0
         self._let_go: set[Reach] = set()
         """Servers that stop: nothing is kept for them before somebody asks anew."""
         self._sweep: asyncio.TimerHandle | None = None
         self._keys: dict[Path, str] = {}
+        self._silences = SilenceWatch()
 
     def close(self) -> None:
         """Cut what waits. What is being answered ends with whoever asked."""
@@ -93,24 +94,28 @@ class ServerConnections:
         head = question(reach, method, target, headers or {}, length, is_last=not kept_open)
         is_head = method == "HEAD"
         closed: ExchangeError | None = None
-        if kept_open:
+        if kept_open and self._let_go:
             self._let_go.discard(reach)
         if kept_open and (kept := self._take(reach)) is not None:
-            loop = asyncio.get_running_loop()
-            asked_at = loop.time()
+            asked_at = monotonic()
+            answer = Exchange(kept, self._silences, silence, partial(self._take_back, reach))
             try:
-                return await self._asked(Exchange(kept, silence, partial(self._take_back, reach)), head, body, is_head)
+                await answer.ask(head, body, has_no_body=is_head)
             except (NothingSaid, NotConnected) as error:
-                if loop.time() - asked_at > _SEEN_CLOSED_SECONDS:
+                if monotonic() - asked_at > _SEEN_CLOSED_SECONDS:
                     raise
                 closed = error
+            else:
+                return answer
         give_back = partial(self._take_back, reach) if kept_open else None
         try:
-            return await self._asked(Exchange(await connected(reach), silence, give_back), head, body, is_head)
+            answer = Exchange(await _connected(reach), self._silences, silence, give_back)
+            await answer.ask(head, body, has_no_body=is_head)
         except NotConnected:
             if closed is not None:
                 raise closed from None
             raise
+        return answer
 
     async def key(self, path: Path) -> str:
         """The key in a server's key file, which no other key ever takes the place of. Raises ``OSError``."""
@@ -121,31 +126,18 @@ class ServerConnections:
             self._keys[path] = key
         return self._keys[path]
 
-    @staticmethod
-    async def _asked(exchange: Exchange, head: bytes, body: bytes | None, is_head: bool) -> Exchange:
-        try:
-            await exchange.ask(head, body, has_no_body=is_head)
-        except BaseException:  # who asked may have left meanwhile, too; it goes on its way
-            exchange.close()
-            raise
-        return exchange
-
-    def _take(self, reach: Reach) -> socket.socket | None:
+    def _take(self, reach: Reach) -> ServerConnection | None:
         """A connection that can be used again, as far as can be told: it is still there, and nothing has come on it."""
         waiting = self._kept.get(reach)
         while waiting:
             connection, _ = waiting.pop()
             self._count -= 1
-            try:
-                connection.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
+            if connection.is_quiet:
                 return connection
-            except OSError:
-                pass
             connection.close()
         return None
 
-    def _take_back(self, reach: Reach, connection: socket.socket | None) -> None:
+    def _take_back(self, reach: Reach, connection: ServerConnection | None) -> None:
         """Keep a connection for the next request; where nothing can be asked on it any more, make another for that.
 
         llama-server ends its connection after each stream. Who asks the next has the connecting behind it then, and a
@@ -161,9 +153,11 @@ class ServerConnections:
     def _renew(self, reach: AtPort) -> None:
         if reach not in self._let_go and not self.waiting(reach) and self._count < _MOST_KEPT:
             with contextlib.suppress(OSError):
-                self._keep(reach, connecting(reach))
+                connection = connecting(reach)
+                connection.watch()
+                self._keep(reach, connection)
 
-    def _keep(self, reach: Reach, connection: socket.socket) -> None:
+    def _keep(self, reach: Reach, connection: ServerConnection) -> None:
         if self._count >= _MOST_KEPT or reach in self._let_go:
             connection.close()
             return
@@ -190,3 +184,10 @@ class ServerConnections:
             if not waiting:
                 del self._kept[reach]
         self._count = sum(map(len, self._kept.values()))
+
+
+async def _connected(reach: Reach) -> ServerConnection:
+    try:
+        return await connected(reach)
+    except OSError as error:
+        raise NotConnected(error) from None

@@ -6,23 +6,23 @@ that one is there at once; aiohttp's client connects, sends and waits in turns o
 takes twice the time before an answer's first byte.
 
 Nothing is read before somebody wants it: where a client reads slowly, the server writes slowly. Who waits is woken with
-what has come, or is not even woken for that: what is poured is given on by the event loop itself (``pour``). It watches
-the connection from the first wait on, so that a token costs it no more than that.
+what has come, or is not even woken for that: what is poured is given on by the event loop itself (``pour``).
 """
 
 import asyncio
 import contextlib
-import errno
-import os
+import math
 import re
-import socket
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Final, Self
 
 import httptools
 from multidict import CIMultiDict
 
 from magi_agent.servers.reach import AtPort, Reach
+from magi_agent.servers.server_connection import ServerConnection
+from magi_agent.servers.silence import SilenceWatch
 
 _PIECE: Final = 60 * 1024
 """Bytes that are read at once, at most: a buffer that is taken from what the process has, not mapped each time."""
@@ -32,11 +32,11 @@ _LONGEST_HEAD: Final = 64 * 1024
 _ONE_WRITE: Final = 64 * 1024
 """A body of up to so many bytes is sent together with the head."""
 _CONNECT_SECONDS: Final = 5.0
-_QUEUE_FULL_PAUSE: Final = 0.01
-"""Seconds before a unix socket is tried again at which as many connections wait as may."""
 _FINAL: Final = 200
 """Statuses below this one are said ahead of the answer."""
 _TARGET: Final = re.compile(r"/[^\x00-\x20\x7f]*")
+_CODING: Final = "utf-8", "surrogateescape"
+"""Of heads: whatever is none comes out as it went in."""
 _ANY_HOST: Final = "localhost"
 """Named to a server at a unix socket; nobody looks it up."""
 
@@ -81,57 +81,7 @@ def question(
     head = "\r\n".join(lines)
     if head.count("\r") != len(lines) - 1 or head.count("\n") != len(lines) - 1 or "\0" in head:
         raise ValueError("a header has more than one line")
-    return f"{head}\r\n\r\n".encode("utf-8", "surrogateescape")
-
-
-async def connected(reach: Reach) -> socket.socket:
-    """A new connection. At a port, it may still be on its way, and that it was refused be told to who sends.
-
-    Raises ``NotConnected``.
-    """
-    try:
-        return await _connected(reach)
-    except OSError as error:
-        raise NotConnected(error) from None
-
-
-async def _connected(reach: Reach) -> socket.socket:
-    if isinstance(reach, AtPort):
-        return connecting(reach)
-    connection = _socket(socket.AF_UNIX)
-    address = str(reach.path)
-    try:
-        code = connection.connect_ex(address)
-        if code == errno.EAGAIN:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                while (code := connection.connect_ex(address)) == errno.EAGAIN:  # noqa: ASYNC110  # nothing tells
-                    await asyncio.sleep(_QUEUE_FULL_PAUSE)
-        _check_connects(code)
-    except BaseException:  # who asked may have left meanwhile, too; it goes on its way
-        connection.close()
-        raise
-    return connection
-
-
-def connecting(reach: AtPort) -> socket.socket:
-    """A new connection to a port, which may still be on its way. Raises ``OSError``."""
-    connection = _socket(socket.AF_INET6 if ":" in reach.host else socket.AF_INET)
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _check_connects(connection.connect_ex((reach.host, reach.port)))
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def _socket(family: socket.AddressFamily) -> socket.socket:
-    return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-
-
-def _check_connects(code: int) -> None:
-    if code not in {0, errno.EINPROGRESS}:
-        raise OSError(code, os.strerror(code))
+    return f"{head}\r\n\r\n".encode(*_CODING)
 
 
 class _Heard:
@@ -165,11 +115,11 @@ class _Heard:
 
     def on_status(self, reason: bytes) -> None:
         if not self.is_whole:
-            self.reason += _text(reason)
+            self.reason += reason.decode(*_CODING)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.has_head:
-            self.headers.add(_text(name), _text(value))
+            self.headers.add(name.decode(*_CODING), value.decode(*_CODING))
 
     def on_headers_complete(self) -> None:
         if self.parser.get_status_code() >= _FINAL:
@@ -206,26 +156,31 @@ class Exchange:
         "_heard",
         "_is_more",
         "_is_over",
-        "_is_watched",
-        "_limit",
-        "_silence",
+        "_silences",
         "_take",
         "_waiter",
-        "_waits_since",
         "headers",
         "reason",
+        "silence",
         "status",
+        "waits_since",
     )
 
     def __init__(
-        self, connection: socket.socket, silence: float, give_back: Callable[[socket.socket | None], None] | None = None
+        self,
+        connection: ServerConnection,
+        silences: SilenceWatch,
+        silence: float,
+        give_back: Callable[[ServerConnection | None], None] | None = None,
     ) -> None:
-        """``silence``: seconds for which the server may say nothing.
+        """``silence``: seconds for which the server may say nothing, which ``silences`` looks after.
 
         ``give_back`` is called at the end of a whole answer, with the connection where that can be used again.
         """
         self._connection = connection
-        self._silence = silence
+        self._silences = silences
+        self.silence = silence
+        self.waits_since = math.inf
         self._give_back = give_back
         self._heard: _Heard | None = None
         self._failure: ExchangeError | None = None
@@ -233,11 +188,8 @@ class Exchange:
         self._is_more = False
         """Whether as much came at last as is read at once, so that there may be more."""
         self._is_over = False
-        self._is_watched = False
         self._take: Callable[[bytes], bool] | None = None
         self._waiter: asyncio.Future[bool] | None = None
-        self._waits_since = 0.0
-        self._limit: asyncio.TimerHandle | None = None
         self.status = 0
         self.reason = ""
         self.headers: CIMultiDict[str] = CIMultiDict()
@@ -245,22 +197,25 @@ class Exchange:
     async def ask(self, head: bytes, body: bytes | None, *, has_no_body: bool = False) -> None:
         """Ask, and wait for the answer's head; ``has_no_body`` is for a question about a head alone.
 
-        Raises ``NotConnected``, ``NothingSaid``, ``BrokenOff``, ``TimeoutError``.
+        It is closed where this raises ``NotConnected``, ``NothingSaid``, ``BrokenOff``, ``TimeoutError``.
         """
-        is_short = body is None or len(body) <= _ONE_WRITE
         try:
-            await self._send(head + (body or b"") if is_short else head, _CONNECT_SECONDS)
-        except OSError as error:
-            raise NotConnected(error) from None
-        if body is not None and not is_short:
-            # It may have answered before it had read all of it, and what it says then counts.
-            with contextlib.suppress(ConnectionError):
-                await self._send(body, self._silence)
-        heard = self._heard = _Heard(has_no_body=has_no_body)
-        while not heard.has_head:
-            await self._hear(heard)
-            if heard.length > _LONGEST_HEAD and not heard.has_head:
-                raise BrokenOff("the head of what it says has no end")
+            if body is None or len(body) <= _ONE_WRITE:
+                await self._send_first(head + (body or b""))
+            else:
+                await self._send_first(head)
+                # It may have answered before it had read all of it, and what it says then counts.
+                with contextlib.suppress(ConnectionError):
+                    await self._send(body, self.silence)
+            self._silences.begin(self)
+            heard = self._heard = _Heard(has_no_body=has_no_body)
+            while not heard.has_head:
+                await (self._hear(heard) if self._is_more else self._arrival())
+                if heard.length > _LONGEST_HEAD and not heard.has_head:
+                    raise BrokenOff("the head of what it says has no end")
+        except BaseException:  # who asked may have left meanwhile, too; it goes on its way
+            self.close()
+            raise
         self.status = heard.parser.get_status_code()
         self.reason, self.headers = heard.reason, heard.headers
 
@@ -286,9 +241,11 @@ class Exchange:
         if heard is None:
             return b""
         if not heard.body and not heard.is_whole:
-            # Where it broke off, who waits for more is told.
-            with contextlib.suppress(BlockingIOError, ExchangeError):
+            try:
                 self._listen(heard)
+            except (BlockingIOError, ExchangeError):
+                # Where it broke off, who waits for more is told.
+                return heard.take()
         return heard.take()
 
     async def next_piece(self) -> bytes:
@@ -335,9 +292,8 @@ class Exchange:
         heard, self._heard = self._heard, None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(BrokenOff("nobody wants the answer any more"))
-        self._watch_no_more()
-        if self._limit is not None:
-            self._limit.cancel()
+        self._connection.listen_no_more()
+        self._silences.end(self)
         if heard is not None:
             # The two hold each other.
             del heard.parser
@@ -356,6 +312,17 @@ class Exchange:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def tell_silence(self) -> None:
+        """For the watch: the server has said nothing for too long."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(False)
+
+    async def _send_first(self, data: bytes) -> None:
+        try:
+            await self._send(data, _CONNECT_SECONDS)
+        except OSError as error:
+            raise NotConnected(error) from None
+
     async def _send(self, data: bytes, seconds: float) -> None:
         """Raises ``OSError``, ``TimeoutError`` where not all of it was taken in so many ``seconds``."""
         try:
@@ -364,7 +331,7 @@ class Exchange:
             sent = 0
         if sent < len(data):
             async with asyncio.timeout(seconds):
-                await asyncio.get_running_loop().sock_sendall(self._connection, memoryview(data)[sent:])
+                await self._connection.send_all(memoryview(data)[sent:])
 
     async def _hear(self, heard: _Heard) -> None:
         """Take what is there, or wait for something. Raises as ``_listen`` does, and ``TimeoutError``."""
@@ -419,32 +386,28 @@ class Exchange:
 
     async def _arrival(self) -> None:
         """Wait until something came, and was taken. Raises as ``_listen`` does, and ``TimeoutError``."""
-        loop = asyncio.get_running_loop()
         if self._failure is not None:
             raise self._failure
-        waiter = self._waiter = loop.create_future()
-        if not self._is_watched:
-            loop.add_reader(self._connection.fileno(), self._arrived)
-            self._is_watched = True
-        self._waits_since = loop.time()
-        if self._limit is None:
-            self._limit = loop.call_later(self._silence, self._look_at_silence)
+        waiter = self._waiter = asyncio.Future()
+        self._connection.listen(self._arrived)
+        self.waits_since = monotonic()
         try:
             if not await waiter:
                 raise TimeoutError
         finally:
             self._waiter = None
+            self.waits_since = math.inf
 
     def _arrived(self) -> None:
         """Take what came for who waits for it; where nobody does, it stays where it is, and the server notices."""
         waiter, heard = self._waiter, self._heard
         if waiter is None or waiter.done() or heard is None:
-            self._watch_no_more()
+            self._connection.look_away()
             return
         try:
             self._listen(heard)
             if self._take is not None and self._is_poured(heard, self._take):
-                self._waits_since = asyncio.get_running_loop().time()
+                self.waits_since = monotonic()
                 return
         except BlockingIOError:
             return
@@ -458,25 +421,3 @@ class Exchange:
         if heard.is_whole or self._is_more:
             return False
         return not heard.body or take(heard.take())
-
-    def _look_at_silence(self) -> None:
-        """See whether who waits has waited long enough. One timer serves many waits: most end long before it does."""
-        self._limit = None
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
-        loop = asyncio.get_running_loop()
-        left = self._waits_since + self._silence - loop.time()
-        if left > 0:
-            self._limit = loop.call_later(left, self._look_at_silence)
-        else:
-            waiter.set_result(False)
-
-    def _watch_no_more(self) -> None:
-        if self._is_watched:
-            self._is_watched = False
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magi_agent.servers import http_exchange as module
 from magi_agent.servers.http_exchange import (
     BrokenOff,
     Exchange,
     ExchangeError,
     NotConnected,
     NothingSaid,
-    connected,
     question,
 )
-from magi_agent.servers.reach import AtPort, AtSocket
+from magi_agent.servers.reach import AtPort
+from magi_agent.servers.server_connection import ServerConnection, connected
+from magi_agent.servers.silence import SilenceWatch
 
 SECONDS = 10.0
 HERE = AtPort("127.0.0.1", 1)
@@ -32,7 +32,7 @@ END = b"end"
 """Ends the connection, where a server is to say several things."""
 
 Speak = Callable[..., Awaitable[Exchange]]
-GiveBack = Callable[[socket.socket | None], None]
+GiveBack = Callable[[ServerConnection | None], None]
 
 
 def head(target: str = "/x", **headers: str) -> bytes:
@@ -47,7 +47,7 @@ async def speak() -> AsyncIterator[Speak]:
     servers: list[asyncio.Server] = []
 
     async def make(
-        *pieces: bytes, give_back: Callable[[socket.socket | None], None] | None = None, **how: bool
+        *pieces: bytes, give_back: Callable[[ServerConnection | None], None] | None = None, **how: bool
     ) -> Exchange:
         async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.append(writer)
@@ -63,7 +63,7 @@ async def speak() -> AsyncIterator[Speak]:
         server = await asyncio.start_server(say, "127.0.0.1", 0)
         servers.append(server)
         reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-        exchange = Exchange(await connected(reach), SECONDS, give_back)
+        exchange = Exchange(await connected(reach), SilenceWatch(), SECONDS, give_back)
         exchanges.append(exchange)
         await exchange.ask(head(), None, **how)
         return exchange
@@ -188,7 +188,7 @@ async def test_a_reset_is_no_end_of_an_answer_that_ends_with_the_connection() ->
 
     async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
         reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-        with Exchange(await connected(reach), SECONDS) as exchange:
+        with Exchange(await connected(reach), SilenceWatch(), SECONDS) as exchange:
             await exchange.ask(head(), None)
             assert await exchange.next_piece() == b"wh"
             await is_reset.wait()
@@ -214,7 +214,7 @@ async def test_a_reset_is_no_end_of_an_answer_that_ends_with_the_connection() ->
 async def test_a_connection_is_used_again_where_nothing_else_is_on_it(
     speak: Speak, pieces: list[bytes], is_given_back: bool
 ) -> None:
-    given: list[socket.socket | None] = []
+    given: list[ServerConnection | None] = []
     exchange = await speak(*pieces, give_back=given.append)
     assert await everything(exchange) == b"what"
     exchange.close()
@@ -224,12 +224,12 @@ async def test_a_connection_is_used_again_where_nothing_else_is_on_it(
     (connection,) = given
     assert (connection is not None) is is_given_back
     if connection is not None:
-        assert not asyncio.get_running_loop().remove_reader(connection.fileno())
+        assert connection.is_quiet
         connection.close()
 
 
 async def test_a_connection_is_not_used_again_with_an_answer_on_its_way(speak: Speak) -> None:
-    given: list[socket.socket | None] = []
+    given: list[ServerConnection | None] = []
     exchange = await speak(OK + b"Content-Length: 4\r\n\r\nwh", give_back=given.append)
     assert await exchange.next_piece() == b"wh"
     exchange.close()
@@ -284,7 +284,7 @@ async def test_what_was_said_before_is_no_part_of_a_silence(is_busy: bool) -> No
 
     async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
         reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-        with Exchange(await connected(reach), silence) as exchange:
+        with Exchange(await connected(reach), SilenceWatch(), silence) as exchange:
             await exchange.ask(head(), None)
             for _ in range(6):
                 assert await exchange.next_piece() == b"x"
@@ -410,7 +410,7 @@ async def test_where_nobody_reads_the_server_cannot_write_on() -> None:
 
     async with await asyncio.start_server(say, "127.0.0.1", 0) as server:
         reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
-        with Exchange(await connected(reach), SECONDS) as exchange:
+        with Exchange(await connected(reach), SilenceWatch(), SECONDS) as exchange:
             await exchange.ask(head(), None)
             got = len(await exchange.next_piece())
             before = -1
@@ -445,7 +445,7 @@ async def test_a_large_body_goes_through_and_an_early_answer_counts() -> None:
         reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
 
         async def ask(target: str, silence: float) -> bytes:
-            with Exchange(await connected(reach), silence) as exchange:
+            with Exchange(await connected(reach), SilenceWatch(), silence) as exchange:
                 await exchange.ask(question(reach, "POST", target, {}, len(body), is_last=True), body)
                 return await everything(exchange)
 
@@ -464,28 +464,10 @@ async def test_nobody_is_there(tmp_path: Path) -> None:
         connection = await connected(AtPort("127.0.0.1", unused.getsockname()[1]))
         with (
             pytest.raises(NotConnected, match="Connection refused") as refused,
-            Exchange(connection, SECONDS) as asking,
+            Exchange(connection, SilenceWatch(), SECONDS) as asking,
         ):
             await asking.ask(head(), None)
     assert not refused.value.is_forbidden
-    with pytest.raises(NotConnected, match="No such file or directory"):
-        await connected(AtSocket(tmp_path / "none.sock"))
-
-
-async def test_a_unix_socket_whose_queue_is_full_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.sock"
-    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
-        listener.bind(str(path))
-        listener.listen(0)
-        stack.enter_context(await connected(AtSocket(path)))
-        waiting = asyncio.create_task(connected(AtSocket(path)))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        listener.accept()[0].close()
-        stack.enter_context(await waiting)
-        monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.05)
-        with pytest.raises(NotConnected):
-            await connected(AtSocket(path))
 
 
 @pytest.mark.parametrize(
@@ -527,10 +509,10 @@ async def test_who_leaves_is_gone_at_once() -> None:
     async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
         reach = AtPort("127.0.0.1", server.sockets[0].getsockname()[1])
         connection = await connected(reach)
-        descriptor = connection.fileno()
+        descriptor = connection._socket.fileno()
 
         async def ask() -> None:
-            with Exchange(connection, SECONDS) as exchange:
+            with Exchange(connection, SilenceWatch(), SECONDS) as exchange:
                 await exchange.ask(head(), None)
 
         asking = asyncio.create_task(ask())
@@ -556,13 +538,14 @@ async def heard(pieces: list[bytes]) -> bytes:
     theirs.setblocking(False)
 
     async def say() -> None:
-        with theirs:
+        # Who has heard enough hangs up.
+        with theirs, contextlib.suppress(BrokenPipeError):
             await asyncio.get_running_loop().sock_recv(theirs, 1000)
             for piece in pieces:
                 theirs.sendall(piece)
                 await asyncio.sleep(0)
 
-    with Exchange(ours, SECONDS) as exchange:
+    with Exchange(ServerConnection(ours), SilenceWatch(), SECONDS) as exchange:
         saying = asyncio.create_task(say())
         try:
             await exchange.ask(head(), None)
