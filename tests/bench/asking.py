@@ -21,6 +21,7 @@ _CLOSES = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked\r\n", re.IGNORECASE)
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _EVENT = b"data:"
+_EVENT_STREAM = b"text/event-stream"
 _ANSWER_SECONDS = 120.0
 
 
@@ -85,6 +86,7 @@ class _Connection(asyncio.Protocol):
         self._answered: asyncio.Future[Said] | None = None
         self._received = bytearray()
         self._body_at = 0
+        self._has_events = False
         self._ends_at = -1  # of what is received; -1 where a last chunk says so
         self._asked = self._first = 0.0
 
@@ -111,7 +113,7 @@ class _Connection(asyncio.Protocol):
         received += data
         if not self._body_at and not self._take_head():
             return
-        if not self._first and (self._ends_at >= 0 or received.find(_EVENT, self._body_at) >= 0):
+        if not self._first and self._has_begun():
             self._first = time.perf_counter() - self._asked
         if len(received) >= self._ends_at if self._ends_at >= 0 else received.endswith(_LAST_CHUNK):
             self._end()
@@ -122,12 +124,19 @@ class _Connection(asyncio.Protocol):
             said = bytes(self._received[-300:])
             self._answered.set_exception(WrongAnswer(f"broke off: {said!r}") if said else _Closed("nothing was said"))
 
+    def _has_begun(self) -> bool:
+        if self._has_events:
+            return self._received.find(_EVENT, self._body_at) >= 0
+        return len(self._received) > self._body_at or self._ends_at == self._body_at
+
     def _take_head(self) -> bool:
         """Whether the head is there."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0:
             return False
         self._body_at = end + 4
+        kind = _TYPE.search(self._received, 0, end + 2)
+        self._has_events = kind is not None and kind[1].startswith(_EVENT_STREAM)
         if length := _LENGTH.search(self._received, 0, end + 2):
             self._ends_at = self._body_at + int(length[1])
         elif _CHUNKED.search(self._received, 0, end + 2) is None:

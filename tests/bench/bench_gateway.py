@@ -5,8 +5,9 @@ that the agent's servers run with. "Directly" is the agent's own server at its p
 loopback, in turns, so that whatever else the machine does meets them alike; nobody asks two of them at a time. Beside
 them stands a proxy of a few lines on the agent's own HTTP library (bare_proxy.py), the floor of the first two figures.
 
-* Time to the first event of a streamed chat, one at a time, of a toy model that answers at once: what is more than
-  directly is the way's. Of each way p50 and p99, and those of the direct one taken off.
+* Time to the first byte of an answer, one at a time, of a toy model that answers at once: of `/tokenize`, of a
+  completion of one token, and of a streamed chat, where it is its first event's. What is more than directly is the
+  way's. Of each way p50 and p99, and those of the direct one taken off.
 * `/tokenize` with a few words, by 8 clients: requests a second, and the processor time that each costs on the way.
 * Tokens a second of 1, 8 and 32 streams of SmolLM2 in 32 slots. One thread generates; on a host whose models are in
   its GPU, the processors are as free for the rest. The ratio is that of runs that follow on each other.
@@ -52,7 +53,7 @@ from tests.bench.process_figures import cpu_seconds, resident_megabytes
 from tests.bench.router import Router, has_router, running_router
 from tests.bench.same_answers import differing
 
-FIRST_BYTES = 1500
+FIRST_BYTES = 1000
 TOKENIZE_ROUNDS, TOKENIZE_SECONDS = 5, 1.5
 STREAMS = {1: (10, 64), 8: (5, 48), 32: (5, 48)}
 """Rounds, and tokens that each is given, by how many clients stream at once.
@@ -151,7 +152,8 @@ def measure(
         differ = asyncio.run(differing(toy, _TOY))
         (bare_port,) = free_ports(1)
         with _bare_proxy(bare_port, toy["direct"]) as bare:
-            first = asyncio.run(_first_events({**toy, "bare": bare_port}, first_bytes))
+            sides = {**toy, "bare": bare_port}
+            first = {what: asyncio.run(_first_bytes(sides, _ASKED[what], first_bytes)) for what in _ASKED}
             tokenized = asyncio.run(_tokenized({**toy, "bare": bare_port}, {**pids, "bare": bare}, *tokenize))
         differ += asyncio.run(differing(toy, _TOY))
         streamed = ways.to(_STREAMED)
@@ -193,13 +195,18 @@ def targets(figures: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     if not figures["router"]:
         return [differ, *flowing]
-    added, rates = figures["first"]["added"], figures["tokenize"]["perSecond"]
+    rates = figures["tokenize"]["perSecond"]
+    added = {what: one["added"] for what, one in figures["first"].items()}
     beside = [
-        at_most("time that it adds to the first event, p50, as a multiple of a bare aiohttp proxy's",
-                added["agent"]["p50"] / added["bare"]["p50"], 1.0, ""),
         *(
-            at_most(f"time that it adds to the first event, {point}, as a multiple of the router's",
-                    added["agent"][point] / added["router"][point], 1.0, "")
+            at_most(f"time added to the first byte of {what}, p50, as a multiple of a bare aiohttp proxy's",
+                    each["agent"]["p50"] / each["bare"]["p50"], 1.0, "")
+            for what, each in added.items()
+        ),
+        *(
+            at_most(f"time added to the first byte of {what}, {point}, as a multiple of the router's",
+                    each["agent"][point] / each["router"][point], 1.0, "")
+            for what, each in added.items()
             for point in _POINTS
         ),
         at_least("/tokenize a second, as a multiple of the router's",
@@ -220,13 +227,14 @@ def print_table(figures: dict[str, Any]) -> None:
         print("this llama-server cannot be a router (it has no --models-preset): skipped")
     sides = ["direct", "agent", *(["router"] if figures["router"] else [])]
     floored = [*sides, "bare"]
-    first, tokenized = figures["first"], figures["tokenize"]
-    rows = [
-        *([f"to first event, ms, {point}", *(f"{first[side][point]:.2f}" for side in floored)] for point in _POINTS),
-        *(
-            [f"of that added, ms, {point}", "-", *(f"{first['added'][side][point]:.2f}" for side in floored[1:])]
-            for point in _POINTS
-        ),
+    tokenized = figures["tokenize"]
+    rows: list[list[str]] = []
+    for what, first in figures["first"].items():
+        rows += [
+            [f"{what}: first byte, ms, p50, p99", *(_points(first[side]) for side in floored)],
+            ["of that added, ms", "-", *(_points(first["added"][side]) for side in floored[1:])],
+        ]
+    rows += [
         [f"/tokenize a second, {_TOKENIZERS} clients", *(shown(tokenized["perSecond"][side], 0) for side in floored)],
         ["processor time of one on the way, µs", "-", *(f"{tokenized['cpuMicroseconds'][s]:.0f}" for s in floored[1:])],
     ]  # fmt: skip
@@ -253,6 +261,10 @@ def print_table(figures: dict[str, Any]) -> None:
     if figures["differing"]:
         print("not the same bytes as directly: " + ", ".join(figures["differing"]))
     print_targets(figures["targets"])
+
+
+def _points(milliseconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{milliseconds[point]:.2f}" for point in _POINTS)
 
 
 @contextmanager
@@ -303,9 +315,8 @@ def _bare_proxy(port: int, upstream: int) -> Iterator[int]:
         end(process)
 
 
-async def _first_events(ports: Mapping[str, int], rounds: int) -> dict[str, Any]:
-    """Milliseconds to the first event of a streamed chat."""
-    request = _chat(_TOY)
+async def _first_bytes(ports: Mapping[str, int], request: bytes, rounds: int) -> dict[str, Any]:
+    """Milliseconds to the first byte of the answer to a question."""
     askers = {side: Asker(port) for side, port in ports.items()}
     took: dict[str, list[float]] = {side: [] for side in ports}
     for number in range(_WARM_UP + rounds):
@@ -492,6 +503,14 @@ def _costing(pid: int | None) -> Iterator[Callable[[], float]]:
 
 def _chat(model_id: str, **more: Any) -> bytes:
     return question("/v1/chat/completions", {"model": model_id, "max_tokens": 2, **_TALK, **more})
+
+
+_ASKED = {
+    "/tokenize": question("/tokenize", {"model": _TOY, "content": "some text"}),
+    "one token": question("/v1/completions", {"model": _TOY, "prompt": "some text", "max_tokens": 1}),
+    "a streamed chat": _chat(_TOY),
+}
+"""What the first byte is waited for of."""
 
 
 async def _ask_once(port: int, request: bytes) -> Said:

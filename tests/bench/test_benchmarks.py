@@ -201,7 +201,10 @@ def test_the_gateway_is_measured_beside_its_peers(memory_to_itself, systemd_user
     figures = bench_gateway.measure(first_bytes=20, tokenize=(1, 0.3), streams={2: (1, 4)}, starts=1, switches=1)
     assert figures["router"]
     assert figures["differing"] == []
-    assert set(figures["first"]) == {"direct", "agent", "bare", "router", "added", "runs"}
+    assert len(figures["first"]) == 3
+    for first in figures["first"].values():
+        assert set(first) == {"direct", "agent", "bare", "router", "added", "runs"}
+        assert all(0 < first["direct"]["p50"] < first[side]["p50"] for side in ("agent", "bare", "router"))
     rates = figures["tokenize"]["perSecond"]
     assert rates["direct"]["median"] > rates["agent"]["median"] > 0
     assert figures["streams"]["2"]["share"]["agent"]["median"] > 0.1
@@ -219,9 +222,11 @@ def test_the_gateway_is_measured_beside_its_peers(memory_to_itself, systemd_user
 
 def without_router(figures):
     """Make of figures those of a llama-server that cannot be a router."""
-    for key in ("first", "cold", "switch", "processes"):
+    for key in ("cold", "switch", "processes"):
         del figures[key]["router"]
-    del figures["first"]["added"]["router"], figures["cold"]["toldRouter"]
+    for first in figures["first"].values():
+        del first["router"], first["added"]["router"]
+    del figures["cold"]["toldRouter"]
     for one in (figures["tokenize"], *figures["streams"].values()):
         for spreads in one.values():
             spreads.pop("router")
@@ -261,9 +266,9 @@ async def saying():
     """Servers on loopback, each of which answers everything with one body, streamed."""
     runners = []
 
-    async def serve(body, *, whole=True):
+    async def serve(body, *, whole=True, kind="text/event-stream"):
         async def answer(request):
-            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            response = web.StreamResponse(headers={"Content-Type": kind})
             await response.prepare(request)
             await response.write(b": wait\n\n")
             await asyncio.sleep(0.05)
@@ -296,6 +301,13 @@ async def test_the_first_event_is_what_counts_and_not_a_comment(saying):
         assert answer.body == b": wait\n\ndata: 1\n\n"
         assert 0.05 <= answer.first <= answer.whole < 5
     asker.close()
+
+
+async def test_without_events_the_first_byte_of_chunks_is_what_counts(saying):
+    asker = Asker(await saying(b"data: 1\n\n", kind="application/json"))
+    answer = await asker.must(question("/tokenize", {}))
+    asker.close()
+    assert 0 < answer.first < 0.05 <= answer.whole
 
 
 async def test_half_an_answer_is_none(saying):
