@@ -27,14 +27,14 @@ class Connection(web.RequestHandler):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._at_its_end: Callable[[], None] | None = None
+        self._at_its_end: Callable[[], object] | None = None
         self._is_half = False
         self._is_last = False
         self.asks_model = False
         """Whether what is under way is a request to a model, whose answer may take minutes."""
 
-    def when_lost(self, called: Callable[[], None] | None) -> None:
-        """Have ``called`` when the connection is gone; aiohttp tells no handler, and requests are answered one by one.
+    def when_lost(self, called: Callable[[], object] | None) -> None:
+        """Have ``called`` when the connection is gone before the request at work is answered: aiohttp tells no handler.
 
         It is called at once where the connection is gone already.
         """
@@ -42,6 +42,11 @@ class Connection(web.RequestHandler):
             called()
         else:
             self._at_its_end = called
+
+    def cancel_when_lost(self) -> None:
+        """Have the task at work cancelled when the client leaves before its request is answered."""
+        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # each handler is within one
+        self.when_lost(task.cancel)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Have less read at once than asyncio does, for which memory would be mapped and given back each time."""
@@ -126,10 +131,16 @@ class Connection(web.RequestHandler):
             sent, is_reset = await super().finish_response(request, resp, start_time)
         finally:
             self.asks_model = False
+            self._at_its_end = None
         if self._is_last and not self._messages:
             # That the agent stops came to be known while it was on its way.
             sent.force_close()
         return sent, is_reset
+
+
+def connection_of(request: web.BaseRequest) -> Connection:
+    """The connection that a request came on."""
+    return request.protocol  # type: ignore[return-value]  # there are no others
 
 
 def _with_id(response: web.Response, offered: str | None) -> web.Response:

@@ -11,6 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from magi_agent import __version__
+from magi_agent.api.connection import connection_of
 from magi_agent.api.exchange import answer, tier_named
 from magi_agent.api.representations import readable
 from magi_agent.api.routes import Access, QueryParameter, Route
@@ -19,7 +20,6 @@ from magi_agent.api.services import Services
 from magi_agent.errors import InvalidTier, ServiceUnavailable, ValidationFailed
 from magi_agent.gateway.automatic import AUTO, Automatic
 from magi_agent.gateway.model_names import ModelNames, UnknownName
-from magi_agent.gateway.relay import cancelled_when_lost
 from magi_agent.gateway.senses import Sense
 from magi_agent.gateway.tiers import Kind
 from magi_agent.registry.model import Model
@@ -177,8 +177,8 @@ class HealthRoutes:
     async def _opened(self, request: web.Request) -> None:
         """Wait as requests to models do where the agent has just come up: they would be answered, and this says so."""
         if not self._services.opening.is_open:
-            with cancelled_when_lost(request):
-                await self._services.opening.wait()
+            connection_of(request).cancel_when_lost()
+            await self._services.opening.wait()
 
     async def _problems(self) -> list[str]:
         """Everything that is known to be wrong, in sentences."""

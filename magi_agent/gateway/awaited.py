@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from magi_agent.errors import MagiError
 from magi_agent.gateway.openai_errors import error_event, event_line
-from magi_agent.gateway.relay import SSE, ServerAnswer, cancelled_when_lost
+from magi_agent.gateway.relay import SSE, ServerAnswer
 
 _SIGN_OF_LIFE: Final = 5.0
 """Seconds between two comments."""
@@ -38,32 +38,30 @@ class AwaitedAnswer(web.StreamResponse):
         """Send the headers, signs of life, and then all that the server says."""
         if self.prepared:
             return await super().prepare(request)
-        with cancelled_when_lost(request):
-            writer = await super().prepare(request)
-            asking = asyncio.ensure_future(self._asked())
-            try:
-                while not asking.done():
-                    await self.write(self._sign)
-                    await asyncio.wait({asking}, timeout=_SIGN_OF_LIFE)
-                await self._pass_on(await asking, request)
-            except MagiError as error:
-                await self.write(error_event(request.path, error.status, error.error, error.message))
-            finally:
-                asking.cancel()
-                (answer,) = await asyncio.gather(asking, return_exceptions=True)
-                if isinstance(answer, ServerAnswer):
-                    # Also where the client left in the moment in which it came: the model is in use until then.
-                    answer.close()
+        writer = await super().prepare(request)
+        asking = asyncio.ensure_future(self._asked())
+        try:
+            while not asking.done():
+                await self.write(self._sign)
+                await asyncio.wait({asking}, timeout=_SIGN_OF_LIFE)
+            await self._pass_on(await asking, request)
+        except MagiError as error:
+            await self.write(error_event(request.path, error.status, error.error, error.message))
+        finally:
+            asking.cancel()
+            (answer,) = await asyncio.gather(asking, return_exceptions=True)
+            if isinstance(answer, ServerAnswer):
+                # Also where the client left in the moment in which it came: the model is in use until then.
+                answer.close()
         return writer
 
     async def _pass_on(self, answer: ServerAnswer, request: web.BaseRequest) -> None:
-        with cancelled_when_lost(request):
-            if answer.is_stream:
-                await answer.pour_into(self, request)
-            else:
-                # An error, most likely: it has the form that an event has.
-                named = event_line(request.path) if answer.status >= _FIRST_REFUSAL else b""
-                await self._pass_on_as_event(answer, named)
+        if answer.is_stream:
+            await answer.pour_into(self, request)
+        else:
+            # An error, most likely: it has the form that an event has.
+            named = event_line(request.path) if answer.status >= _FIRST_REFUSAL else b""
+            await self._pass_on_as_event(answer, named)
 
     async def _pass_on_as_event(self, answer: ServerAnswer, named: bytes) -> None:
         await self.write(named + b"data: ")

@@ -10,13 +10,12 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 
-from magi_agent.api.connection import Connection
 from magi_agent.errors import MagiError
 from magi_agent.gateway.model_use import ModelUse
 from magi_agent.gateway.openai_errors import error_event
@@ -216,7 +215,7 @@ class RelayedAnswer(web.StreamResponse):
         """Send the headers, and all that the server says."""
         if self.prepared:
             return await super().prepare(request)
-        with self._answer, cancelled_when_lost(request):
+        with self._answer:
             first = self._answer.first_said()
             # What is there goes out together with the headers; they wait for nothing else.
             self._send_headers_immediately = not first
@@ -233,26 +232,6 @@ def _failure(error: Exception) -> type[ServerFailed]:
             return ServerEnded
         case _:
             return ServerFailed
-
-
-class cancelled_when_lost:  # noqa: N801  # used as a function is; a generator's context costs three times as much
-    """Cancel the task at work when the client leaves."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, request: web.BaseRequest) -> None:
-        self._connection: Connection = request.protocol  # type: ignore[assignment]  # there are no others
-
-    def __enter__(self) -> None:
-        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # each handler is within one
-        self._connection.when_lost(partial(_cancel, task))
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.when_lost(None)
-
-
-def _cancel(task: "asyncio.Task[Any]") -> None:
-    task.cancel()
 
 
 def _asked_headers(request: web.Request) -> dict[str, str]:

@@ -11,7 +11,7 @@ from aiohttp.helpers import parse_mimetype
 from pydantic_core import to_json
 
 from magi_agent.api.access import SAFE_METHODS, Forbidden
-from magi_agent.api.connection import Connection
+from magi_agent.api.connection import connection_of
 from magi_agent.api.exchange import (
     ANSWER_HEADERS,
     CALLER,
@@ -40,7 +40,6 @@ from magi_agent.gateway.relay import (
     ServerFailed,
     ServerSilent,
     ServerUnreachable,
-    cancelled_when_lost,
 )
 from magi_agent.gateway.senses import NOTHING, Sense, needed
 from magi_agent.gateway.staged import TwoStages
@@ -257,7 +256,6 @@ class GatewayRoutes:
         except QueueFull:
             return None
         stages = TwoStages(
-            request,
             choice.model,
             choice.drafter,
             named=lambda model: field.renamed(body, model.model_id),
@@ -298,10 +296,9 @@ class GatewayRoutes:
         tally = self._tallies.of(model.model_id, came_at, counts=not only_looks)
         use = ModelUse(tally)
         try:
-            with cancelled_when_lost(request):
-                reach = self._lanes.looked_at(model) if only_looks else await use.let_in(self._lanes.entered(model))
-                tally.let_in()
-                answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
+            reach = self._lanes.looked_at(model) if only_looks else await use.let_in(self._lanes.entered(model))
+            tally.let_in()
+            answer = await self._relay.pass_on(request, model.model_id, reach, path, body, tally)
         except BaseException as error:  # who asked may have left, too; it goes on its way
             if isinstance(error, ServerUnreachable | ServerEnded):
                 # Before the next one is let through in its place.
@@ -313,15 +310,15 @@ class GatewayRoutes:
 
     def _route(self, method: str, path: str, act: Handler, summary: str) -> Route:
         async def handle(request: web.Request) -> web.StreamResponse:
-            # Where the agent stops meanwhile, it lets this end first.
-            connection: Connection = request.protocol  # type: ignore[assignment]  # there are no others
+            connection = connection_of(request)
+            # Where the agent stops meanwhile, it lets this end first; where the client leaves, so does its request.
             connection.asks_model = True
+            connection.cancel_when_lost()
             caller = request[CALLER]
             if caller.token is not None:
                 self._rates.count(caller.token, request[ANSWER_HEADERS])
             if not self._services.opening.is_open:
-                with cancelled_when_lost(request):
-                    await self._services.opening.wait()
+                await self._services.opening.wait()
             return await act(request)
 
         words = re.findall(r"[a-zA-Z0-9]+", path)

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from magi_agent.errors import MagiError
 from magi_agent.gateway.awaited import AwaitedAnswer
-from magi_agent.gateway.relay import RelayedAnswer, ServerAnswer, ServerFailed, ServerUnreachable, cancelled_when_lost
+from magi_agent.gateway.relay import RelayedAnswer, ServerAnswer, ServerFailed, ServerUnreachable
 from magi_agent.gateway.two_stage import Drafter, DraftReader, draft_body, draft_event, refined_body
 from magi_agent.registry.model import Model
 
@@ -46,13 +46,10 @@ Show = Callable[[str], Awaitable[None]]
 class TwoStages:
     """What two models make of one request."""
 
-    def __init__(
-        self, request: web.Request, model: Model, drafter: Drafter, *, named: Named, ask: Ask, another: Another
-    ) -> None:
+    def __init__(self, model: Model, drafter: Drafter, *, named: Named, ask: Ask, another: Another) -> None:
         """``model`` is the second stage's."""
         self.model = model
         self.drafter = drafter
-        self._request = request
         self._named = named
         self._body = named(model)
         self._ask = ask
@@ -95,7 +92,7 @@ class TwoStages:
         """The draft, each piece of which is shown as it comes: as far as it came, and empty where it says nothing."""
         said: list[str] = []
         size, reader = 0, DraftReader()
-        with begun, suppress(ServerFailed, TimeoutError), cancelled_when_lost(self._request):
+        with begun, suppress(ServerFailed, TimeoutError):
             async with asyncio.timeout_at(self._deadline):
                 while size < _MOST and (piece := await begun.next_piece()):
                     if text := reader.read(piece):
@@ -125,7 +122,7 @@ class TwoStages:
             if answer.status < _FIRST_REFUSAL:
                 return answer
             # The draft may be at fault: it makes the conversation longer than the model can take, for one.
-            with answer, suppress(ServerFailed), cancelled_when_lost(self._request):
+            with answer, suppress(ServerFailed):
                 await answer.read()
         return await self._ask(self.model, self._body)
 

@@ -298,6 +298,7 @@ def test_a_stream_arrives_token_by_token(balancer: Proxy, hosts: dict[str, Host]
     in_tenths = [sum(tenth <= (at - times[0]) / lasted * 10 < tenth + 1 for at in times) for tenth in range(10)]
     # What is held back until the end leaves tenths empty; a machine that is busy makes some of them thin.
     assert min(in_tenths) > TOKENS / 250, in_tenths
+    assert sorted(in_tenths)[5] > TOKENS / 50, in_tenths
 
 
 @pytest.mark.parametrize("stream", [True, False])
