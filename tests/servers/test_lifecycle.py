@@ -404,8 +404,8 @@ async def test_no_connection_of_the_agents_holds_up_a_stop(
 
         await agent.servers.stop("srv-held", by="test", wait=PATIENCE_OF_TESTS)
 
-        # llama-server would wait for it.
-        assert at_stop == [0]
+        # llama-server would wait for it. On a busy machine it may be told to stop twice.
+        assert set(at_stop) == {0}
 
 
 def _noting(look: Callable[[], int], seen: list[int]) -> Callable[[DirectLauncher, str, float], Awaitable[JobResult]]:
