@@ -511,8 +511,10 @@ async def test_who_leaves_is_gone_at_once() -> None:
         connection = await connected(reach)
         descriptor = connection._socket.fileno()
 
+        silences = SilenceWatch()
+
         async def ask() -> None:
-            with Exchange(connection, SilenceWatch(), SECONDS) as exchange:
+            with Exchange(connection, silences, SECONDS) as exchange:
                 await exchange.ask(head(), None)
 
         asking = asyncio.create_task(ask())
@@ -521,6 +523,7 @@ async def test_who_leaves_is_gone_at_once() -> None:
         with pytest.raises(asyncio.CancelledError):
             await asking
         assert not asyncio.get_running_loop().remove_reader(descriptor)
+        assert not silences._waiting
         await asyncio.wait_for(is_gone.wait(), 1)
 
 

@@ -72,14 +72,14 @@ async def test_one_timer_serves_all_and_none_is_left(monkeypatch: pytest.MonkeyP
         made.append(when)
         return call_at(when, *called)  # type: ignore[arg-type]
 
-    watch = SilenceWatch()
+    watch, waiters = SilenceWatch(), [Waiter(SHORT) for _ in range(100)]
     with monkeypatch.context() as patch:
         patch.setattr(loop, "call_at", counted)
-        for _ in range(100):
-            waiter = Waiter(SHORT)
+        for waiter in waiters:
             watch.begin(waiter)
             watch.end(waiter)
     assert len(made) == 1
     await asyncio.sleep(2 * SHORT)
 
     assert watch._timer is None
+    assert not any(waiter.is_told.is_set() for waiter in waiters)
