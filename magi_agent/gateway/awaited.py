@@ -49,10 +49,9 @@ class AwaitedAnswer(web.StreamResponse):
             await self.write(error_event(request.path, error.status, error.error, error.message))
         finally:
             asking.cancel()
-            (answer,) = await asyncio.gather(asking, return_exceptions=True)
-            if isinstance(answer, ServerAnswer):
-                # Also where the client left in the moment in which it came: the model is in use until then.
-                answer.close()
+            # Also where the client leaves in the moment in which it came, or while this waits: the model is in use.
+            asking.add_done_callback(_let_go)
+            await asyncio.gather(asking, return_exceptions=True)
         return writer
 
     async def _pass_on(self, answer: ServerAnswer, request: web.BaseRequest) -> None:
@@ -73,3 +72,8 @@ class AwaitedAnswer(web.StreamResponse):
             await self.write(b"\n\n")
             raise
         await self.write(b"\n\n")
+
+
+def _let_go(asking: "asyncio.Future[ServerAnswer]") -> None:
+    if not asking.cancelled() and asking.exception() is None:
+        asking.result().close()

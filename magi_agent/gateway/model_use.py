@@ -23,6 +23,8 @@ class ModelUse:
 
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more comes of it, for ``error`` where the server's answer has not even begun."""
-        if self._entry is not None:
-            self._entry.leave()
-        self._tally.end(error)
+        try:
+            if self._entry is not None:
+                self._entry.leave()
+        finally:
+            self._tally.end(error)

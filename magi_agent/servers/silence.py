@@ -52,7 +52,8 @@ class SilenceWatch:
             ends_at = min(now, waiting.waits_since) + waiting.silence
             if ends_at <= now:
                 waiting.tell_silence()
-            else:
-                nearest = min(nearest, ends_at)
+                # It may have heard something in this very moment, and wait on.
+                ends_at = now + waiting.silence
+            nearest = min(nearest, ends_at)
         if nearest < math.inf:
             self._look_at(nearest)

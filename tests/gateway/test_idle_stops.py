@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -109,6 +110,34 @@ async def test_a_client_that_leaves_as_the_answer_comes_is_no_use_for_ever(
                 await answer.content.read()
 
     assert len(kept) == 1
+    await until(lambda: is_unused(api), "nobody uses it any more", 5)
+
+
+@ONE_LISTENER
+async def test_a_client_that_leaves_right_after_the_answer_is_no_use_for_ever(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end comes to be known while what asked is let go of."""
+    api = await serve(MODEL)
+    await on_demand(api, None)
+    pass_on = AwaitedAnswer._pass_on
+    left: list[bool] = []
+    kept: list[ServerAnswer] = []
+
+    async def and_be_left(awaited: AwaitedAnswer, said: ServerAnswer, request: Any) -> None:
+        await pass_on(awaited, said, request)
+        task = asyncio.current_task()
+        assert task is not None
+        kept.append(said)
+        left.append(asyncio.get_running_loop().call_soon(task.cancel) is not None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AwaitedAnswer, "_pass_on", and_be_left)
+        with contextlib.suppress(aiohttp.ClientError):
+            async with api.session.post(f"{api.base}/v1/completions", json={**PROMPT, "stream": True}) as answer:
+                await answer.content.read()
+
+    assert left == [True]
     await until(lambda: is_unused(api), "nobody uses it any more", 5)
 
 

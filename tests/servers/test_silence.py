@@ -10,7 +10,7 @@ import pytest
 
 from magi_agent.servers.silence import SilenceWatch
 
-SHORT = 0.1
+SHORT = 0.3
 
 
 class Waiter:
@@ -61,6 +61,18 @@ async def test_one_that_does_not_wait_is_not_told_and_is_when_it_does() -> None:
 
     waiter.waits_since = monotonic()
     assert SHORT <= await told(waiter) < 3.5 * SHORT
+
+
+async def test_one_that_heard_something_as_it_was_to_be_told_is_told_later() -> None:
+    """Its server was silent for long enough, and said something before that was looked at."""
+    watch, waiter = SilenceWatch(), Waiter(SHORT)
+    tell, waiter.tell_silence = waiter.tell_silence, lambda: None  # type: ignore[method-assign]
+    watch.begin(waiter)
+    await asyncio.sleep(1.5 * SHORT)
+    waiter.tell_silence = tell  # type: ignore[method-assign]
+    waiter.waits_since = monotonic()
+
+    assert await told(waiter) >= SHORT
 
 
 async def test_one_timer_serves_all_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
